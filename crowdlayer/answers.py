@@ -1,0 +1,170 @@
+"""answers.json → checked flat arrays."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from .errors import DataError, listed, one_line
+
+Ints = npt.NDArray[np.int64]
+
+DECIMAL = re.compile(r"[0-9]+")
+
+
+def canonical(identifier: str) -> str:
+    """The form under which two spellings of one id meet: decimal ids by value (`007` is `7`), any other text as is."""
+    return identifier.lstrip("0") or "0" if DECIMAL.fullmatch(identifier) else identifier
+
+
+def natural_order(identifier: str) -> tuple[bool, int, str]:
+    """A sort key: decimal ids by value, then text."""
+    decimal = DECIMAL.fullmatch(identifier) is not None
+    return (not decimal, len(canonical(identifier)) if decimal else 0, canonical(identifier))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers to tasks 0 … n_tasks-1 by workers 0 … n_workers-1, sorted by task.
+
+    `task`, `worker` and `label` have shape (answers,).
+    """
+
+    n_tasks: int
+    n_workers: int
+    task: Ints
+    worker: Ints
+    label: Ints
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    @cached_property
+    def starts_at(self) -> Ints:
+        """(tasks + 1,): the answers of task i are those from starts_at[i] to starts_at[i+1]."""
+        return np.concatenate([[0], np.cumsum(np.bincount(self.task, minlength=self.n_tasks))]).astype(np.int64)
+
+    def of_tasks(self, tasks: Ints) -> Answers:
+        """The answers to `tasks` (n,) alone, which become tasks 0 … n-1 in that order; the workers stay."""
+        place = np.full(self.n_tasks, -1, dtype=np.int64)
+        place[tasks] = np.arange(len(tasks))
+        kept = place[self.task] >= 0
+        order = np.argsort(place[self.task[kept]], kind="stable")
+        task, worker, label = (part[kept][order] for part in (place[self.task], self.worker, self.label))
+        return Answers(len(tasks), self.n_workers, task, worker, label)
+
+
+@dataclass(frozen=True)
+class AnswerFile:
+    """What answers.json says, labels not yet looked up: they need the classes.
+
+    `tasks` are its ids in canonical form, `workers` in natural order; `answers.label` are positions in `labels`.
+    """
+
+    tasks: Sequence[str]
+    workers: Sequence[str]
+    labels: Sequence[int | str]
+    answers: Answers
+
+
+def read_answers(path: Path) -> AnswerFile:
+    """Read {task: {worker: label}}.
+
+    Raises:
+        DataError: not such a file, no answer in it, or two spellings of one id.
+    """
+    try:
+        raw = msgspec.json.decode(path.read_bytes(), type=dict[str, dict[str, Any]])
+    except FileNotFoundError as error:
+        raise DataError(f"{path.name}: is missing, the data set must have {{task: {{worker: label}}}}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path.name}: must be JSON {{task: {{worker: label}}}}: {one_line(str(error))}") from error
+
+    tasks = _ids(path.name, "task", raw)
+    workers = _ids(path.name, "worker", sorted({w for votes in raw.values() for w in votes}, key=natural_order))
+    row = {worker: i for i, worker in enumerate(workers)}
+    known: dict[tuple[type, Any], int] = {}
+    flat = [
+        (i, row[canonical(worker)], known.setdefault((type(label), _hashable(label)), len(known)))
+        for i, votes in enumerate(raw.values())
+        for worker, label in votes.items()
+    ]
+    if not flat:
+        raise DataError(f"{path.name}: must have at least one answer, has none")
+    labels: list[int | str] = []
+    complaints = []
+    for position, (_, label) in enumerate(known):
+        if isinstance(label, float) and label.is_integer():
+            label = int(label)
+        labels.append(label)
+        if isinstance(label, bool) or not isinstance(label, int | str):
+            place = next((i, w) for i, w, p in flat if p == position)
+            complaints.append(
+                f"{path.name}: task {one_line(tasks[place[0]])}, worker {one_line(workers[place[1]])}: "
+                f"label {one_line(repr(label))} must be an index or a class name"
+            )
+    if complaints:
+        raise DataError(listed(complaints))
+    task, worker, label_position = np.array(flat, dtype=np.int64).reshape(-1, 3).T.copy()
+    return AnswerFile(tasks, workers, labels, Answers(len(tasks), len(workers), task, worker, label_position))
+
+
+def _hashable(label: Any) -> Any:
+    return label if isinstance(label, str | int | float | bool) else repr(label)
+
+
+def _ids(file: str, kind: str, found: Sequence[str] | dict[str, Any]) -> list[str]:
+    ids = [canonical(identifier) for identifier in found]
+    if len(set(ids)) < len(ids):
+        seen: set[str] = set()
+        twice = [i for i in ids if i in seen or seen.add(i)]  # type: ignore[func-returns-value]
+        raise DataError(f"{file}: every {kind} id must occur once, {one_line(twice[0])!r} has several spellings")
+    return ids
+
+
+def look_up(file: AnswerFile, classes: Sequence[str], source: str = "answers.json") -> Answers:
+    """The answers with `label` as index into `classes`: a label is an index, or a class name.
+
+    Raises:
+        DataError: naming each label that is neither, with a task and a worker who gave it.
+    """
+    by_name = {name: i for i, name in enumerate(classes)}
+    index = np.full(len(file.labels), -1, dtype=np.int64)
+    complaints = []
+    for position, label in enumerate(file.labels):
+        found = by_name.get(label, label) if isinstance(label, str) else label
+        if isinstance(found, str) and DECIMAL.fullmatch(found) and len(found) < 10:
+            found = int(found)
+        if isinstance(found, int) and 0 <= found < len(classes):
+            index[position] = found
+            continue
+        first = int(np.flatnonzero(file.answers.label == position)[0])
+        rule = f"is not below n_classes={len(classes)}" if isinstance(found, int) and found >= 0 else "is not a class"
+        complaints.append(
+            f"{source}: task {one_line(file.tasks[file.answers.task[first]])}, "
+            f"worker {one_line(file.workers[file.answers.worker[first]])}: label {one_line(str(label))} {rule}"
+        )
+    if complaints:
+        raise DataError(listed(complaints))
+    given = file.answers
+    return Answers(given.n_tasks, given.n_workers, given.task, given.worker, index[given.label])
+
+
+def vote_counts(answers: Answers, n_classes: int) -> Ints:
+    """(tasks, classes): how many workers gave each label."""
+    counts = np.bincount(answers.task * n_classes + answers.label, minlength=answers.n_tasks * n_classes)
+    return counts.reshape(answers.n_tasks, n_classes).astype(np.int64)
+
+
+def majority_vote(answers: Answers, n_classes: int) -> Ints:
+    """(tasks,): the label most workers gave; of several the lowest; -1 for a task without answers."""
+    counts = vote_counts(answers, n_classes)
+    return np.where(counts.sum(1) > 0, counts.argmax(1), -1)

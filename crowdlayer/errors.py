@@ -1,0 +1,62 @@
+"""What can go wrong, one type per exit code of the contract (sysexits' numbers)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+SHOWN = 20
+"""How many complaints of one kind are shown in full; the rest are counted."""
+
+
+class CrowdlayerError(Exception):
+    """Base of every error this package raises on purpose; its text is one line for the user."""
+
+    exit_code: ClassVar[int] = 70
+
+
+class DataError(CrowdlayerError):
+    """The data set or the answers cannot be used."""
+
+    exit_code = 65
+
+
+class DeviceMemoryError(CrowdlayerError):
+    """Out of memory on the device."""
+
+    exit_code = 71
+
+
+class StoreError(CrowdlayerError):
+    """The store or the disk failed, after the job's own retries."""
+
+    exit_code = 74
+
+
+class InterruptedRunError(CrowdlayerError):
+    """A signal asked the run to stop."""
+
+    exit_code = 75
+
+
+class AccessError(CrowdlayerError):
+    """The store refused: credentials, permissions."""
+
+    exit_code = 77
+
+
+class SettingsError(CrowdlayerError):
+    """A setting is missing, unknown or wrong."""
+
+    exit_code = 78
+
+
+def listed(complaints: Sequence[str]) -> str:
+    """All complaints in one line: the first `SHOWN` in full, the rest counted."""
+    rest = len(complaints) - SHOWN
+    return "; ".join(complaints[:SHOWN]) + (f"; and {rest} more" if rest > 0 else "")
+
+
+def one_line(text: str) -> str:
+    """`text` without line breaks and control characters, which could forge a line of the log."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text)

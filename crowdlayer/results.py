@@ -1,0 +1,155 @@
+"""What the results hold, and the files of a finished run, staged so that the results come last."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import __version__
+from .dataset import Dataset, summary
+from .experiment import Outcome, Phases, crowd_figures
+from .report import write_labels, write_workers
+from .storage import Place, file_digest
+
+TOP_K_FROM = 8
+"""From so many classes on the results hold the top-2 and top-5 figures."""
+LIBRARIES = ("torch", "torchvision", "accelerate", "boto3", "numpy", "pillow")
+NO_INFLUENCE = frozenset({"workdir", "log_format", "verbose", "num_workers"})
+"""Settings that change nothing in the results."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a run was made from: all its settings, the SHA-256 of the data it read, and where it ran."""
+
+    settings: dict[str, Any]
+    data_digest: str
+    devices: list[str]
+    small_stem: bool
+
+
+def results_name(output_name: str) -> str:
+    return f"results/{output_name}.json"
+
+
+def model_name(output_name: str) -> str:
+    return f"best_models/{output_name}.pth"
+
+
+def stage(folder: Path, output_name: str, dataset: Dataset, outcome: Outcome) -> list[str]:
+    """Write every file but the results below `folder`; returns their names, relative to the output."""
+    names = [model_name(output_name), f"results/{output_name}/labels.csv", f"results/{output_name}/workers.csv"]
+    model, labels, workers = (folder / name for name in names)
+    model.parent.mkdir(parents=True, exist_ok=True)
+    labels.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"confusion": outcome.best.confusion, "classifier": outcome.best.classifier}, model)
+    write_labels(labels, dataset, outcome.inferred)
+    write_workers(workers, dataset, outcome.inferred)
+    return names
+
+
+def publish(
+    place: Place,
+    folder: Path,
+    output_name: str,
+    dataset: Dataset,
+    outcome: Outcome,
+    provenance: Provenance,
+    phases: Phases,
+) -> dict[str, Any]:
+    """Put a run's files to `place`: the results last of all, and no older results beside a newer model.
+
+    Returns the results.
+    """
+    last = results_name(output_name)
+    with phases("publish"):
+        names = stage(folder, output_name, dataset, outcome)
+        if place.find(last) is not None:
+            place.delete(last)
+        for name in names:
+            place.upload(folder / name, name)
+    files = {name: file_digest(folder / name) for name in names}
+    results = document(dataset, outcome, provenance, files, phases)
+    path = folder / last
+    path.write_text(json.dumps(results, indent=3, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    place.upload(path, last)
+    return results
+
+
+def document(
+    dataset: Dataset, outcome: Outcome, provenance: Provenance, files: dict[str, str], phases: Phases
+) -> dict[str, Any]:
+    """The results: the seed's keys at the top, then ours. A figure that does not exist is None."""
+    history, figures = outcome.history, outcome.figures
+    seed: dict[str, Any] = {
+        "train_loss": history.train_loss,
+        "val_loss": history.val_loss,
+        "val_accuracy": history.val_accuracy,
+    }
+    names = ["test_loss", "test_accuracy", "test_ece"]
+    if len(dataset.classes) >= TOP_K_FROM:
+        names += [f"{s}_{mean}_top{k}" for s in ("val", "test") for mean in ("micro", "macro") for k in (2, 5)]
+    counts = summary(dataset)
+    return {
+        **seed,
+        **{name: _finite(figures.get(name)) for name in names},
+        "best_epoch": outcome.best.epoch,
+        "class_names": list(dataset.classes),
+        "n_tasks": counts["n_tasks"],
+        "n_workers": counts["n_workers"],
+        "n_answers": counts["n_answers"],
+        "n_held_out": 0 if dataset.held_out is None else len(dataset.held_out.names),
+        "left_out": dataset.left_out,
+        **crowd_figures(dataset, outcome.inferred),
+        "job": {
+            "version": __version__,
+            "data_set": dataset.name,
+            "settings": provenance.settings,
+            "seed": provenance.settings["seed"],
+            "small_stem": provenance.small_stem,
+            "devices": provenance.devices,
+            "libraries": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
+            "data_digest": provenance.data_digest,
+            "files": files,
+            "seconds": dict(phases.seconds),
+        },
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def done_before(place: Place, output_name: str, settings: dict[str, Any], data_digest: str) -> bool:
+    """Whether this very run, of these settings on this data, has published all its files at `place`."""
+    raw = place.read(results_name(output_name))
+    if raw is None:
+        return False
+    try:
+        job = json.loads(raw)["job"]
+        same = _influential(job["settings"]) == _influential(settings) and job["data_digest"] == data_digest
+        return same and all(place.find(name) is not None for name in job["files"])
+    except (ValueError, KeyError, TypeError, AttributeError):  # peerannot's, or somebody else's
+        return False
+
+
+def _influential(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in NO_INFLUENCE}
+
+
+def headline(results: dict[str, Any]) -> str:
+    """The figures that one looks for first, in a line."""
+    shown = [
+        ("test accuracy", results["test_accuracy"]),
+        ("inferred labels right", results["train_accuracy"]),
+        ("majority vote right", results["majority_vote_accuracy"]),
+    ]
+    figures = ", ".join(f"{name} {value:.1f} %" for name, value in shown if value is not None)
+    return f"best epoch {results['best_epoch']} of {len(results['train_loss'])}" + (f": {figures}" if figures else "")

@@ -1,0 +1,330 @@
+"""Every setting, in three groups: the data, the training, the job.
+
+A setting is a field, its description the docstring under it, its unit a note on its type; `--help`, the README's
+table and the messages are made from these. Nothing here imports torch: a wrong setting is reported in a second.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from .errors import SettingsError, listed
+
+PREFIX = "CROWDLAYER_"
+ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The unit of a setting, shown in `--help` and in the README."""
+
+    name: str
+
+
+@cache
+def classification_models() -> frozenset[str]:
+    """The names in torchvision.models, read from its source: importing torch to check a name would take seconds."""
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None:
+        return frozenset()
+    registered = re.compile(r"^@register_model\(\)\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
+    sources = (Path(spec.origin).parent / "models").glob("*.py")
+    return frozenset(name for source in sources for name in registered.findall(source.read_text(encoding="utf-8")))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`", did you mean …?"` with the known name closest to `name`, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f", did you mean {close[0]}?" if close else ""
+
+
+def _lower(value: object) -> object:
+    return value.strip().lower() if isinstance(value, str) else value
+
+
+def _split(value: object) -> object:
+    """A list as JSON, or its items with commas between them."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        return json.loads(value)
+    return [item.strip() for item in value.split(",")]
+
+
+def _location(value: str) -> str:
+    """A folder, a file, or an s3:// URI without credentials or query."""
+    scheme, separator, rest = value.partition("://")
+    if not separator:
+        if not value.strip() or "\0" in value:
+            raise ValueError("must be a path or an s3:// URI")
+        return value
+    if scheme != "s3":
+        raise ValueError("must be a path or an s3:// URI")
+    if not re.fullmatch(r"[A-Za-z0-9._:-]+(/.*)?", rest) or re.search(r"[?#\x00-\x1f\x7f]", rest):
+        raise ValueError("must have the form s3://bucket or s3://bucket/prefix, without credentials or query")
+    return value.rstrip("/")
+
+
+def _file_name(value: str) -> str:
+    if not re.fullmatch(r"\w[\w .+=@-]*", value) or len(value.encode()) > 200:
+        raise ValueError("must be a file name: letters, digits and ' .+=@_-', at most 200 bytes, no leading dot")
+    return value
+
+
+def _known_model(value: str) -> str:
+    known = classification_models()
+    if known and value not in known:
+        raise ValueError(f"is not a classification model of torchvision.models{nearest(value, known)}")
+    return value
+
+
+def _rising(value: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted(set(value)))
+
+
+def _class_names(value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    if value is not None and (len(value) < 2 or len(set(value)) < len(value) or not all(value)):
+        raise ValueError("must be at least two different names")
+    return value
+
+
+Location = Annotated[str, AfterValidator(_location)]
+Word = BeforeValidator(_lower)
+ListOf = (NoDecode, BeforeValidator(_split))
+Finite = Field(allow_inf_nan=False)
+
+
+class Group(BaseModel):
+    """A group of settings: typed, checked once, then unchangeable."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True, validate_default=False
+    )
+
+
+class DataSettings(Group):
+    """Which images and answers, and what is known about them."""
+
+    tasks: Location
+    """The data set: a folder, an s3://bucket/prefix, or one archive (.tar, .tar.gz, .zip) at either place."""
+    answers: Location | None = None
+    """The answers {task: {worker: label}}, where they are not `<tasks>/answers.json`."""
+    n_classes: Annotated[int, Field(ge=2)] | None = None
+    """The number of classes; found in the data, and must agree with it when given."""
+    classes: Annotated[tuple[str, ...] | None, *ListOf, AfterValidator(_class_names)] = None
+    """The class names in the order of the labels, as a JSON list or with commas; found in the data."""
+    val_fraction: Annotated[float, Field(gt=0, lt=1), Unit("share of the tasks")] = 0.1
+    """The part of the train tasks that is held out to choose the epoch when there is no val/."""
+    path_remove: Location | None = None
+    """Peerannot's file of tasks to leave out."""
+
+
+class TrainingSettings(Group):
+    """How the classifier is trained; also keyword arguments of the class `Crowdlayer`."""
+
+    model: Annotated[str, Word, AfterValidator(_known_model)] = "resnet18"
+    """Any classification model of torchvision.models."""
+    pretrained: Annotated[bool | Location, Field(union_mode="left_to_right")] = False
+    """true: torchvision's default weights; or a path or s3:// URI of a state dict."""
+    freeze: bool = False
+    """Train the last layer only."""
+    small_images: Annotated[Literal["auto", "true", "false"], Word] = "auto"
+    """A stem without downsampling for resnets (3×3 convolution, no pooling); auto: where IMG_SIZE is below 64."""
+    crowd_layer: Annotated[Literal["matrix"], Word] = "matrix"
+    """The worker model: one matrix per worker (Rodrigues & Pereira 2018)."""
+    scale: Annotated[float, Finite, Field(ge=0)] = 0.0
+    """The weight of the regulariser in the loss."""
+    regularizer: Annotated[Literal["identity"], Word] = "identity"
+    """What SCALE weighs; identity: the squared distance of the workers' matrices from their start."""
+    loss_reduction: Annotated[Literal["task", "answer"], Word] = "task"
+    """task: sum over a task's answers, mean over tasks (the paper's formula); answer: mean over answers."""
+    select_by: Annotated[Literal["loss", "accuracy", "calibrated_loss", "last"], Word] = "loss"
+    """What picks the best epoch, on val/ or on the answers of the held-out tasks."""
+    optimizer: Annotated[Literal["sgd", "adam", "adamw"], Word] = "sgd"
+    """The optimiser, of the classifier and of the workers' matrices."""
+    n_epochs: Annotated[int, Field(ge=1), Unit("epochs")] = 100
+    """How often every task is seen."""
+    batch_size: Annotated[int, Field(ge=1), Unit("tasks")] = 64
+    """Tasks per step, over all processes."""
+    lr: Annotated[float, Finite, Field(gt=0)] = 0.1
+    """The learning rate at the start."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """The momentum of sgd."""
+    decay: Annotated[float, Finite, Field(ge=0)] = 5e-4
+    """The weight decay of the classifier; the workers' matrices have none."""
+    scheduler: Annotated[Literal["multistep", "cosine", "none"], Word, BeforeValidator(lambda v: v or "none")] = (
+        "multistep"
+    )
+    """multistep: LR times LR_DECAY at each of MILESTONES; cosine: down to 0 over N_EPOCHS."""
+    milestones: Annotated[tuple[Annotated[int, Field(ge=1)], ...], *ListOf, AfterValidator(_rising), Unit("epochs")] = (
+        50,
+    )
+    """The epochs after which multistep lowers the learning rate."""
+    lr_decay: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """The factor of multistep."""
+    img_size: Annotated[int, Field(ge=8, le=4096), Unit("pixels")] = 224
+    """The side of the square image."""
+    data_augmentation: bool = False
+    """One of shear ±15°, flip, random resized crop, drawn for each image in each epoch."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """The seed of everything random."""
+    mixed_precision: Annotated[Literal["auto", "no", "fp16", "bf16"], Word] = "auto"
+    """auto: bf16 on GPUs that have it natively."""
+    num_workers: Annotated[Annotated[int, Field(ge=0)] | Literal["auto"], Word, Unit("threads")] = "auto"
+    """Threads that load images; auto: one per CPU."""
+    verbose: bool = True
+    """Log every epoch."""
+
+    @field_validator("pretrained", mode="before")
+    @classmethod
+    def _boolean_words(cls, value: object) -> object:
+        return _lower(value) if isinstance(value, str) and value.strip().lower() in {"true", "false"} else value
+
+
+class JobSettings(Group):
+    """Where the results go and how the job speaks."""
+
+    output: Location | None = None
+    """Where results and models go, a folder or s3:// prefix; default: `<tasks>`, an archive's folder."""
+    output_name: Annotated[str, AfterValidator(_file_name)] = "crowdlayer"
+    """The prefix of every file written."""
+    workdir: str | None = None
+    """Where data is synced and cached, kept and reused; default: a fresh folder under TMPDIR, removed at the end."""
+    log_format: Annotated[Literal["text", "json"], Word] = "text"
+    """The form of the log's lines."""
+
+
+class Settings(DataSettings, TrainingSettings, JobSettings, BaseSettings):
+    """All settings, from the environment: CROWDLAYER_<NAME>."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid", hide_input_in_errors=True
+    )
+
+    @property
+    def output_location(self) -> str:
+        """OUTPUT, or `<tasks>`, or the folder of the archive that `<tasks>` is."""
+        if self.output is not None:
+            return self.output
+        if self.tasks.lower().endswith(ARCHIVES):
+            parent, _, _ = self.tasks.rpartition("/")
+            return parent or "."
+        return self.tasks
+
+
+def load_settings() -> Settings:
+    """The settings in the environment.
+
+    Raises:
+        SettingsError: with every complaint at once.
+    """
+    known = {PREFIX + name.upper(): name for name in Settings.model_fields}
+    complaints = [
+        f"{name}: is not a setting{nearest(name.upper(), known)}"
+        for name in sorted(os.environ)
+        if name.upper().startswith(PREFIX) and name not in known
+    ]
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        complaints += setting_complaints(error, PREFIX)
+    if complaints:
+        raise SettingsError(listed(complaints))
+    return settings
+
+
+def setting_complaints(error: ValidationError, prefix: str = "") -> list[str]:
+    """One line per setting that `error` names: the setting, the rule, the value."""
+    rules: dict[str, list[str]] = {}
+    values: dict[str, object] = {}
+    for problem in error.errors(include_url=False):
+        name = str(problem["loc"][0]) if problem["loc"] else ""
+        rule = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        rules.setdefault(name, []).append("must be set" if problem["type"] == "missing" else rule)
+        values.setdefault(name, problem["input"])
+    return [
+        f"{prefix + name.upper() if prefix else name}: {' or '.join(dict.fromkeys(found))}"  # a union has several rules
+        + ("" if found == ["must be set"] else f", got {values[name]!r}")
+        for name, found in rules.items()
+    ]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting as it is shown to people."""
+
+    name: str
+    type: str
+    default: str
+    unit: str
+    text: str
+
+
+def table() -> list[Row]:
+    """All settings in the order of their groups, for `--help` and the README."""
+    fields = {name: field for group in Settings.__mro__[::-1] for name, field in _own_fields(group).items()}
+    order = [name for group in (DataSettings, TrainingSettings, JobSettings) for name in group.model_fields]
+    return [
+        Row(
+            PREFIX + name.upper(),
+            _type_name(fields[name]),
+            "required" if fields[name].is_required() else _shown(fields[name].default),
+            next((note.name for note in fields[name].metadata if isinstance(note, Unit)), ""),
+            fields[name].description or "",
+        )
+        for name in order
+    ]
+
+
+def _own_fields(group: type) -> dict[str, FieldInfo]:
+    return dict(group.model_fields) if issubclass(group, Group) else {}
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return "" if value is None else str(value)
+
+
+def _type_name(field: FieldInfo) -> str:
+    return " or ".join(dict.fromkeys(_type_names(field.annotation)))
+
+
+def _type_names(annotation: Any) -> Iterator[str]:
+    origin, args = get_origin(annotation), get_args(annotation)
+    if annotation is type(None):
+        return
+    if origin is Annotated:
+        yield from _type_names(args[0])
+    elif origin is Literal:
+        yield "|".join(args)
+    elif origin is tuple:
+        yield f"list of {' or '.join(_type_names(args[0]))}"
+    elif args:
+        for arg in args:
+            yield from _type_names(arg)
+    else:
+        yield {"str": "text", "int": "integer", "float": "number", "bool": "true|false"}[annotation.__name__]

@@ -1,0 +1,388 @@
+"""Folders and buckets behind one interface. The only module that imports boto3.
+
+What was measured on Ceph, Swift and moto decides the details: botocore's default checksums make every upload over
+https fail on the first two, and error messages may be missing, so nothing here branches on a message.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Protocol
+
+import boto3
+import botocore.session
+import tenacity
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    FlexibleChecksumError,
+    HTTPClientError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    SSOError,
+    TokenRetrievalError,
+)
+
+from .errors import AccessError, CrowdlayerError, SettingsError, StoreError, one_line
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+log = logging.getLogger(__name__)
+
+THREADS = 32
+"""Requests at once: small objects wait for latency, not for bandwidth."""
+PART = 64 * 2**20
+"""Bytes per part of an upload; a constant, so that the ETag of a multi-part upload can be foretold."""
+CHUNK = 2**20
+ATTEMPTS = 8
+"""How often a request, or the reading of an object, is tried; the waits between grow to 20 s, with jitter."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A file of a place: its name relative to the place, its size in bytes, and its version there."""
+
+    name: str
+    size: int
+    etag: str
+
+
+class Place(Protocol):
+    """A folder or a bucket's prefix. Names are relative, with slashes."""
+
+    location: str
+
+    def listing(self) -> list[Stored]: ...
+    def find(self, name: str) -> Stored | None: ...
+    def read(self, name: str) -> bytes | None: ...
+    def download(self, stored: Stored, file: IO[bytes]) -> str: ...
+    def upload(self, source: Path, name: str) -> None: ...
+    def delete(self, name: str) -> None: ...
+
+
+def place(location: str) -> Place:
+    """The folder or the bucket's prefix that `location` names."""
+    if location.startswith("s3://"):
+        bucket, _, prefix = location.removeprefix("s3://").partition("/")
+        return Bucket(bucket, prefix.strip("/"))
+    return Folder(Path(location))
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def disk_errors(thing: str) -> Iterator[None]:
+    """Turn what the operating system says into one line and the right exit code."""
+    try:
+        yield
+    except PermissionError as error:
+        raise AccessError(f"{thing}: must be accessible: {error.strerror}") from error
+    except OSError as error:
+        if error.errno in (30,):  # EROFS: no retry makes it writable
+            raise AccessError(f"{thing}: must be writable: {error.strerror}") from error
+        raise StoreError(f"{thing}: {error.strerror or one_line(str(error))}") from error
+
+
+class Folder:
+    """A local folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.location = str(path)
+
+    def listing(self) -> list[Stored]:
+        """All files below, links followed, each folder once, whatever links lead to it.
+
+        Raises:
+            SettingsError: no such folder.
+        """
+        if not self.path.is_dir():
+            raise SettingsError(f"{self.location}: must be a folder, an s3:// URI or an archive; there is none")
+        with disk_errors(self.location):
+            return list(self._below(self.path, "", set()))
+
+    def _below(self, folder: Path, prefix: str, seen: set[tuple[int, int]]) -> Iterator[Stored]:
+        status = folder.stat()
+        if (status.st_dev, status.st_ino) in seen:
+            return
+        seen.add((status.st_dev, status.st_ino))
+        with os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if entry.is_dir():
+                    yield from self._below(Path(entry.path), f"{prefix}{entry.name}/", seen)
+                elif entry.is_file():
+                    yield Stored(prefix + entry.name, entry.stat().st_size, "")
+
+    def find(self, name: str) -> Stored | None:
+        path = self.path / name
+        return Stored(name, path.stat().st_size, "") if path.is_file() else None
+
+    def read(self, name: str) -> bytes | None:
+        with disk_errors(f"{self.location}/{name}"):
+            path = self.path / name
+            return path.read_bytes() if path.is_file() else None
+
+    def download(self, stored: Stored, file: IO[bytes]) -> str:
+        """Copy into `file`; returns the SHA-256."""
+        with disk_errors(f"{self.location}/{stored.name}"), (self.path / stored.name).open("rb") as source:
+            shutil.copyfileobj(source, file, CHUNK)
+            source.seek(0)
+            return hashlib.file_digest(source, "sha256").hexdigest()
+
+    def upload(self, source: Path, name: str) -> None:
+        """Copy beside, flush to the disk, compare, rename: never half there under its name."""
+        target = self.path / name
+        with disk_errors(f"{self.location}/{name}"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            descriptor, beside = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+            try:
+                with source.open("rb") as read, os.fdopen(descriptor, "wb") as written:
+                    shutil.copyfileobj(read, written, CHUNK)
+                    written.flush()
+                    os.fsync(written.fileno())
+                if file_digest(Path(beside)) != file_digest(source):
+                    raise StoreError(f"{self.location}/{name}: what was written must read back the same, it does not")
+                Path(beside).chmod(0o666 & ~_umask())
+                Path(beside).replace(target)
+            finally:
+                Path(beside).unlink(missing_ok=True)
+            folder = os.open(target.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+    def delete(self, name: str) -> None:
+        with disk_errors(f"{self.location}/{name}"):
+            (self.path / name).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """The process's umask, which mkstemp does not heed."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+class Bucket:
+    """A prefix of an S3-compatible bucket; endpoint, region and credentials as botocore finds them."""
+
+    def __init__(self, bucket: str, prefix: str) -> None:
+        self.bucket = bucket
+        self.prefix = f"{prefix}/" if prefix else ""
+        self.location = f"s3://{bucket}/{prefix}".rstrip("/")
+
+    @cached_property
+    def client(self) -> S3Client:
+        """Made at the first request; safe to share between threads."""
+        with self._translated(self.location):
+            session = botocore.session.get_session()
+            said = session.get_scoped_config()
+
+            def unless_said(option: str, value: str) -> str | None:
+                return None if option in said or f"AWS_{option.upper()}" in os.environ else value
+
+            attempts = None if "AWS_MAX_ATTEMPTS" in os.environ or "max_attempts" in said else ATTEMPTS
+            mode = unless_said("retry_mode", "standard")
+            retries: dict[str, Any] = {} if mode is None else {"mode": mode}
+            if attempts is not None:
+                retries["total_max_attempts"] = attempts
+            config = Config(
+                signature_version="s3v4",
+                max_pool_connections=THREADS,
+                connect_timeout=10,
+                read_timeout=60,
+                retries=retries or None,  # type: ignore[arg-type]
+                request_checksum_calculation=unless_said("request_checksum_calculation", "when_required"),  # type: ignore[arg-type]
+                response_checksum_validation=unless_said("response_checksum_validation", "when_required"),  # type: ignore[arg-type]
+                user_agent_extra="crowdlayer",
+            )
+            region = None if session.get_config_variable("region") else "us-east-1"  # what most other stores take
+            return boto3.Session(botocore_session=session).client("s3", config=config, region_name=region)
+
+    def listing(self) -> list[Stored]:
+        """All objects below the prefix; markers of folders left out.
+
+        Raises:
+            SettingsError: no such bucket.
+        """
+        with self._translated(self.location):
+            pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix)
+            return [
+                Stored(item["Key"].removeprefix(self.prefix), item["Size"], item["ETag"])
+                for page in pages
+                for item in page.get("Contents", [])
+                if not item["Key"].endswith("/")
+            ]
+
+    def find(self, name: str) -> Stored | None:
+        try:
+            head = self.client.head_object(Bucket=self.bucket, Key=self.prefix + name)
+        except ClientError as error:
+            if _status(error) == 404:
+                return None
+            with self._translated(f"{self.location}/{name}"):
+                raise
+        except BotoCoreError:
+            with self._translated(f"{self.location}/{name}"):
+                raise
+        return Stored(name, head["ContentLength"], head["ETag"])
+
+    def read(self, name: str) -> bytes | None:
+        stored = self.find(name)
+        if stored is None:
+            return None
+        with tempfile.TemporaryFile() as file:
+            self.download(stored, file)
+            file.seek(0)
+            return file.read()
+
+    def download(self, stored: Stored, file: IO[bytes]) -> str:
+        """Read the version that was listed, and no other, into `file`; returns the SHA-256.
+
+        The size is compared always, the store's checksum where it gives one, the MD5 where the ETag is one. An ETag
+        that only looks like an MD5 (encrypted objects) is outvoted by two readings that agree.
+        """
+        thing = f"{self.location}/{stored.name}"
+        suspect: str | None = None
+        with self._translated(thing):
+            for attempt in _retrying():
+                with attempt:
+                    while True:
+                        sha256, md5 = self._read_whole(stored, file, thing)
+                        if "-" in stored.etag or stored.etag.strip('"') == md5 or sha256 == suspect:
+                            return sha256
+                        suspect = sha256
+                        file.seek(0)
+                        file.truncate()
+                        log.warning("%s: its MD5 is not its ETag; reading it again", one_line(thing))
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _read_whole(self, stored: Stored, file: IO[bytes], thing: str) -> tuple[str, str]:
+        """One pass from where `file` ends; a connection that broke goes on from there at the next attempt."""
+        offset = file.seek(0, os.SEEK_END)
+        request: dict[str, Any] = {"Range": f"bytes={offset}-"} if offset else {"ChecksumMode": "ENABLED"}
+        try:
+            if offset < stored.size or not offset:
+                answer = self.client.get_object(
+                    Bucket=self.bucket, Key=self.prefix + stored.name, IfMatch=stored.etag, **request
+                )
+                for chunk in answer["Body"].iter_chunks(CHUNK):
+                    file.write(chunk)
+        except FlexibleChecksumError:
+            file.seek(0)
+            file.truncate()
+            raise
+        if file.tell() != stored.size:
+            size = file.tell()
+            file.seek(0)
+            file.truncate()
+            raise StoreError(f"{one_line(thing)}: must have the listed {stored.size} bytes, {size} came")
+        file.seek(0)
+        sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+        while chunk := file.read(CHUNK):
+            sha256.update(chunk)
+            md5.update(chunk)
+        return sha256.hexdigest(), md5.hexdigest()
+
+    def upload(self, source: Path, name: str) -> None:
+        """Put an object and compare it with the source: by its ETag where that is an MD5, else by reading it back.
+
+        A put, and the end of a multi-part upload, replace the object at once or not at all.
+        """
+        thing = f"{self.location}/{name}"
+        with self._translated(thing), disk_errors(str(source)):
+            transfer = TransferConfig(
+                multipart_threshold=PART,
+                multipart_chunksize=PART,
+                max_concurrency=8,
+                preferred_transfer_client="classic",  # the other one drops the endpoint
+            )
+            with source.open("rb") as file:
+                self.client.upload_fileobj(file, self.bucket, self.prefix + name, Config=transfer)
+            stored = self.find(name)
+            if stored is None or stored.size != source.stat().st_size:
+                raise StoreError(f"{thing}: must be there as uploaded, is {stored}")
+            if stored.etag.strip('"') != _expected_etag(source):
+                with tempfile.TemporaryFile() as file:
+                    if self.download(stored, file) != file_digest(source):
+                        raise StoreError(f"{thing}: what was uploaded must read back the same, it does not")
+
+    def delete(self, name: str) -> None:
+        with self._translated(f"{self.location}/{name}"):
+            self.client.delete_object(Bucket=self.bucket, Key=self.prefix + name)
+
+    @contextmanager
+    def _translated(self, thing: str) -> Iterator[None]:
+        """Turn botocore's errors into ours, by type, status and code."""
+        thing = one_line(thing)
+        try:
+            yield
+        except CrowdlayerError:
+            raise
+        except ClientError as error:
+            code, status = str(error.response.get("Error", {}).get("Code", "")), _status(error)
+            if code == "NoSuchBucket":
+                raise SettingsError(f"{thing}: the bucket must exist, {self.bucket!r} does not") from error
+            if status in (401, 403) or code in ("ExpiredToken", "InvalidToken"):
+                raise AccessError(f"{thing}: the store must allow this, it answers {status} {code}") from error
+            if status == 412:
+                raise StoreError(f"{thing}: must stay as it was listed, was changed meanwhile") from error
+            raise StoreError(f"{thing}: the store answers {status} {code} to {error.operation_name}") from error
+        except (
+            NoCredentialsError,
+            PartialCredentialsError,
+            CredentialRetrievalError,
+            TokenRetrievalError,
+            SSOError,
+        ) as error:
+            raise AccessError(f"{thing}: credentials are needed: {one_line(str(error))}") from error
+        except (ParamValidationError, ProfileNotFound, ValueError) as error:  # ValueError: an endpoint that is no URL
+            raise SettingsError(f"{thing}: {one_line(str(error))}") from error
+        except BotoCoreError as error:
+            raise StoreError(f"{thing}: {one_line(str(error))}") from error
+
+
+def _status(error: ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _retrying() -> tenacity.Retrying:
+    """For bodies that break or come out wrong, which botocore does not retry."""
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type((HTTPClientError, FlexibleChecksumError, StoreError)),
+        wait=tenacity.wait_random_exponential(max=20),
+        stop=tenacity.stop_after_attempt(ATTEMPTS),
+        reraise=True,
+    )
+
+
+def _expected_etag(source: Path) -> str:
+    """S3's ETag of an upload by parts of `PART`: the MD5, or the MD5 of the parts' MD5s and their number."""
+    digests = []
+    with source.open("rb") as file:
+        while part := file.read(PART):
+            digests.append(hashlib.md5(part, usedforsecurity=False))
+    if source.stat().st_size < PART:
+        return digests[0].hexdigest() if digests else hashlib.md5(usedforsecurity=False).hexdigest()
+    joined = b"".join(digest.digest() for digest in digests)
+    return f"{hashlib.md5(joined, usedforsecurity=False).hexdigest()}-{len(digests)}"

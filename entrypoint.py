@@ -1,0 +1,89 @@
+"""The job: settings from the environment, an exit code to the platform, the results' location on standard output."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from pathlib import Path
+from types import FrameType
+
+TERMINATION_LOG = Path("/dev/termination-log")
+
+USAGE = """Usage: python entrypoint.py [--check | --help | --version]
+
+Trains an image classifier on the answers of a crowd. Configured by environment variables:
+"""
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Leave by an exception, so that everything is tidied up on the way out."""
+    from crowdlayer.errors import InterruptedRunError
+
+    for again in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(again, signal.SIG_IGN)  # once is enough, and the way out must not be interrupted
+    raise InterruptedRunError(f"{signal.Signals(number).name}: the run was interrupted, its results are not there")
+
+
+def usage() -> str:
+    """All settings with type, default and unit."""
+    from crowdlayer.settings import table
+
+    lines = [USAGE]
+    for row in table():
+        facts = [row.type, f"default {row.default}" if row.default not in ("", "required") else row.default, row.unit]
+        lines.append(f"  {row.name}  ({', '.join(filter(None, facts))})\n      {row.text}")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> int:
+    """Run; returns the exit code."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, interrupt)  # before the imports: PID 1 has no default action that would end it
+    from crowdlayer.errors import CrowdlayerError, DeviceMemoryError, SettingsError, one_line
+
+    try:
+        match arguments:
+            case ["--help"] | ["-h"]:
+                print(usage())
+            case ["--version"]:
+                from crowdlayer import __version__
+
+                print(__version__)
+            case [] | ["--check"]:
+                from crowdlayer import logs
+                from crowdlayer.settings import load_settings
+
+                settings = load_settings()
+                logs.start(settings.log_format)
+                from crowdlayer import job
+
+                if arguments:
+                    job.check(settings)
+                else:
+                    print(job.train(settings), flush=True)
+            case _:
+                raise SettingsError(f"arguments: must be --check, --help, --version or none, got {' '.join(arguments)}")
+        return 0
+    except CrowdlayerError as error:
+        return failed(one_line(str(error)), error.exit_code)
+    except MemoryError as error:
+        return failed(f"out of memory: {one_line(str(error))}", DeviceMemoryError.exit_code)
+    except BaseException as error:  # the one place that sees everything, to give it its exit code
+        traceback.print_exc()
+        return failed(f"a fault of the program: {type(error).__name__}: {one_line(str(error))}", 70)
+
+
+def failed(line: str, code: int) -> int:
+    """Say why, as the last line of standard error and where Kubernetes looks for it."""
+    print(f"crowdlayer: {line}", file=sys.stderr, flush=True)
+    if TERMINATION_LOG.is_file():
+        try:
+            TERMINATION_LOG.write_text(line[:4096], encoding="utf-8")
+        except OSError:
+            pass  # a read-only one is not worth another failure
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

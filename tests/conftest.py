@@ -1,0 +1,121 @@
+"""Fixtures: a store on loopback, a tiny data set, the job as a process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import boto3
+import pytest
+
+from tests.crowds import write_shapes
+from tests.servers import moto_server
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+
+QUICK = {"IMG_SIZE": "16", "SMALL_IMAGES": "false", "N_EPOCHS": "2", "LR": "0.01", "BATCH_SIZE": "16"}
+"""Settings for a run of seconds on `write_shapes`."""
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test depends on the settings, credentials or proxies of whoever runs it."""
+    for name in list(os.environ):
+        if name.startswith(("CROWDLAYER_", "AWS_")) or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny data set; not to be written to."""
+    return write_shapes(tmp_path_factory.mktemp("shapes"))
+
+
+@pytest.fixture(scope="session")
+def endpoint() -> Iterator[str]:
+    """An S3 server on loopback."""
+    with moto_server() as url:
+        yield url
+
+
+@dataclass(frozen=True)
+class Store:
+    """A fresh bucket and a client that looks at it from outside."""
+
+    bucket: str
+    client: S3Client
+
+    def put_tree(self, folder: Path, prefix: str = "data") -> str:
+        """Upload a folder; returns its s3:// URI."""
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                self.client.put_object(
+                    Bucket=self.bucket, Key=f"{prefix}/{path.relative_to(folder)}", Body=path.read_bytes()
+                )
+        return f"s3://{self.bucket}/{prefix}"
+
+    def put(self, key: str, body: bytes) -> None:
+        self.client.put_object(Bucket=self.bucket, Key=key, Body=body)
+
+    def keys(self) -> list[str]:
+        """All keys, sorted."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket)
+        return sorted(item["Key"] for page in pages for item in page.get("Contents", []))
+
+    def get(self, key: str) -> bytes:
+        return self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+
+
+@pytest.fixture
+def store(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A fresh bucket at `endpoint`, with the environment set so that the job reaches it."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    client = boto3.client("s3", region_name="us-east-1")
+    bucket = f"test-{uuid.uuid4().hex[:12]}"
+    client.create_bucket(Bucket=bucket)
+    return Store(bucket, client)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A job that has ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def last_line(self) -> str:
+        return self.stderr.rstrip("\n").rpartition("\n")[2]
+
+
+def run_job(*arguments: str, timeout: float = 300, **settings: str) -> Finished:
+    """`python entrypoint.py` in a process of its own, with the current environment and these settings."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "entrypoint.py"), *arguments],
+        env=dict(os.environ) | {f"CROWDLAYER_{name}": value for name, value in settings.items()},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    return Finished(done.returncode, done.stdout, done.stderr)

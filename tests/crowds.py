@@ -1,0 +1,109 @@
+"""Small real data sets in the contract's layout: scikit-learn's digits, labelled by a simulated crowd."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """Simulated workers: `confusion` (workers, true class, answered class), rows sum to 1."""
+
+    confusion: npt.NDArray[np.float64]
+
+    def answers(
+        self, truth: Sequence[int] | npt.NDArray[np.int64], per_task: int, rng: np.random.Generator
+    ) -> list[dict[str, int]]:
+        """Each task's {worker: label}, from `per_task` workers drawn without replacement."""
+        n_workers, n_classes, _ = self.confusion.shape
+        return [
+            {
+                str(worker): int(rng.choice(n_classes, p=self.confusion[worker, label]))
+                for worker in sorted(rng.choice(n_workers, size=min(per_task, n_workers), replace=False))
+            }
+            for label in truth
+        ]
+
+
+def mixed_crowd(n_workers: int, n_classes: int, rng: np.random.Generator) -> Crowd:
+    """Of ten workers: five good (80-95 %), two fair (50-70 %) who mix up neighbours, two spammers, one adversary.
+
+    Spammers answer at random or always the same; the adversary takes each class for the next.
+    """
+    uniform, following = np.full((n_classes, n_classes), 1 / n_classes), np.roll(np.eye(n_classes), 1, axis=1)
+    matrices = []
+    for worker in range(n_workers):
+        match worker % 10:
+            case 0 | 1 | 2 | 3 | 4:
+                skill = rng.uniform(0.8, 0.95)
+                matrices.append(skill * np.eye(n_classes) + (1 - skill) * uniform)
+            case 5 | 6:
+                skill = rng.uniform(0.5, 0.7)
+                matrices.append(skill * np.eye(n_classes) + (1 - skill) * following)
+            case 7:
+                matrices.append(uniform)
+            case 8:
+                matrices.append(np.tile(np.eye(n_classes)[rng.integers(n_classes)], (n_classes, 1)))
+            case _:
+                matrices.append(0.9 * following + 0.1 * uniform)
+    return Crowd(np.stack(matrices))
+
+
+def write_digits(
+    root: Path,
+    *,
+    n_train: int = 1200,
+    n_val: int = 200,
+    n_test: int = 397,
+    n_workers: int = 30,
+    per_task: int = 3,
+    seed: int = 0,
+) -> Path:
+    """scikit-learn's handwritten digits (1797 real 8×8 images of 10 classes) as PNG files, with a mixed crowd."""
+    from sklearn.datasets import load_digits
+
+    rng = np.random.default_rng(seed)
+    digits = load_digits()
+    order = rng.permutation(len(digits.target))
+    pixels = (digits.images / 16 * 255).round().astype(np.uint8)
+    rows = np.split(order[: n_train + n_val + n_test], [n_train, n_train + n_val])
+    for split, chosen in zip(("train", "val", "test"), rows, strict=True):
+        for task, row in enumerate(chosen):
+            folder = root / split / str(digits.target[row])
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels[row]).save(folder / f"digit-{task}.png")
+    votes = mixed_crowd(n_workers, 10, rng).answers(digits.target[rows[0]], per_task, rng)
+    (root / "answers.json").write_text(json.dumps({str(task): vote for task, vote in enumerate(votes)}))
+    (root / "metadata.json").write_text(
+        json.dumps({"name": "digits", "n_classes": 10, "n_workers": n_workers, "n_tasks": n_train})
+    )
+    return root
+
+
+def write_shapes(
+    root: Path, *, n_train: int = 24, n_val: int = 9, n_test: int = 9, size: int = 16, seed: int = 0
+) -> Path:
+    """The smallest data set that can be learnt: noisy red, green and blue squares, four workers, the last a spammer."""
+    rng = np.random.default_rng(seed)
+    names = ("blue", "green", "red")
+    answers = {}
+    for split, n in (("train", n_train), ("val", n_val), ("test", n_test)):
+        for task in range(n):
+            label = task % 3
+            image = rng.integers(0, 80, (size, size, 3))
+            image[..., 2 - label] += 150
+            folder = root / split / names[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.astype(np.uint8)).save(folder / f"square-{task}.png")
+            if split == "train":
+                given = {str(worker): label for worker in range(3) if rng.random() < 0.8}
+                answers[str(task)] = given | {"3": int(rng.integers(3))}
+    (root / "answers.json").write_text(json.dumps(answers))
+    return root
