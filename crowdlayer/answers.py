@@ -92,8 +92,17 @@ def read_answers(path: Path) -> AnswerFile:
     workers = _ids(path.name, "worker", sorted({w for votes in raw.values() for w in votes}, key=natural_order))
     row = {worker: i for i, worker in enumerate(workers)}
     known: dict[tuple[type, Any], int] = {}
+    given: list[Any] = []
+
+    def position(label: Any) -> int:
+        key = (type(label), label if isinstance(label, str | int | float) else repr(label))  # what JSON gives hashes
+        if key not in known:
+            known[key] = len(given)
+            given.append(label)
+        return known[key]
+
     flat = [
-        (i, row[canonical(worker)], known.setdefault((type(label), _hashable(label)), len(known)))
+        (i, row[canonical(worker)], position(label))
         for i, votes in enumerate(raw.values())
         for worker, label in votes.items()
     ]
@@ -101,24 +110,20 @@ def read_answers(path: Path) -> AnswerFile:
         raise DataError(f"{path.name}: must have at least one answer, has none")
     labels: list[int | str] = []
     complaints = []
-    for position, (_, label) in enumerate(known):
+    for number, label in enumerate(given):
         if isinstance(label, float) and label.is_integer():
             label = int(label)
         labels.append(label)
         if isinstance(label, bool) or not isinstance(label, int | str):
-            place = next((i, w) for i, w, p in flat if p == position)
+            i, w = next((i, w) for i, w, p in flat if p == number)
             complaints.append(
-                f"{path.name}: task {one_line(tasks[place[0]])}, worker {one_line(workers[place[1]])}: "
+                f"{path.name}: task {one_line(tasks[i])}, worker {one_line(workers[w])}: "
                 f"label {one_line(repr(label))} must be an index or a class name"
             )
     if complaints:
         raise DataError(listed(complaints))
     task, worker, label_position = np.array(flat, dtype=np.int64).reshape(-1, 3).T.copy()
     return AnswerFile(tasks, workers, labels, Answers(len(tasks), len(workers), task, worker, label_position))
-
-
-def _hashable(label: Any) -> Any:
-    return label if isinstance(label, str | int | float | bool) else repr(label)
 
 
 def _ids(file: str, kind: str, found: Sequence[str] | dict[str, Any]) -> list[str]:

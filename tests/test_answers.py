@@ -1,0 +1,119 @@
+"""answers.json → arrays."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crowdlayer.answers import Answers, canonical, look_up, majority_vote, natural_order, read_answers
+from crowdlayer.errors import DataError
+
+
+def write(folder: Path, content: Any) -> Path:
+    path = folder / "answers.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+def test_gaps_text_ids_and_any_start_are_kept(tmp_path: Path) -> None:
+    file = read_answers(write(tmp_path, {"7": {"ann": 0}, "1003": {"12": 1, "bob": 0}, "x-é": {"ann": 1}}))
+    assert file.tasks == ["7", "1003", "x-é"]
+    assert file.workers == ["12", "ann", "bob"]
+    answers = look_up(file, ["no", "yes"])
+    assert answers.task.tolist() == [0, 1, 1, 2]
+    assert answers.worker.tolist() == [1, 0, 2, 1]
+    assert answers.label.tolist() == [0, 1, 0, 1]
+
+
+def test_workers_come_in_natural_order() -> None:
+    assert sorted(["10", "9", "b", "a10", "007", "0"], key=natural_order) == ["0", "007", "9", "10", "a10", "b"]
+
+
+@given(st.integers(0, 10**30), st.integers(0, 5))
+def test_decimal_ids_meet_by_value(number: int, zeros: int) -> None:
+    assert canonical("0" * zeros + str(number)) == str(number)
+
+
+def test_labels_are_indices_names_or_digits(tmp_path: Path) -> None:
+    file = read_answers(write(tmp_path, {"0": {"0": "dog", "1": 1, "2": "0", "3": 1.0}}))
+    assert look_up(file, ["cat", "dog"]).label.tolist() == [1, 1, 0, 1]
+
+
+def test_a_class_name_of_digits_goes_before_the_index(tmp_path: Path) -> None:
+    file = read_answers(write(tmp_path, {"0": {"0": "2", "1": 2}}))
+    assert look_up(file, ["1", "2", "10"]).label.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("label", [True, None, 1.5, [1], {"a": 1}])
+def test_a_label_of_another_kind_is_refused_with_its_place(tmp_path: Path, label: Any) -> None:
+    with pytest.raises(DataError, match=r"answers.json: task 17, worker w3: label .* must be an index or a class name"):
+        read_answers(write(tmp_path, {"16": {"w3": 0}, "17": {"w3": label}}))
+
+
+@pytest.mark.parametrize(
+    ("label", "rule"),
+    [(12, "label 12 is not below n_classes=10"), (-1, "label -1 is not a class"), ("cow", "label cow is not a class")],
+)
+def test_a_label_out_of_range_is_refused_with_its_place(tmp_path: Path, label: Any, rule: str) -> None:
+    file = read_answers(write(tmp_path, {"17": {"w3": label}, "18": {"w3": 1}}))
+    with pytest.raises(DataError, match=f"answers.json: task 17, worker w3: {rule}"):
+        look_up(file, [str(i) for i in range(10)])
+
+
+def test_all_wrong_labels_are_named_at_once(tmp_path: Path) -> None:
+    file = read_answers(write(tmp_path, {str(i): {"w": 100 + i} for i in range(30)}))
+    with pytest.raises(DataError) as caught:
+        look_up(file, ["a", "b"])
+    assert str(caught.value).count("is not below") == 20
+    assert str(caught.value).endswith("and 10 more")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{",
+        "null",
+        '{"1": [0]}',
+        '{"1": 0}',
+        '{"1": {"2": }}',
+        '{"1": {"2": 0}',
+        '{"1": {"2": NaN}}',
+        "\ufeff{}",
+    ],
+)
+def test_what_is_not_the_json_we_want_is_refused(tmp_path: Path, content: str) -> None:
+    with pytest.raises(DataError, match=r"answers\.json: must"):
+        read_answers(write(tmp_path, content))
+
+
+def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"answers\.json: is missing"):
+        read_answers(tmp_path / "answers.json")
+
+
+@pytest.mark.parametrize("content", [{"7": {"0": 1}, "007": {"0": 1}}, {"7": {"1": 1, "01": 1}}])
+def test_two_spellings_of_one_id_are_refused(tmp_path: Path, content: Any) -> None:
+    with pytest.raises(DataError, match="must occur once"):
+        read_answers(write(tmp_path, content))
+
+
+def test_answers_of_some_tasks_keep_their_workers_and_labels() -> None:
+    answers = Answers(4, 3, np.array([0, 0, 1, 3, 3, 3]), np.array([0, 2, 1, 0, 1, 2]), np.array([5, 6, 7, 8, 9, 10]))
+    some = answers.of_tasks(np.array([3, 2, 0]))
+    assert (some.n_tasks, some.n_workers) == (3, 3)
+    assert some.task.tolist() == [0, 0, 0, 2, 2]
+    assert some.label.tolist() == [8, 9, 10, 5, 6]
+    assert some.starts_at.tolist() == [0, 3, 3, 5]
+
+
+def test_majority_vote_takes_the_lowest_of_equals_and_none_of_no_answers() -> None:
+    answers = Answers(3, 4, np.array([0, 0, 0, 1, 1]), np.array([0, 1, 2, 0, 1]), np.array([2, 1, 2, 1, 0]))
+    assert majority_vote(answers, 3).tolist() == [2, 0, -1]

@@ -1,0 +1,287 @@
+"""Names and answers → a data set: what peerannot trips over, and what nobody should."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from crowdlayer.dataset import Dataset, belongs, best_order, read_dataset
+from crowdlayer.errors import DataError, SettingsError
+from crowdlayer.settings import DataSettings
+
+
+def names(**splits: list[str]) -> list[str]:
+    return [f"{split}/{name}" for split, images in splits.items() for name in images]
+
+
+Read = Callable[..., Dataset]
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Read:
+    """Read a data set of these names and answers; images are not opened at this stage."""
+
+    def reader(
+        images: list[str],
+        answers: Any,
+        metadata: Any = None,
+        removed: str | None = None,
+        seed: int = 0,
+        **settings: Any,
+    ) -> Dataset:
+        (tmp_path / "answers.json").write_text(json.dumps(answers))
+        if metadata is not None:
+            (tmp_path / "metadata.json").write_text(metadata if isinstance(metadata, str) else json.dumps(metadata))
+        path = None
+        if removed is not None:
+            path = tmp_path / "remove.txt"
+            path.write_text(removed)
+        group = DataSettings(tasks=str(tmp_path), **settings)
+        return read_dataset(tmp_path, images, group, tmp_path / "answers.json", path, seed)
+
+    return reader
+
+
+VAL = ["a/v-0.png", "b/v-1.png"]
+
+
+def task_of(data: Dataset, name: str) -> str:
+    return data.train.tasks[list(data.train.names).index(name)]
+
+
+def votes(data: Dataset, name: str) -> dict[str, str]:
+    """What each worker answered about the image, by names."""
+    row = list(data.train.names).index(name)
+    chosen = data.train.answers.task == row
+    return {
+        data.workers[w]: data.classes[label]
+        for w, label in zip(data.train.answers.worker[chosen], data.train.answers.label[chosen], strict=True)
+    }
+
+
+def test_ids_from_one_are_not_shifted(read: Read) -> None:
+    data = read(names(train=["a/x-1.png", "b/x-2.png"], val=VAL), {"1": {"0": 0}, "2": {"0": 1}, "3": {"0": 0}})
+    assert votes(data, "train/a/x-1.png") == {"0": "a"}
+    assert votes(data, "train/b/x-2.png") == {"0": "b"}
+
+
+def test_gaps_and_text_ids_and_leading_zeros_find_their_images(read: Read) -> None:
+    images = names(train=["a/x-007.png", "b/cell_é.png", "b/x-4000.png"], val=VAL)
+    data = read(images, {"7": {"ann": 0}, "cell_é": {"bob": "b"}, "04000": {"ann": 1, "bob": 0}})
+    assert votes(data, "train/a/x-007.png") == {"ann": "a"}
+    assert votes(data, "train/b/cell_é.png") == {"bob": "b"}
+    assert votes(data, "train/b/x-4000.png") == {"ann": "b", "bob": "a"}
+
+
+def test_the_whole_stem_goes_before_its_last_part(read: Read) -> None:
+    data = read(
+        names(train=["a/scan-3.png", "a/other-4.png"], val=VAL), {"scan-3": {"0": 0}, "3": {"0": 1}, "4": {"0": 1}}
+    )
+    assert votes(data, "train/a/scan-3.png") == {"0": "a"}
+    assert data.left_out["answered_tasks_without_image"] == 1
+
+
+def test_images_without_answers_and_answers_without_images_are_counted_and_said(
+    read: Read, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        data = read(
+            names(train=["a/x-1.png", "a/x-2.png", "a/x-3.png"], val=VAL), {"1": {"0": 0}, "3": {}, "9": {"0": 1}}
+        )
+    assert data.left_out == {"images_without_answers": 2, "answered_tasks_without_image": 1, "tasks_removed": 0}
+    assert data.train.names == ["train/a/x-1.png"]
+    assert "2 images without answers" in caplog.text
+    assert "1 answered tasks without image" in caplog.text
+
+
+def test_workers_whose_tasks_were_all_left_out_have_no_matrix(read: Read) -> None:
+    data = read(names(train=["a/x-1.png"], val=VAL), {"1": {"5": 0}, "9": {"3": 1}})
+    assert data.workers == ["5"]
+
+
+def test_without_val_a_share_of_the_tasks_is_held_out(read: Read) -> None:
+    images = names(train=[f"x-{i}.png" for i in range(40)])
+    answers = {str(i): {"0": i % 2, "1": 0} for i in range(40)}
+    data = read(images, answers, val_fraction=0.25)
+    assert data.val is None
+    assert data.held_out is not None
+    assert (len(data.train.names), len(data.held_out.names)) == (30, 10)
+    assert not set(data.train.names) & set(data.held_out.names)
+    assert read(images, answers, val_fraction=0.25).held_out.names == data.held_out.names  # type: ignore[union-attr]
+    assert read(images, answers, val_fraction=0.25, seed=1).held_out.names != data.held_out.names  # type: ignore[union-attr]
+
+
+def test_without_test_there_is_none(read: Read) -> None:
+    assert read(names(train=["x-1.png"], val=VAL), {"1": {"0": 0}}).test is None
+
+
+def test_train_needs_no_class_folders(read: Read) -> None:
+    data = read(names(train=["x-1.png", "deep/er/x-2.png"], val=VAL), {"1": {"0": 0}, "2": {"0": 1}})
+    assert data.classes == ["a", "b"]
+    assert data.train.truth.tolist() == [-1, -1]
+
+
+def test_true_labels_go_by_name_so_a_split_may_lack_a_class(read: Read) -> None:
+    images = names(train=["x-1.png"], val=["a/v.png", "c/v.png"], test=["b/t.png", "c/t.png"])
+    data = read(images, {"1": {"0": 2}})
+    assert data.classes == ["a", "b", "c"]
+    assert data.val is not None
+    assert data.test is not None
+    assert (data.val.labels.tolist(), data.test.labels.tolist()) == ([0, 2], [1, 2])
+
+
+def test_a_class_may_be_in_train_alone(read: Read) -> None:
+    data = read(names(train=["a/x-1.png", "c/x-2.png"], val=VAL), {"1": {"0": 0}, "2": {"0": "c"}})
+    assert data.classes == ["a", "b", "c"]
+
+
+def test_folders_of_train_that_name_no_class_are_no_classes(read: Read) -> None:
+    data = read(names(train=["batch1/x-1.png", "batch2/x-2.png"], val=VAL), {"1": {"0": 0}, "2": {"0": 1}})
+    assert data.classes == ["a", "b"]
+
+
+@pytest.mark.parametrize("n_classes", [1, 7])
+def test_metadata_with_another_class_count_is_warned_about(
+    read: Read, caplog: pytest.LogCaptureFixture, n_classes: int
+) -> None:
+    data = read(names(train=["x-1.png"], val=VAL), {"1": {"0": 0}}, {"n_classes": n_classes})
+    assert data.classes == ["a", "b"]
+    assert f"n_classes={n_classes}, the data set has 2: a, b" in caplog.text
+
+
+def test_n_classes_must_agree(read: Read) -> None:
+    with pytest.raises(SettingsError, match=r"N_CLASSES: must agree with the data set's 2 classes \(a, b\), got 3"):
+        read(names(train=["x-1.png"], val=VAL), {"1": {"0": 0}}, n_classes=3)
+
+
+def test_classes_come_from_the_setting_then_metadata_then_folders_then_numbers(read: Read) -> None:
+    images, answers, metadata = names(train=["x-1.png"], val=VAL), {"1": {"0": 0}}, {"classes": ["b", "a", "z"]}
+    assert read(images, answers, metadata, classes=("b", "a")).classes == ["b", "a"]
+    assert read(images, answers, metadata).classes == ["b", "a", "z"]
+    assert read(images, answers, {}).classes == ["a", "b"]
+    flat = names(train=["x-1.png", "x-2.png"])
+    answers = {"1": {"0": 0}, "2": {"0": 1}}
+    assert read(flat, answers, {"n_classes": 3}).classes == ["0", "1", "2"]
+    assert read(flat, {"1": {"0": 0}, "2": {"0": 4}}, {}).classes == ["0", "1", "2", "3", "4"]
+
+
+def test_n_workers_of_metadata_is_a_hint(read: Read, caplog: pytest.LogCaptureFixture) -> None:
+    data = read(names(train=["x-1.png"], val=VAL), {"1": {"0": 0, "far-beyond": 1}}, {"n_workers": 1})
+    assert data.workers == ["0", "far-beyond"]
+    assert "n_workers=1, 2 answered" in caplog.text
+
+
+@pytest.mark.parametrize("word", ["cifar", "labelme", "music"])
+def test_a_word_in_the_path_changes_nothing(word: str, tmp_path: Path) -> None:
+    root = tmp_path / word
+    root.mkdir()
+    (root / "answers.json").write_text('{"1": {"0": 1}}')
+    data = read_dataset(
+        root, names(train=["a/x-1.png"], val=VAL), DataSettings(tasks=str(root)), root / "answers.json", None, 0
+    )
+    assert data.classes == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (names(train=["x-1.png"], val=["loose.png"]), "val/: must be named for one of the classes"),
+        (
+            names(train=["a/x-8.png"], val=VAL),
+            "train/: at least one image must belong to an answered task, of 1 images",
+        ),
+        (names(train=["a/x-1.png", "b/y-1.jpg"], val=VAL), "task 1 must have one image, has train/a/x-1.png too"),
+        (names(train=["x-1.png"]), "at least 2 answered tasks are needed"),
+    ],
+)
+def test_what_cannot_be_used_is_named(read: Read, images: list[str], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read(images, {"1": {"0": 0}}, classes=("a", "b"))
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    ["[]", "{", '{"n_classes": "8"}', '{"classes": ["a", "a"]}', '{"classes": ["a"]}', '{"n_classes": -1.5}'],
+)
+def test_metadata_of_the_wrong_form_is_refused(read: Read, metadata: str) -> None:
+    with pytest.raises(DataError, match=r"metadata\.json"):
+        read(names(train=["x-1.png"], val=VAL), {"1": {"0": 0}}, metadata)
+
+
+def test_path_remove_takes_tasks_or_positions(read: Read) -> None:
+    images = names(train=["a/x-5.png", "a/x-6.png", "b/x-7.png"], val=VAL)
+    answers = {"5": {"0": 0}, "6": {"0": 0}, "7": {"0": 1}}
+    by_task = read(images, answers, removed="-1 6\n-1 7\n")
+    assert by_task.train.tasks == ["5"]
+    assert by_task.left_out["tasks_removed"] == 2
+    assert read(images, answers, removed="0 5\n2 7\n").train.tasks == ["6"]
+    with pytest.raises(DataError, match="two integers per line"):
+        read(images, answers, removed="hello\n")
+
+
+def test_what_belongs_to_a_data_set() -> None:
+    assert belongs("train/a/b/x-1.JPG")
+    assert belongs("answers.json")
+    assert belongs("val/a/x.webp")
+    for stranger in [
+        "train/Thumbs.db", "train/a/.x.png", "train/__MACOSX/a/x.png", "extra/x.png", "x.png", "train/x.gif",
+        "train", "results/crowdlayer.json", "val/a/notes.txt", "train/.ipynb_checkpoints/x.png",
+    ]:  # fmt: skip
+        assert not belongs(stranger), stranger
+
+
+# --- answers that count the classes in another order than the folders ------------------------------------------------
+
+FOLDERS = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+PEERANNOT = ["plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+def crowd_labelled(classes: list[str], label_of: dict[str, int], n: int, right: float) -> tuple[list[str], Any]:
+    rng = np.random.default_rng(0)
+    images, answers = [], {}
+    for task in range(n):
+        name = classes[task % len(classes)]
+        images.append(f"train/{name}/x-{task}.png")
+        answers[str(task)] = {
+            str(w): label_of[name] if rng.random() < right else int(rng.integers(len(classes))) for w in range(3)
+        }
+    return images, answers
+
+
+def test_classes_counted_in_another_order_stop_the_job_with_the_order_to_set(read: Read) -> None:
+    order = {name: label for label, name in enumerate(PEERANNOT)}
+    images, answers = crowd_labelled(PEERANNOT, order, 300, 0.9)
+    with pytest.raises(DataError, match=f"CROWDLAYER_CLASSES={','.join(PEERANNOT)}"):
+        read(images, answers)
+    assert read(images, answers, classes=tuple(PEERANNOT)).classes == PEERANNOT
+
+
+def test_reversed_labels_stop_the_job(read: Read) -> None:
+    reversed_order = {name: 9 - i for i, name in enumerate(FOLDERS)}
+    images, answers = crowd_labelled(FOLDERS, reversed_order, 200, 0.7)
+    with pytest.raises(DataError, match=f"CROWDLAYER_CLASSES={','.join(reversed(FOLDERS))}"):
+        read(images, answers)
+
+
+@pytest.mark.parametrize("right", [0.0, 0.15, 0.3, 0.9])
+def test_a_bad_crowd_that_counts_as_we_do_is_let_through(read: Read, right: float) -> None:
+    order = {name: i for i, name in enumerate(FOLDERS)}
+    for n in (10, 40, 400):
+        images, answers = crowd_labelled(FOLDERS, order, n, right)
+        assert read(images, answers).classes == FOLDERS
+
+
+def test_two_classes_that_the_crowd_confuses_are_let_through(read: Read) -> None:
+    order = {name: i for i, name in enumerate(FOLDERS)} | {"cat": 5, "dog": 3}
+    images, answers = crowd_labelled(FOLDERS, order, 300, 0.9)
+    assert read(images, answers).classes == FOLDERS
+
+
+def test_the_best_order_takes_the_largest_counts_first() -> None:
+    assert best_order(np.array([[1, 9, 0], [8, 9, 0], [0, 0, 5]])).tolist() == [1, 0, 2]

@@ -1,0 +1,252 @@
+"""The loop, on tasks of a second."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from crowdlayer.answers import Answers
+from crowdlayer.crowd_layer import CrowdLayer, CrowdLoss
+from crowdlayer.errors import DeviceMemoryError, SettingsError
+from crowdlayer.images import CrowdLoader, normalise
+from crowdlayer.settings import TrainingSettings
+from crowdlayer.trainer import Best, Trainer, Validation, make_accelerator, make_optimizer, make_scheduler
+
+CPU = torch.device("cpu")
+N_CLASSES = 3
+
+
+class Small(nn.Module):
+    """A classifier of a few weights, with batch norm and dropout as the big ones have."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(2))
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(16, N_CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.fc(self.dropout(self.features(x).flatten(1)))
+        return logits
+
+
+def coloured(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """(n, 8, 8, 3) noisy images of three colours, and which."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % 3
+    images = rng.integers(0, 90, (n, 8, 8, 3))
+    images[np.arange(n), :, :, labels] += 120
+    return torch.from_numpy(images.astype(np.uint8)), torch.from_numpy(labels)
+
+
+def noisy(labels: torch.Tensor, right: float = 0.8, n_workers: int = 4, seed: int = 0) -> Answers:
+    rng = np.random.default_rng(seed)
+    task = np.repeat(np.arange(len(labels)), 2)
+    worker = np.concatenate([rng.choice(n_workers, 2, replace=False) for _ in range(len(labels))])
+    truth = labels.numpy()[task]
+    label = np.where(rng.random(len(task)) < right, truth, rng.integers(0, N_CLASSES, len(task)))
+    return Answers(len(labels), n_workers, task, worker, label)
+
+
+def make(n: int = 33, with_truth: bool = True, dropout: float = 0.0, **options: Any) -> Trainer:
+    options = {"n_epochs": 3, "lr": 0.05, "batch_size": 8, "img_size": 8, "verbose": False} | options
+    settings = TrainingSettings(**options)
+    images, labels = coloured(n)
+    held, truth = coloured(12, seed=1)
+    torch.manual_seed(settings.seed)
+    accelerator = make_accelerator(settings)
+    loader = CrowdLoader(images, noisy(labels), settings.batch_size, settings.seed, False, accelerator.device)
+    validation = Validation(held, truth if with_truth else None, None if with_truth else noisy(truth, seed=2))
+    classifier = Small(dropout)
+    if settings.freeze:
+        classifier.requires_grad_(False)
+        classifier.fc.requires_grad_(True)
+    return Trainer(settings, accelerator, classifier, N_CLASSES, loader, 4, validation)
+
+
+def same(a: Best, b: Best) -> bool:
+    return torch.equal(a.confusion, b.confusion) and all(
+        torch.equal(a.classifier[name], b.classifier[name]) for name in a.classifier
+    )
+
+
+def test_it_learns_the_classes_and_the_workers() -> None:
+    trainer = make(n=90, n_epochs=8)
+    best = trainer.fit()
+    trainer.load(best)
+    images, labels = coloured(30, seed=5)
+    assert (trainer.predict(images).argmax(1) == labels).float().mean() > 0.9
+    assert not torch.equal(best.confusion, torch.eye(N_CLASSES).expand(4, -1, -1))
+    assert len(trainer.history.train_loss) == len(trainer.history.val_loss) == len(trainer.history.val_accuracy) == 8
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(optimizer: str) -> None:
+    options = {"optimizer": optimizer, "lr": 0.01}
+    first, again, other = (make(dropout=0.3, seed=seed, **options).fit() for seed in (0, 0, 1))
+    assert same(first, again)
+    assert not same(first, other)
+
+
+def test_the_loss_is_the_mean_per_task_whatever_the_reduction() -> None:
+    """With a learning rate too small to move anything, the epoch's loss is that of the data set at the start."""
+    for reduction in ("task", "answer"):
+        trainer = make(lr=1e-12, n_epochs=1, loss_reduction=reduction, batch_size=33)
+        trainer.fit()
+        images, labels = coloured(33)
+        answers = noisy(labels)
+        torch.manual_seed(0)
+        classifier = Small()
+        with torch.no_grad():
+            scores = CrowdLayer(4, N_CLASSES)(
+                classifier(normalise(images, CPU)), torch.from_numpy(answers.task), torch.from_numpy(answers.worker)
+            )
+            expected = CrowdLoss("task")(scores, torch.from_numpy(answers.label), 33).item()
+        assert trainer.history.train_loss[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_decay_touches_the_classifier_only() -> None:
+    """No answer moves the matrix of a worker who gave none: it stays at the identity, however large the decay."""
+    trainer = make(decay=0.5, n_epochs=2)
+    silent = noisy(coloured(33)[1], n_workers=3)
+    trainer.train = CrowdLoader(coloured(33)[0], silent, 8, 0, False, trainer.accelerator.device)
+    before = trainer.model.classifier.get_parameter("fc.weight").norm().item()
+    trainer.fit()
+    assert torch.equal(trainer.model.confusion[3].detach(), torch.eye(N_CLASSES))
+    assert not torch.equal(trainer.model.confusion[0].detach(), torch.eye(N_CLASSES))
+    assert trainer.model.classifier.get_parameter("fc.weight").norm().item() < before
+    groups = make_optimizer(trainer.model, trainer.settings).param_groups
+    assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
+
+
+def test_scale_pulls_the_matrices_to_the_identity() -> None:
+    def distance(scale: float) -> float:
+        best = make(n=90, n_epochs=4, scale=scale, select_by="last").fit()
+        return (best.confusion - torch.eye(N_CLASSES)).norm().item()
+
+    assert distance(0.5) < 0.5 * distance(0.0)
+
+
+def test_a_frozen_backbone_keeps_weights_and_statistics() -> None:
+    trainer = make(freeze=True, dropout=0.5)
+    before = {name: tensor.clone() for name, tensor in trainer.model.classifier.state_dict().items()}
+    best = trainer.fit()
+    changed = {name for name, tensor in best.classifier.items() if not torch.equal(tensor, before[name])}
+    assert changed == {"fc.weight", "fc.bias"}
+
+
+def scores(trainer: Trainer) -> list[float]:
+    """What SELECT_BY made of each epoch, by repeating its rule on the history."""
+    history = trainer.history
+    match trainer.settings.select_by:
+        case "loss":
+            return [value for value in history.val_loss if value is not None]
+        case "accuracy":
+            return [-value for value in history.val_accuracy if value is not None]
+        case _:
+            return list(range(len(history.val_loss), 0, -1))
+
+
+@pytest.mark.parametrize("rule", ["loss", "accuracy", "last"])
+def test_the_rule_picks_the_epoch(rule: str) -> None:
+    trainer = make(n_epochs=6, lr=0.2, select_by=rule)
+    best = trainer.fit()
+    assert best.epoch == int(np.argmin(scores(trainer))) + 1
+
+
+def test_the_calibrated_loss_is_never_above_the_loss() -> None:
+    trainer = make(select_by="calibrated_loss")
+    logits = trainer.predict(trainer.validation.images) * 20
+    loss, score, _ = trainer.validate(logits)
+    assert score < loss
+    without_truth = make(select_by="calibrated_loss", with_truth=False)
+    loss, score, figures = without_truth.validate(logits)
+    assert score < loss
+    assert figures == {}
+
+
+def test_without_truth_the_held_out_answers_choose() -> None:
+    trainer = make(with_truth=False)
+    best = trainer.fit()
+    assert trainer.history.val_accuracy == [None] * 3
+    assert best.epoch == int(np.argmin([value or math.inf for value in trainer.history.val_loss])) + 1
+    trainer.load(best)
+    held, truth = coloured(12, seed=1)
+    answers = noisy(truth, seed=2)
+    layer = CrowdLayer.of(best.confusion)
+    with torch.no_grad():
+        expected = CrowdLoss("task")(
+            layer(trainer.predict(held), torch.from_numpy(answers.task), torch.from_numpy(answers.worker)),
+            torch.from_numpy(answers.label),
+            12,
+        ).item()
+    assert trainer.history.val_loss[best.epoch - 1] == pytest.approx(expected, rel=1e-5)
+
+
+def test_accuracy_cannot_choose_without_truth() -> None:
+    with pytest.raises(SettingsError, match="SELECT_BY: accuracy needs true labels"):
+        make(with_truth=False, select_by="accuracy")
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_setting_to_change() -> None:
+    with pytest.raises(SettingsError, match=r"must be finite, is (nan|inf) in epoch \d+: lower LR="):
+        make(lr=1e20, n_epochs=5).fit()
+
+
+def test_out_of_memory_is_said_with_the_settings_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make()
+
+    def full(self: Small, x: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Small, "forward", full)
+    with pytest.raises(DeviceMemoryError, match="BATCH_SIZE=8 and IMG_SIZE=8"):
+        trainer.fit()
+
+
+@pytest.mark.parametrize(
+    ("options", "rates"),
+    [
+        ({"scheduler": "multistep", "milestones": (1, 3), "lr_decay": 0.1}, [1, 0.1, 0.1, 0.01]),
+        ({"scheduler": "none"}, [1, 1, 1, 1]),
+        ({"scheduler": "cosine"}, [1, (1 + math.cos(math.pi / 4)) / 2, 0.5, (1 + math.cos(3 * math.pi / 4)) / 2]),
+    ],
+)
+def test_schedulers_step_once_per_epoch(options: dict[str, Any], rates: list[float]) -> None:
+    settings = TrainingSettings(lr=1.0, n_epochs=4, **options)
+    optimizer = make_optimizer(make().model, settings)
+    scheduler = make_scheduler(optimizer, settings)
+    seen = []
+    for _ in range(4):
+        seen.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        scheduler.step()
+    assert [pair[0] for pair in seen] == pytest.approx(rates)
+    assert all(a == b for a, b in seen)
+
+
+def test_a_last_batch_of_one_image_is_no_trouble() -> None:
+    assert len(make(n=9, batch_size=8, n_epochs=1).fit().classifier) > 0
+
+
+def test_precision_auto_is_full_on_a_cpu_and_fp16_needs_a_gpu() -> None:
+    assert make_accelerator(TrainingSettings()).mixed_precision == "no"
+    with pytest.raises(SettingsError, match="MIXED_PRECISION: fp16 needs a GPU"):
+        make_accelerator(TrainingSettings(mixed_precision="fp16"))
+
+
+def test_bf16_trains_and_predicts_in_float32() -> None:
+    trainer = make(mixed_precision="bf16", n_epochs=2)
+    best = trainer.fit()
+    assert best.confusion.dtype == torch.float32
+    assert trainer.predict(coloured(4)[0]).dtype == torch.float32
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_is_used() -> None:
+    assert make_accelerator(TrainingSettings()).device.type == "cuda"
