@@ -1,0 +1,51 @@
+# make demo and make test are all that a fresh machine needs; both are quick the second time.
+
+PYTHON ?= python3
+BIN := .venv/bin
+RIG := ../shared/tools/container
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: demo test lint format container store slow requirements readme clean
+
+demo: .venv/.demo ## a bucket on this machine, the job as a container runs it, the results
+	$(BIN)/python -m tests.demo
+
+test: lint ## lint, types, format and every test that takes no container and no minutes
+	$(PYTEST) -m "not container and not store and not slow"
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+container: .venv/.dev ## build the image and run it against a bucket on loopback
+	$(if $(wildcard $(RIG)/engine),$(RIG)/engine) $(PYTEST) -m container
+
+store: .venv/.dev ## the tests against the S3-compatible store that S3_TEST_ENDPOINT and its like name
+	$(PYTEST) -m store
+
+slow: .venv/.dev ## the tests that take minutes
+	$(PYTEST) -m slow
+
+requirements: ## pin the image's dependencies anew, from pyproject.toml (needs uv)
+	.docker/update-requirements
+
+readme: .venv/.dev ## write the table of variables into the README
+	$(BIN)/python -m tests.test_readme
+
+clean:
+	rm -rf .venv demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.venv/.demo: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	touch $@
+
+.venv/.dev: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@ .venv/.demo
