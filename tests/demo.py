@@ -24,9 +24,10 @@ SETTINGS = {
     "MODEL": "resnet18",
     "IMG_SIZE": "32",
     "SMALL_IMAGES": "false",
-    "N_EPOCHS": "8",
-    "LR": "0.02",
-    "MILESTONES": "6",
+    "N_EPOCHS": "6",
+    "OPTIMIZER": "adam",
+    "LR": "0.003",
+    "MILESTONES": "4",
 }
 
 
@@ -43,7 +44,7 @@ def main() -> int:
     """Run the demo; returns the exit code."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, moto_server() as endpoint:
-        data = write_digits(Path(folder) / "digits")
+        data = write_digits(Path(folder) / "digits", n_train=1000)
         store = {
             "AWS_ENDPOINT_URL": endpoint,
             "AWS_ACCESS_KEY_ID": "demo",
