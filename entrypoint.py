@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import traceback
@@ -40,11 +41,12 @@ def main(arguments: list[str]) -> int:
     """Run; returns the exit code."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, interrupt)  # before the imports: PID 1 has no default action that would end it
-    from crowdlayer.errors import CrowdlayerError, DeviceMemoryError, SettingsError, one_line
+    from crowdlayer.errors import CrowdlayerError, DeviceMemoryError, InterruptedRunError, SettingsError, one_line
 
     try:
         match arguments:
             case ["--help"] | ["-h"]:
+                signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # for `--help | head`
                 print(usage())
             case ["--version"]:
                 from crowdlayer import __version__
@@ -65,7 +67,7 @@ def main(arguments: list[str]) -> int:
             case _:
                 raise SettingsError(f"arguments: must be --check, --help, --version or none, got {' '.join(arguments)}")
         return 0
-    except CrowdlayerError as error:
+    except (CrowdlayerError, InterruptedRunError) as error:
         return failed(one_line(str(error)), error.exit_code)
     except MemoryError as error:
         return failed(f"out of memory: {one_line(str(error))}", DeviceMemoryError.exit_code)
@@ -76,14 +78,17 @@ def main(arguments: list[str]) -> int:
 
 def failed(line: str, code: int) -> int:
     """Say why, as the last line of standard error and where Kubernetes looks for it."""
-    print(f"crowdlayer: {line}", file=sys.stderr, flush=True)
+    line = f"crowdlayer: {line}"
+    print(line, file=sys.stderr, flush=True)
     if TERMINATION_LOG.is_file():
         try:
-            TERMINATION_LOG.write_text(line[:4096], encoding="utf-8")
+            TERMINATION_LOG.write_bytes(line.encode()[:4096])  # of more, Kubernetes would show the end
         except OSError:
             pass  # a read-only one is not worth another failure
     return code
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    if code:
+        os._exit(code)  # threads that still wait for a store must not keep a job that has failed

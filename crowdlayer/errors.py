@@ -33,10 +33,10 @@ class StoreError(CrowdlayerError):
     exit_code = 74
 
 
-class InterruptedRunError(CrowdlayerError):
-    """A signal asked the run to stop."""
+class InterruptedRunError(KeyboardInterrupt):
+    """A signal asked the run to stop. Not an Exception, so that no library on the way out takes it for a failure."""
 
-    exit_code = 75
+    exit_code: ClassVar[int] = 75
 
 
 class AccessError(CrowdlayerError):

@@ -85,6 +85,17 @@ def load_images(dataset: Dataset, root: Path, settings: TrainingSettings, folder
     return Images(train, val, test)
 
 
+def check_possible(settings: TrainingSettings) -> None:
+    """Refuse settings that no data set can make work, before anything is downloaded.
+
+    Raises:
+        SettingsError: the model cannot take such images or has no such stem, the device has no such precision.
+    """
+    make_accelerator(settings)
+    with torch.random.fork_rng(devices=[]):
+        build_classifier(settings.model, 2, settings.img_size, False, settings.freeze, settings.small_images)
+
+
 def make_trainer(dataset: Dataset, images: Images, settings: TrainingSettings, pretrained: bool | Path) -> Trainer:
     """The network and everything that moves it, seeded."""
     accelerator = make_accelerator(settings)

@@ -17,7 +17,7 @@ from .errors import StoreError
 from .experiment import Images, Phases, load_images, log_dataset, make_trainer, run
 from .results import Provenance, done_before, headline, publish, results_name
 from .settings import Settings
-from .storage import Place, disk_errors, place
+from .storage import Folder, Place, disk_errors, place
 from .sync import Synced, digest_of, fetch, sync
 from .trainer import Trainer, devices
 
@@ -54,7 +54,8 @@ def check(settings: Settings) -> None:
     output = place(settings.output_location)
     with _workdir(settings.workdir) as workdir:
         inputs = _inputs(settings, workdir, phases)
-        _probe(output, settings.output_name, workdir)
+        with _without_new_folders(output, settings.output_name):
+            _probe(output, settings.output_name, workdir)
         log.info("output: %s can be written", output.location)
         _, trainer = _ready(settings, inputs, workdir, phases)
         free = shutil.disk_usage(workdir).free
@@ -104,10 +105,14 @@ def _ready(settings: Settings, inputs: _Inputs, workdir: Path, phases: Phases) -
     return images, trainer
 
 
+def _probe_name(output_name: str) -> str:
+    return f"results/{output_name}/.probe"
+
+
 def _probe(output: Place, output_name: str, workdir: Path) -> None:
     """Write a file to the output and delete it: better to learn it now than after days of training."""
-    name = f"results/{output_name}/.probe"
-    with tempfile.NamedTemporaryFile(dir=workdir) as file:
+    name = _probe_name(output_name)
+    with disk_errors(str(workdir)), tempfile.NamedTemporaryFile(dir=workdir) as file:
         file.write(b"crowdlayer can write here\n")
         file.flush()
         output.upload(Path(file.name), name)
@@ -115,10 +120,27 @@ def _probe(output: Place, output_name: str, workdir: Path) -> None:
 
 
 @contextmanager
+def _without_new_folders(output: Place, output_name: str) -> Iterator[None]:
+    """Remove the empty folders that a probe leaves in a local output: a check leaves nothing."""
+    folders = (output.path / _probe_name(output_name)).parents if isinstance(output, Folder) else []
+    made = [folder for folder in folders if not folder.exists()]
+    try:
+        yield
+    finally:
+        for folder in made:
+            try:
+                folder.rmdir()
+            except OSError:
+                pass  # was not made after all, or another run uses it by now
+
+
+@contextmanager
 def _workdir(named: str | None) -> Iterator[Path]:
     """WORKDIR, locked for this job alone; or a fresh folder that is gone afterwards."""
     if named is None:
-        with tempfile.TemporaryDirectory(prefix="crowdlayer-", ignore_cleanup_errors=True) as folder:
+        with disk_errors("TMPDIR, for want of a WORKDIR"):
+            fresh = tempfile.TemporaryDirectory(prefix="crowdlayer-", ignore_cleanup_errors=True)
+        with fresh as folder:
             yield Path(folder)
         return
     path = Path(named)

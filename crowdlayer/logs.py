@@ -10,6 +10,15 @@ from typing import Literal
 
 from pythonjsonlogger.json import JsonFormatter
 
+from .errors import one_line
+
+
+class LineFormatter(logging.Formatter):
+    """A line per record, whatever text of the data set is in it; only tracebacks have more."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  the name is logging's
+        return one_line(super().formatMessage(record).rstrip("\n"))
+
 
 def start(log_format: Literal["text", "json"]) -> None:
     """Send this package's log to standard error; other libraries' warnings too."""
@@ -23,7 +32,7 @@ def start(log_format: Literal["text", "json"]) -> None:
             )
         )
     else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
+        handler.setFormatter(LineFormatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("crowdlayer").setLevel(logging.INFO)
     logging.captureWarnings(True)

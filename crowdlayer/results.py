@@ -14,9 +14,10 @@ import torch
 
 from . import __version__
 from .dataset import Dataset, summary
+from .errors import StoreError, one_line
 from .experiment import Outcome, Phases, crowd_figures
 from .report import write_labels, write_workers
-from .storage import Place, file_digest
+from .storage import Place, disk_errors, file_digest
 
 TOP_K_FROM = 8
 """From so many classes on the results hold the top-2 and top-5 figures."""
@@ -47,11 +48,15 @@ def stage(folder: Path, output_name: str, dataset: Dataset, outcome: Outcome) ->
     """Write every file but the results below `folder`; returns their names, relative to the output."""
     names = [model_name(output_name), f"results/{output_name}/labels.csv", f"results/{output_name}/workers.csv"]
     model, labels, workers = (folder / name for name in names)
-    model.parent.mkdir(parents=True, exist_ok=True)
-    labels.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"confusion": outcome.best.confusion, "classifier": outcome.best.classifier}, model)
-    write_labels(labels, dataset, outcome.inferred)
-    write_workers(workers, dataset, outcome.inferred)
+    with disk_errors(str(folder)):
+        model.parent.mkdir(parents=True, exist_ok=True)
+        labels.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.save({"confusion": outcome.best.confusion, "classifier": outcome.best.classifier}, model)
+        except RuntimeError as error:  # torch's word for a full disk
+            raise StoreError(f"{folder}: the model must be written whole: {one_line(str(error))}") from error
+        write_labels(labels, dataset, outcome.inferred)
+        write_workers(workers, dataset, outcome.inferred)
     return names
 
 
@@ -78,7 +83,8 @@ def publish(
     files = {name: file_digest(folder / name) for name in names}
     results = document(dataset, outcome, provenance, files, phases)
     path = folder / last
-    path.write_text(json.dumps(results, indent=3, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    with disk_errors(str(folder)):
+        path.write_text(json.dumps(results, indent=3, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     place.upload(path, last)
     return results
 

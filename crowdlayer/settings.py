@@ -33,6 +33,8 @@ from .errors import SettingsError, listed
 
 PREFIX = "CROWDLAYER_"
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
+NO_TEXT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+"""Control characters, and what is not UTF-8 in the environment: no file of the results could hold it."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,10 @@ def classification_models() -> frozenset[str]:
     return frozenset(name for source in sources for name in registered.findall(source.read_text(encoding="utf-8")))
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`", did you mean …?"` with the known name closest to `name`, or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f", did you mean {close[0]}?" if close else ""
+def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """`", did you mean …?"` with the known name closest to `name`, shown behind `prefix`; or nothing."""
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+    return f", did you mean {prefix}{close[0]}?" if close else ""
 
 
 def _lower(value: object) -> object:
@@ -68,20 +70,31 @@ def _split(value: object) -> object:
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("["):
-        return json.loads(value)
+        try:
+            return json.loads(value)
+        except RecursionError as error:
+            raise ValueError("must be a list, is lists in lists") from error
     return [item.strip() for item in value.split(",")]
+
+
+def _is_path(value: str) -> bool:
+    """Whether `value` is a path, and no URI: a folder named s3: would go with the container."""
+    return bool(value.strip()) and not re.match(r"s3:|\w+://", value, re.IGNORECASE) and not NO_TEXT.search(value)
+
+
+def _folder(value: str) -> str:
+    if not _is_path(value):
+        raise ValueError("must be a folder on this machine")
+    return value
 
 
 def _location(value: str) -> str:
     """A folder, a file, or an s3:// URI without credentials or query."""
-    scheme, separator, rest = value.partition("://")
-    if not separator:
-        if not value.strip() or "\0" in value:
-            raise ValueError("must be a path or an s3:// URI")
+    if _is_path(value):
         return value
-    if scheme != "s3":
+    if not value.startswith("s3://"):
         raise ValueError("must be a path or an s3:// URI")
-    if not re.fullmatch(r"[A-Za-z0-9._:-]+(/.*)?", rest) or re.search(r"[?#\x00-\x1f\x7f]", rest):
+    if not re.fullmatch(r"s3://(arn:[\w.:-]+|[\w.-]+)(/[^?#]*)?", value, re.ASCII) or NO_TEXT.search(value):
         raise ValueError("must have the form s3://bucket or s3://bucket/prefix, without credentials or query")
     return value.rstrip("/")
 
@@ -106,6 +119,8 @@ def _rising(value: tuple[int, ...]) -> tuple[int, ...]:
 def _class_names(value: tuple[str, ...] | None) -> tuple[str, ...] | None:
     if value is not None and (len(value) < 2 or len(set(value)) < len(value) or not all(value)):
         raise ValueError("must be at least two different names")
+    if any(NO_TEXT.search(name) for name in value or ()):
+        raise ValueError("must be names in UTF-8 without control characters")
     return value
 
 
@@ -209,7 +224,7 @@ class JobSettings(Group):
     """Where results and models go, a folder or s3:// prefix; default: `<tasks>`, an archive's folder."""
     output_name: Annotated[str, AfterValidator(_file_name)] = "crowdlayer"
     """The prefix of every file written."""
-    workdir: str | None = None
+    workdir: Annotated[str, AfterValidator(_folder)] | None = None
     """Where data is synced and cached, kept and reused; default: a fresh folder under TMPDIR, removed at the end."""
     log_format: Annotated[Literal["text", "json"], Word] = "text"
     """The form of the log's lines."""
@@ -228,8 +243,8 @@ class Settings(DataSettings, TrainingSettings, JobSettings, BaseSettings):
         if self.output is not None:
             return self.output
         if self.tasks.lower().endswith(ARCHIVES):
-            parent, _, _ = self.tasks.rpartition("/")
-            return parent or "."
+            parent, slash, _ = self.tasks.rpartition("/")
+            return parent or slash or "."
         return self.tasks
 
 
@@ -239,11 +254,11 @@ def load_settings() -> Settings:
     Raises:
         SettingsError: with every complaint at once.
     """
-    known = {PREFIX + name.upper(): name for name in Settings.model_fields}
+    known = {name.upper() for name in Settings.model_fields}
     complaints = [
-        f"{name}: is not a setting{nearest(name.upper(), known)}"
+        f"{name}: is not a setting{nearest(name[len(PREFIX) :].upper(), known, PREFIX)}"
         for name in sorted(os.environ)
-        if name.upper().startswith(PREFIX) and name not in known
+        if name.upper().startswith(PREFIX) and name.removeprefix(PREFIX) not in known
     ]
     try:
         settings = Settings()
@@ -265,9 +280,17 @@ def setting_complaints(error: ValidationError, prefix: str = "") -> list[str]:
         values.setdefault(name, problem["input"])
     return [
         f"{prefix + name.upper() if prefix else name}: {' or '.join(dict.fromkeys(found))}"  # a union has several rules
-        + ("" if found == ["must be set"] else f", got {values[name]!r}")
+        + ("" if found == ["must be set"] else f", got {_quoted(values[name])}")
         for name, found in rules.items()
     ]
+
+
+def _quoted(value: object, longest: int = 200) -> str:
+    """`value` for a message: no credentials or signature of a URI, and not pages of it."""
+    if isinstance(value, str) and "://" in value:
+        value = re.sub(r"([?#]).*", r"\1***", re.sub(r"://.*@", "://***@", value, flags=re.DOTALL), flags=re.DOTALL)
+    text = repr(value)
+    return text if len(text) <= longest else f"{text[:longest]}…"
 
 
 @dataclass(frozen=True)

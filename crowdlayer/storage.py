@@ -7,18 +7,22 @@ https fail on the first two, and error messages may be missing, so nothing here 
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import os
+import re
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import boto3
+import botocore.loaders
 import botocore.session
 import tenacity
 from boto3.s3.transfer import TransferConfig
@@ -29,13 +33,15 @@ from botocore.exceptions import (
     CredentialRetrievalError,
     FlexibleChecksumError,
     HTTPClientError,
+    IncompleteReadError,
     NoCredentialsError,
     ParamValidationError,
     PartialCredentialsError,
-    ProfileNotFound,
     SSOError,
     TokenRetrievalError,
 )
+from botocore.exceptions import ConnectionError as NoConnectionError
+from urllib3.exceptions import HTTPError  # botocore lets some of these through from the middle of a body
 
 from .errors import AccessError, CrowdlayerError, SettingsError, StoreError, one_line
 
@@ -110,31 +116,34 @@ class Folder:
         self.location = str(path)
 
     def listing(self) -> list[Stored]:
-        """All files below, links followed, each folder once, whatever links lead to it.
+        """All files below, links followed, but not to a folder that the link is in.
 
         Raises:
             SettingsError: no such folder.
         """
-        if not self.path.is_dir():
-            raise SettingsError(f"{self.location}: must be a folder, an s3:// URI or an archive; there is none")
         with disk_errors(self.location):
-            return list(self._below(self.path, "", set()))
+            if not self.path.is_dir():
+                raise SettingsError(f"{self.location}: must be a folder, an s3:// URI or an archive; there is none")
+            return list(self._below(self.path, "", frozenset()))
 
-    def _below(self, folder: Path, prefix: str, seen: set[tuple[int, int]]) -> Iterator[Stored]:
+    def _below(self, folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[Stored]:
         status = folder.stat()
-        if (status.st_dev, status.st_ino) in seen:
+        this = (status.st_dev, status.st_ino)
+        if this in above:
             return
-        seen.add((status.st_dev, status.st_ino))
         with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
+                if entry.is_symlink() and not Path(entry.path).exists():
+                    continue  # to nowhere, or to itself
                 if entry.is_dir():
-                    yield from self._below(Path(entry.path), f"{prefix}{entry.name}/", seen)
+                    yield from self._below(Path(entry.path), f"{prefix}{entry.name}/", above | {this})
                 elif entry.is_file():
                     yield Stored(prefix + entry.name, entry.stat().st_size, "")
 
     def find(self, name: str) -> Stored | None:
-        path = self.path / name
-        return Stored(name, path.stat().st_size, "") if path.is_file() else None
+        with disk_errors(f"{self.location}/{name}"):
+            path = self.path / name
+            return Stored(name, path.stat().st_size, "") if path.is_file() else None
 
     def read(self, name: str) -> bytes | None:
         with disk_errors(f"{self.location}/{name}"):
@@ -153,18 +162,17 @@ class Folder:
         target = self.path / name
         with disk_errors(f"{self.location}/{name}"):
             target.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, beside = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+            beside = target.with_name(f".{uuid.uuid4().hex}")  # mkstemp's would not heed the umask
             try:
-                with source.open("rb") as read, os.fdopen(descriptor, "wb") as written:
+                with source.open("rb") as read, beside.open("xb") as written:
                     shutil.copyfileobj(read, written, CHUNK)
                     written.flush()
                     os.fsync(written.fileno())
-                if file_digest(Path(beside)) != file_digest(source):
+                if file_digest(beside) != file_digest(source):
                     raise StoreError(f"{self.location}/{name}: what was written must read back the same, it does not")
-                Path(beside).chmod(0o666 & ~_umask())
-                Path(beside).replace(target)
+                beside.replace(target)
             finally:
-                Path(beside).unlink(missing_ok=True)
+                beside.unlink(missing_ok=True)
             folder = os.open(target.parent, os.O_RDONLY)
             try:
                 os.fsync(folder)
@@ -174,13 +182,6 @@ class Folder:
     def delete(self, name: str) -> None:
         with disk_errors(f"{self.location}/{name}"):
             (self.path / name).unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    """The process's umask, which mkstemp does not heed."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
 
 
 class Bucket:
@@ -194,8 +195,9 @@ class Bucket:
     @cached_property
     def client(self) -> S3Client:
         """Made at the first request; safe to share between threads."""
-        with self._translated(self.location):
+        with self._translated(self.location, SettingsError):
             session = botocore.session.get_session()
+            session.register_component("data_loader", _data_loader())
             said = session.get_scoped_config()
 
             def unless_said(option: str, value: str) -> str | None:
@@ -216,8 +218,18 @@ class Bucket:
                 response_checksum_validation=unless_said("response_checksum_validation", "when_required"),  # type: ignore[arg-type]
                 user_agent_extra="crowdlayer",
             )
-            region = None if session.get_config_variable("region") else "us-east-1"  # what most other stores take
-            return boto3.Session(botocore_session=session).client("s3", config=config, region_name=region)
+            # botocore does not know AWS_REGION, which the platforms set; most other stores take us-east-1
+            region = os.environ.get("AWS_REGION") or session.get_config_variable("region") or "us-east-1"
+            session.set_config_variable("region", region)
+            bundle = session.get_config_variable("ca_bundle")
+            if bundle and not Path(bundle).exists():
+                raise SettingsError(f"{self.location}: AWS_CA_BUNDLE must be a file, there is none at {bundle}")
+            if (credentials := session.get_credentials()) is not None:
+                try:
+                    credentials.get_frozen_credentials()  # a role's token is read here at the latest
+                except (FileNotFoundError, PermissionError) as error:
+                    raise AccessError(f"{self.location}: credentials are needed: {one_line(str(error))}") from error
+            return boto3.Session(botocore_session=session).client("s3", config=config)
 
     def listing(self) -> list[Stored]:
         """All objects below the prefix; markers of folders left out.
@@ -251,10 +263,9 @@ class Bucket:
         stored = self.find(name)
         if stored is None:
             return None
-        with tempfile.TemporaryFile() as file:
-            self.download(stored, file)
-            file.seek(0)
-            return file.read()
+        file = io.BytesIO()
+        self.download(stored, file)
+        return file.getvalue()
 
     def download(self, stored: Stored, file: IO[bytes]) -> str:
         """Read the version that was listed, and no other, into `file`; returns the SHA-256.
@@ -262,41 +273,40 @@ class Bucket:
         The size is compared always, the store's checksum where it gives one, the MD5 where the ETag is one. An ETag
         that only looks like an MD5 (encrypted objects) is outvoted by two readings that agree.
         """
-        thing = f"{self.location}/{stored.name}"
+        thing = one_line(f"{self.location}/{stored.name}")
         suspect: str | None = None
         with self._translated(thing):
             for attempt in _retrying():
                 with attempt:
-                    while True:
+                    for _ in range(2):
                         sha256, md5 = self._read_whole(stored, file, thing)
-                        if "-" in stored.etag or stored.etag.strip('"') == md5 or sha256 == suspect:
+                        if not _is_md5(stored.etag) or stored.etag.strip('"') == md5 or sha256 == suspect:
                             return sha256
                         suspect = sha256
-                        file.seek(0)
-                        file.truncate()
-                        log.warning("%s: its MD5 is not its ETag; reading it again", one_line(thing))
+                        _empty(file)
+                        log.warning("%s: its MD5 is not its ETag; reading it again", thing)
+                    raise StoreError(f"{thing}: must read the same twice where its MD5 is not its ETag, does not")
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def _read_whole(self, stored: Stored, file: IO[bytes], thing: str) -> tuple[str, str]:
-        """One pass from where `file` ends; a connection that broke goes on from there at the next attempt."""
+        """One pass from where `file` ends; a body that broke goes on from there at the next attempt."""
         offset = file.seek(0, os.SEEK_END)
         request: dict[str, Any] = {"Range": f"bytes={offset}-"} if offset else {"ChecksumMode": "ENABLED"}
-        try:
-            if offset < stored.size or not offset:
-                answer = self.client.get_object(
-                    Bucket=self.bucket, Key=self.prefix + stored.name, IfMatch=stored.etag, **request
-                )
+        if offset < stored.size or not offset:
+            answer = self.client.get_object(
+                Bucket=self.bucket, Key=self.prefix + stored.name, IfMatch=stored.etag, **request
+            )
+            try:
                 for chunk in answer["Body"].iter_chunks(CHUNK):
                     file.write(chunk)
-        except FlexibleChecksumError:
-            file.seek(0)
-            file.truncate()
-            raise
-        if file.tell() != stored.size:
-            size = file.tell()
-            file.seek(0)
-            file.truncate()
-            raise StoreError(f"{one_line(thing)}: must have the listed {stored.size} bytes, {size} came")
+            except FlexibleChecksumError as error:
+                _empty(file)
+                raise StoreError(f"{thing}: {one_line(str(error))}") from error
+            except (HTTPClientError, IncompleteReadError, HTTPError) as error:
+                raise StoreError(f"{thing}: the connection must last, it broke: {one_line(str(error))}") from error
+        if (size := file.tell()) != stored.size:
+            _empty(file)
+            raise StoreError(f"{thing}: must have the listed {stored.size} bytes, {size} came")
         file.seek(0)
         sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
         while chunk := file.read(CHUNK):
@@ -310,7 +320,7 @@ class Bucket:
         A put, and the end of a multi-part upload, replace the object at once or not at all.
         """
         thing = f"{self.location}/{name}"
-        with self._translated(thing), disk_errors(str(source)):
+        with disk_errors(str(source)), self._translated(thing):  # some of botocore's errors are the system's too
             transfer = TransferConfig(
                 multipart_threshold=PART,
                 multipart_chunksize=PART,
@@ -332,7 +342,7 @@ class Bucket:
             self.client.delete_object(Bucket=self.bucket, Key=self.prefix + name)
 
     @contextmanager
-    def _translated(self, thing: str) -> Iterator[None]:
+    def _translated(self, thing: str, otherwise: type[CrowdlayerError] = StoreError) -> Iterator[None]:
         """Turn botocore's errors into ours, by type, status and code."""
         thing = one_line(thing)
         try:
@@ -343,7 +353,7 @@ class Bucket:
             code, status = str(error.response.get("Error", {}).get("Code", "")), _status(error)
             if code == "NoSuchBucket":
                 raise SettingsError(f"{thing}: the bucket must exist, {self.bucket!r} does not") from error
-            if status in (401, 403) or code in ("ExpiredToken", "InvalidToken"):
+            if status in (401, 403) or code in ("ExpiredToken", "InvalidToken") or _of_a_role(error):
                 raise AccessError(f"{thing}: the store must allow this, it answers {status} {code}") from error
             if status == 412:
                 raise StoreError(f"{thing}: must stay as it was listed, was changed meanwhile") from error
@@ -356,20 +366,43 @@ class Bucket:
             SSOError,
         ) as error:
             raise AccessError(f"{thing}: credentials are needed: {one_line(str(error))}") from error
-        except (ParamValidationError, ProfileNotFound, ValueError) as error:  # ValueError: an endpoint that is no URL
+        except (ParamValidationError, ValueError) as error:  # ValueError: an endpoint that is no URL
             raise SettingsError(f"{thing}: {one_line(str(error))}") from error
-        except BotoCoreError as error:
+        except (HTTPClientError, NoConnectionError) as error:
             raise StoreError(f"{thing}: {one_line(str(error))}") from error
+        except BotoCoreError as error:
+            raise otherwise(f"{thing}: {one_line(str(error))}") from error
+
+
+@cache
+def _data_loader() -> botocore.loaders.Loader:
+    """botocore's descriptions of S3, parsed once: nearly all that a further client costs."""
+    return botocore.loaders.create_loader()
 
 
 def _status(error: ClientError) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
+def _of_a_role(error: ClientError) -> bool:
+    """Whether a role was refused: STS answers 400 to a token that is old or not its own."""
+    return error.operation_name.startswith("AssumeRole") and 400 <= _status(error) < 500
+
+
+def _empty(file: IO[bytes]) -> None:
+    file.seek(0)
+    file.truncate()
+
+
+def _is_md5(etag: str) -> bool:
+    """Whether it looks like one: an upload in parts has another, and so do some stores."""
+    return re.fullmatch('"?[0-9a-f]{32}"?', etag) is not None
+
+
 def _retrying() -> tenacity.Retrying:
-    """For bodies that break or come out wrong, which botocore does not retry."""
+    """For bodies that break or come out wrong, which botocore does not retry as it does requests."""
     return tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type((HTTPClientError, FlexibleChecksumError, StoreError)),
+        retry=tenacity.retry_if_exception_type(StoreError),
         wait=tenacity.wait_random_exponential(max=20),
         stop=tenacity.stop_after_attempt(ATTEMPTS),
         reraise=True,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import gzip
 import hashlib
 import itertools
 import json
 import logging
+import lzma
 import os
 import re
 import shutil
@@ -14,6 +17,7 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -71,8 +75,13 @@ def sync(location: str, workdir: Path, belongs: Callable[[str], bool]) -> Synced
         folder = place(location)
         names = [stored.name for stored in folder.listing() if belongs(stored.name)]
         root = Path(location)
-        with disk_errors(location), ThreadPoolExecutor(os.cpu_count()) as pool:
-            synced = Synced(root, dict(zip(names, pool.map(lambda name: file_digest(root / name), names), strict=True)))
+
+        def digest(name: str) -> str:
+            with disk_errors(f"{location}/{name}"):
+                return file_digest(root / name)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            synced = Synced(root, dict(zip(names, pool.map(digest, names), strict=True)))
     if not synced.digests:
         raise DataError(f"{location}: must hold train/ and answers.json, holds no file of a data set")
     return synced
@@ -87,9 +96,9 @@ def fetch(location: str, workdir: Path, setting: str) -> tuple[Path, str]:
     folder, _, name = location.rpartition("/")
     if not location.startswith("s3://"):
         path = Path(location)
-        if not path.is_file():
-            raise SettingsError(f"{setting}: must be a file, there is none at {location}")
         with disk_errors(location):
+            if not path.is_file():
+                raise SettingsError(f"{setting}: must be a file, there is none at {location}")
             return path, file_digest(path)
     source = place(folder)
     stored = source.find(name) if name and folder != "s3:/" else None
@@ -98,6 +107,7 @@ def fetch(location: str, workdir: Path, setting: str) -> tuple[Path, str]:
     safe_names([name])
     target = workdir / "files" / setting.lower() / name
     with disk_errors(str(workdir)):
+        _claim(workdir)
         _enough_space(workdir, stored.size)
         return target, _download(source, stored, target, workdir)
 
@@ -147,15 +157,17 @@ def _sync_bucket(source: Place, workdir: Path, belongs: Callable[[str], bool]) -
     wanted = {stored.name: stored for stored in listing if belongs(stored.name)}
     root = workdir / "data"
     with disk_errors(str(workdir)):
-        root.mkdir(parents=True, exist_ok=True)
+        _tidy(workdir)
+        (workdir / "archive.json").unlink(missing_ok=True)
         known = _read_manifest(workdir, source.location)
+        root.mkdir(exist_ok=True)
         have = {
             name: known[name][1]
             for name, stored in wanted.items()
             if name in known and known[name][0] == [stored.size, stored.etag] and _size(root / name) == stored.size
         }
         for stale in sorted(set(known) - set(have)):
-            (root / stale).unlink(missing_ok=True)
+            _remove(root, stale)
         missing = [stored for name, stored in wanted.items() if name not in have]
         size = sum(stored.size for stored in missing)
         _enough_space(workdir, size)
@@ -189,10 +201,47 @@ def _download(source: Place, stored: Stored, target: Path, workdir: Path) -> str
     return digest
 
 
+def _claim(workdir: Path) -> None:
+    """Mark the folder as ours; all that is removed later is below names that were free then.
+
+    Raises:
+        SettingsError: they are not free.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    mark = workdir / ".crowdlayer"
+    if mark.exists():
+        return
+    taken = [name for name in ("data", "files", "partial", "archive") if (workdir / name).exists()]
+    if taken:
+        raise SettingsError(f"WORKDIR: must be a folder for this job alone, {workdir} has {taken[0]}/ of another's")
+    mark.touch()
+
+
+def _tidy(workdir: Path) -> None:
+    """Remove what a killed sync left half done."""
+    _claim(workdir)
+    for folder in ("partial", "archive"):
+        shutil.rmtree(workdir / folder, ignore_errors=True)
+
+
+def _remove(root: Path, name: str) -> None:
+    """Remove a file and the folders that are empty without it: a file may come to be where they are."""
+    (root / name).unlink(missing_ok=True)
+    while name := name.rpartition("/")[0]:
+        try:
+            (root / name).rmdir()
+        except OSError:
+            return
+
+
 def _read_manifest(workdir: Path, location: str) -> dict[str, tuple[list[object], str]]:
-    """Name → ([size, etag], sha256) of what an earlier sync from the same place brought; its torn last line ignored."""
+    """Name → ([size, etag], sha256) of what an earlier sync from the same place brought; its torn last line ignored.
+
+    Files from elsewhere are removed.
+    """
     path = workdir / "manifest.jsonl"
     if not path.is_file():
+        shutil.rmtree(workdir / "data", ignore_errors=True)
         return {}
     found: dict[str, tuple[list[object], str]] = {}
     with path.open(encoding="utf-8") as lines:
@@ -219,10 +268,9 @@ def _manifest(
     def line(stored: Stored, digest: str) -> str:
         return json.dumps([stored.name, stored.size, stored.etag, digest]) + "\n"
 
-    with beside.open("w", encoding="utf-8") as file:
+    with beside.open("w", encoding="utf-8", buffering=1) as file:  # each line is there at once
         file.write(json.dumps({"location": location}) + "\n")
         file.writelines(line(wanted[name], digest) for name, digest in have.items())
-        file.flush()
         beside.replace(path)
         yield lambda stored, digest: (file.write(line(stored, digest)), None)[1]
 
@@ -261,6 +309,13 @@ def _enough_space(folder: Path, need: int) -> None:
 # --- archives --------------------------------------------------------------------------------------------------------
 
 
+BROKEN = (
+    tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, gzip.BadGzipFile, EOFError,
+    NotImplementedError, RuntimeError,
+)  # fmt: skip
+"""What the libraries raise for archives that are damaged, encrypted or packed in ways that they do not know."""
+
+
 @dataclass(frozen=True)
 class Member:
     """A regular file in an archive."""
@@ -279,18 +334,15 @@ def _sync_archive(location: str, workdir: Path, belongs: Callable[[str], bool]) 
     if stored is None:
         raise SettingsError(f"TASKS: must be a folder, an s3:// URI or an archive; there is none at {location}")
     with disk_errors(str(workdir)):
-        workdir.mkdir(parents=True, exist_ok=True)
-        path, digest = Path(location), ""
-        version = [location, stored.size, stored.etag]
-        if not stored.etag:
-            digest = file_digest(path)
-            version = [location, stored.size, digest]
-        remembered = json.loads(memory.read_text()) if memory.is_file() else {}
-        if remembered.get("version") == version:
-            digests: dict[str, str] = remembered["digests"]
-            if all((root / member).is_file() for member in digests):
-                return Synced(root, digests)
-        memory.unlink(missing_ok=True)
+        _tidy(workdir)
+        path = Path(location)
+        with disk_errors(location):
+            version = [location, stored.size, stored.etag or file_digest(path)]
+        digests = _remembered(memory, version, root)
+        if digests is not None:
+            return Synced(root, digests)
+        for memento in (memory, workdir / "manifest.jsonl"):
+            memento.unlink(missing_ok=True)
         shutil.rmtree(root, ignore_errors=True)
         if stored.etag:
             path = workdir / "archive" / name
@@ -299,15 +351,30 @@ def _sync_archive(location: str, workdir: Path, belongs: Callable[[str], bool]) 
         try:
             with _opened(path) as members:
                 digests = _unpack(_top_stripped(members), root, workdir, belongs)
-        except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        except (*BROKEN, OSError) as error:
+            if not isinstance(error, BROKEN) and error.errno != errno.EINVAL:  # an offset that cannot be
+                raise
             raise DataError(f"{location}: must be a whole archive: {one_line(str(error))}") from error
         if stored.etag:
             path.unlink()
         beside = memory.with_suffix(".new")
-        beside.write_text(json.dumps({"version": version, "digests": digests}))
+        files = {member: [_size(root / member), digest] for member, digest in digests.items()}
+        beside.write_text(json.dumps({"version": version, "files": files}))
         beside.replace(memory)
         log.info("archive unpacked: %d files of %s", len(digests), location)
     return Synced(root, digests)
+
+
+def _remembered(memory: Path, version: list[object], root: Path) -> dict[str, str] | None:
+    """The digests of what was unpacked of this very archive, where all of it is still there."""
+    try:
+        said = json.loads(memory.read_bytes())
+        files: dict[str, tuple[int, str]] = said["files"] if said["version"] == version else {}
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+    if not files or any(_size(root / name) != size for name, (size, _) in files.items()):
+        return None
+    return {name: digest for name, (_, digest) in files.items()}
 
 
 @contextmanager
@@ -318,7 +385,7 @@ def _opened(path: Path) -> Iterator[list[Member]]:
             yield [
                 Member(info.filename, info.file_size, lambda info=info: archive.open(info))  # type: ignore[misc]
                 for info in archive.infolist()
-                if not info.is_dir() and not stat.S_ISLNK(info.external_attr >> 16)
+                if not info.filename.endswith("/") and not stat.S_ISLNK(info.external_attr >> 16)
             ]
         return
     with tarfile.open(path) as tar:
@@ -331,7 +398,22 @@ def _opened(path: Path) -> Iterator[list[Member]]:
 
             return opened
 
-        yield [Member(info.name, info.size, reader(info)) for info in tar if info.isreg()]
+        members = [Member(info.name, info.size, reader(info)) for info in tar if info.isreg()]
+        _to_the_end(tar)
+        yield members
+
+
+def _to_the_end(tar: tarfile.TarFile) -> None:
+    """Refuse a tar that breaks off: tarfile takes a header that is damaged or not there for the end.
+
+    Reading on to the last byte lets gzip compare its checksum.
+    """
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError("it breaks off or a header is damaged")
+    while tar.fileobj.read(CHUNK):
+        pass
 
 
 def _top_stripped(members: list[Member]) -> list[Member]:
@@ -347,10 +429,9 @@ def _top_stripped(members: list[Member]) -> list[Member]:
 
 
 def _unpack(members: list[Member], root: Path, workdir: Path, belongs: Callable[[str], bool]) -> dict[str, str]:
-    names = [member.name for member in members]
-    safe_names(names)
+    safe_names([member.name for member in members])
     wanted = [member for member in members if belongs(member.name)]
-    twice = sorted({m.name for m in wanted if names.count(m.name) > 1}) if len(set(names)) < len(names) else []
+    twice = sorted(name for name, n in Counter(member.name for member in wanted).items() if n > 1)
     if twice:
         raise DataError(listed([f"{one_line(name)!r}: must be in the archive once" for name in twice]))
     _enough_space(workdir, sum(member.size for member in wanted))
@@ -363,10 +444,11 @@ def _unpack(members: list[Member], root: Path, workdir: Path, belongs: Callable[
             while chunk := packed.read(min(CHUNK, left + 1)):
                 left -= len(chunk)
                 if left < 0:
-                    raise DataError(
-                        f"{one_line(member.name)!r}: must have the {member.size} bytes it declares, has more"
-                    )
+                    break
                 digest.update(chunk)
                 file.write(chunk)
+        if left:
+            has = "more" if left < 0 else str(member.size - left)
+            raise DataError(f"{one_line(member.name)!r}: must have the {member.size} bytes it declares, has {has}")
         digests[member.name] = digest.hexdigest()
     return digests

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -35,6 +36,7 @@ class History:
     train_loss: list[float] = field(default_factory=list)
     val_loss: list[float | None] = field(default_factory=list)
     val_accuracy: list[float | None] = field(default_factory=list)
+    lr: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
 
@@ -66,6 +68,11 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
         precision = "bf16" if native else "no"
     if precision == "fp16" and not torch.cuda.is_available():
         raise SettingsError("MIXED_PRECISION: fp16 needs a GPU, there is none")
+    if Path("/dev/nvidiactl").exists() and not torch.cuda.is_available():
+        log.warning(
+            "there is an NVIDIA driver, but torch %s (CUDA %s) sees no GPU: training on the CPU",
+            torch.__version__, torch.version.cuda,
+        )  # fmt: skip
     # Accelerate keeps the first precision of a process for good; a notebook may ask for another.
     AcceleratorState._reset_state()
     return Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
@@ -140,10 +147,16 @@ class Trainer:
             DeviceMemoryError: out of memory on the device.
         """
         best: Best | None = None
+        log.info(
+            "training %s on %s, precision %s: %d epochs of %d steps",
+            self.settings.model, ", ".join(devices(self.accelerator.device)), self.accelerator.mixed_precision,
+            self.settings.n_epochs, len(self.train),
+        )  # fmt: skip
         try:
             for epoch in range(1, self.settings.n_epochs + 1):
                 started = time.monotonic()
                 torch.manual_seed(stream_seed(self.settings.seed, epoch, STREAM_DROPOUT))
+                lr = self.optimizer.param_groups[0]["lr"]
                 train_loss = self.train_epoch(self.model, self.train, self.criterion, self.optimizer)
                 logits = self.predict(self.validation.images)
                 loss, score, figures = self.validate(logits)
@@ -154,6 +167,7 @@ class Trainer:
                 self.history.train_loss.append(train_loss)
                 self.history.val_loss.append(loss)
                 self.history.val_accuracy.append(figures.get("val_accuracy"))
+                self.history.lr.append(lr)
                 self.history.seconds.append(time.monotonic() - started)
                 if self.settings.verbose:
                     self._log_epoch(epoch, best.epoch)
@@ -251,7 +265,7 @@ class Trainer:
             "train_loss": history.train_loss[-1],
             "val_loss": history.val_loss[-1],
             "val_accuracy": history.val_accuracy[-1],
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": history.lr[-1],
             "seconds": round(history.seconds[-1], 3),
             "best_epoch": best_epoch,
         }

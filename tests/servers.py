@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import datetime
+import http.client
+import http.server
+import ipaddress
+import os
 import socket
+import ssl
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 
 def free_port() -> int:
@@ -40,3 +55,244 @@ def moto_server() -> Iterator[str]:
     finally:
         server.terminate()
         server.wait()
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a client asked; the names of the headers are in small letters."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+
+
+@dataclass
+class Answer:
+    """What the store answers; with `sent`, the connection ends after so many bytes of the body."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    sent: int | None = None
+    garbage: bytes = b""
+    """Sent below TLS after the body."""
+
+
+Spoiler = Callable[[Answer], None]
+
+
+@dataclass
+class _Rule:
+    spoiler: Spoiler
+    method: str
+    path: str
+    times: int
+
+
+class Meddler:
+    """A proxy in front of a store, which remembers the requests and spoils answers as it is told."""
+
+    def __init__(self, upstream: str) -> None:
+        self.upstream = upstream.removeprefix("http://")
+        self.url = ""
+        self.requests: list[Request] = []
+        self.forgotten: set[str] = set()
+        """Headers that the store does not get to see."""
+        self.added = ""
+        """What is added to every query that the store gets to see."""
+        self._rules: list[_Rule] = []
+        self._lock = threading.Lock()
+
+    def spoil(self, spoiler: Spoiler, *, method: str = "GET", path: str = "", times: int = 1) -> None:
+        """Let `spoiler` change the next answers to requests of that method whose path ends so."""
+        self._rules.append(_Rule(spoiler, method, path, times))
+
+    def count(self, method: str, path: str = "") -> int:
+        """How many requests of that method there were whose path holds `path`."""
+        return sum(request.method == method and path in request.path for request in self.requests)
+
+    def answer(self, request: Request, body: bytes) -> Answer:
+        with self._lock:
+            self.requests.append(request)
+            rule = next(
+                (
+                    rule
+                    for rule in self._rules
+                    if rule.times and rule.method == request.method and request.path.endswith(rule.path)
+                ),
+                None,
+            )
+            if rule is not None:
+                rule.times -= 1
+        passed = {name: value for name, value in request.headers.items() if name not in self.forgotten}
+        connection = http.client.HTTPConnection(self.upstream, timeout=30)
+        try:
+            connection.request(request.method, request.path + self.added, body, passed)
+            response = connection.getresponse()
+            answer = Answer(response.status, dict(response.getheaders()), response.read())
+        finally:
+            connection.close()
+        if rule is not None:
+            rule.spoiler(answer)
+        return answer
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    meddler: Meddler
+
+    def _any(self) -> None:
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        body = self.rfile.read(int(headers.get("content-length", 0)))
+        skipped = ("connection", "expect", "transfer-encoding", "date")
+        request = Request(self.command, self.path, headers)
+        answer = self.meddler.answer(request, body)
+        self.send_response_only(answer.status)
+        for name, value in answer.headers.items():
+            if name.lower() not in skipped and (name.lower() != "content-length" or self.command == "HEAD"):
+                self.send_header(name, value)
+        if self.command != "HEAD":
+            self.send_header("Content-Length", str(len(answer.body)))
+        self.send_header("Connection", "close")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(answer.body[: answer.sent])
+            self.wfile.flush()
+        if answer.garbage:
+            with socket.socket(fileno=os.dup(self.connection.fileno())) as below:
+                below.sendall(answer.garbage)
+        self.close_connection = True
+
+    do_DELETE = do_GET = do_HEAD = do_POST = do_PUT = _any  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        """Tests are quiet."""
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = False  # server_close waits for them
+    request_queue_size = 64
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that went away is what some tests are about."""
+        if not isinstance(sys.exception(), OSError):
+            traceback.print_exc()
+
+
+@contextmanager
+def meddling(upstream: str, tls: ssl.SSLContext | None = None) -> Iterator[Meddler]:
+    """A `Meddler` before the http endpoint `upstream`, with https where there is a `tls`."""
+    meddler = Meddler(upstream)
+    server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"meddler": meddler}))
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    meddler.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield meddler
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def certificate(folder: Path) -> tuple[Path, ssl.SSLContext]:
+    """A fresh certificate for 127.0.0.1, which nobody trusts: its file, and a server's context with it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a test's store")])
+    now = datetime.datetime.now(datetime.UTC)
+    signed = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
+        .sign(key, hashes.SHA256())
+    )
+    public, private = folder / "store.crt", folder / "store.key"
+    public.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    private.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(public, private)
+    return public, context
+
+
+# --- what a Meddler may be told --------------------------------------------------------------------------------------
+
+
+def cut_after(n: int) -> Spoiler:
+    """The connection ends after `n` bytes of the body."""
+
+    def spoiler(answer: Answer) -> None:
+        answer.sent = n
+
+    return spoiler
+
+
+def shortened_to(n: int) -> Spoiler:
+    """The body has `n` bytes, and the answer says so: nothing looks broken."""
+
+    def spoiler(answer: Answer) -> None:
+        answer.body = answer.body[:n]
+
+    return spoiler
+
+
+def flipped(position: int) -> Spoiler:
+    """One byte of the body is another."""
+
+    def spoiler(answer: Answer) -> None:
+        body = bytearray(answer.body)
+        body[position] ^= 0x20
+        answer.body = bytes(body)
+
+    return spoiler
+
+
+def refused(status: int, code: str, *, sts: bool = False) -> Spoiler:
+    """An error of S3 or STS without a message, as Ceph gives them."""
+
+    def spoiler(answer: Answer) -> None:
+        answer.status = status
+        answer.headers = {"Content-Type": "application/xml"}
+        error = f"<Error><Code>{code}</Code></Error>"
+        answer.body = (f"<ErrorResponse>{error}</ErrorResponse>" if sts else error).encode()
+
+    return spoiler
+
+
+def header(name: str, value: str) -> Spoiler:
+    """A header of the answer says something else."""
+
+    def spoiler(answer: Answer) -> None:
+        answer.headers = {k: v for k, v in answer.headers.items() if k.lower() != name.lower()} | {name: value}
+
+    return spoiler
+
+
+# --- a real store ----------------------------------------------------------------------------------------------------
+
+REAL_STORE = {
+    "AWS_ENDPOINT_URL": "S3_TEST_ENDPOINT",
+    "AWS_CA_BUNDLE": "S3_TEST_CA_BUNDLE",
+    "AWS_ACCESS_KEY_ID": "S3_TEST_ACCESS_KEY",
+    "AWS_SECRET_ACCESS_KEY": "S3_TEST_SECRET_KEY",
+}
+OTHER_USER = {
+    "AWS_ACCESS_KEY_ID": "S3_TEST_OTHER_ACCESS_KEY",
+    "AWS_SECRET_ACCESS_KEY": "S3_TEST_OTHER_SECRET_KEY",
+}
+
+
+def real_store(names: dict[str, str]) -> dict[str, str] | None:
+    """AWS's variables for the real store that the environment names; None where it names none."""
+    if any(not os.environ.get(source) for source in names.values() if source != "S3_TEST_CA_BUNDLE"):
+        return None
+    return {name: os.environ[source] for name, source in names.items() if os.environ.get(source)}

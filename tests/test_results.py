@@ -1,0 +1,228 @@
+"""What the results hold, as those who read them rely on it."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+
+import crowdlayer
+from crowdlayer import job
+from crowdlayer.settings import Settings, load_settings
+from tests.conftest import QUICK
+from tests.crowds import write_digits, write_shapes
+
+SEED_KEYS = {"train_loss", "val_loss", "val_accuracy", "test_loss", "test_accuracy", "test_ece"}
+TOP_K_KEYS = {f"{split}_{mean}_top{k}" for split in ("val", "test") for mean in ("micro", "macro") for k in (2, 5)}
+OUR_KEYS = {
+    "best_epoch",
+    "class_names",
+    "n_tasks",
+    "n_workers",
+    "n_answers",
+    "n_held_out",
+    "left_out",
+    "train_accuracy",
+    "majority_vote_accuracy",
+    "answer_accuracy",
+    "majority_vote_agreement",
+    "job",
+}
+
+
+def run(environment: pytest.MonkeyPatch, **settings: str) -> Settings:
+    """Train in this process; the settings used."""
+    with environment.context() as variables:
+        for name, value in (QUICK | settings).items():
+            variables.setenv(f"CROWDLAYER_{name}", value)
+        loaded = load_settings()
+        job.train(loaded)
+    return loaded
+
+
+def parsed(path: Path) -> dict[str, Any]:
+    """The JSON, which must not have NaN or Infinity."""
+
+    def refuse(constant: str) -> float:
+        raise AssertionError(f"{constant} in {path}")
+
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    return found
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Settings, dict[str, Any]]:
+    """The output of a run of three epochs on shapes, its settings and its results."""
+    data, out = write_shapes(tmp_path_factory.mktemp("data")), tmp_path_factory.mktemp("out")
+    answers = json.loads((data / "answers.json").read_text())
+    answers["999"] = {"0": 1}  # no such image
+    del answers["7"]
+    (data / "answers.json").write_text(json.dumps(answers))
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("CUDA_VISIBLE_DEVICES", "")
+        settings = run(environment, TASKS=str(data), OUTPUT=str(out), N_EPOCHS="3", SEED="5")
+    return out, settings, parsed(out / "results" / "crowdlayer.json")
+
+
+Finished = tuple[Path, Settings, dict[str, Any]]
+
+
+def test_the_results_have_every_key_of_the_contract(finished: Finished) -> None:
+    _, _, results = finished
+
+    assert results.keys() >= SEED_KEYS | OUR_KEYS
+    assert results["job"].keys() >= {
+        "version",
+        "settings",
+        "seed",
+        "devices",
+        "libraries",
+        "data_digest",
+        "files",
+        "seconds",
+    }
+
+
+def test_a_list_has_an_entry_per_epoch_and_percent_are_percent(finished: Finished) -> None:
+    _, _, results = finished
+
+    for name in ("train_loss", "val_loss", "val_accuracy"):
+        assert len(results[name]) == 3
+        assert all(isinstance(value, float) and math.isfinite(value) for value in results[name])
+    percents = [*results["val_accuracy"], *(value for name, value in results.items() if name.endswith("_accuracy"))]
+    assert all(0 <= value <= 100 for value in percents if isinstance(value, float))
+    assert results["majority_vote_accuracy"] > 60  # three of four workers are always right
+    assert 0 <= results["test_ece"] <= 1
+
+
+def test_the_best_epoch_is_the_one_with_the_least_validation_loss(finished: Finished) -> None:
+    _, _, results = finished
+
+    assert results["best_epoch"] == 1 + results["val_loss"].index(min(results["val_loss"]))
+
+
+def test_the_counts_are_those_of_the_data(finished: Finished) -> None:
+    _, settings, results = finished
+    answers = json.loads((Path(settings.tasks) / "answers.json").read_text())
+    used = {task: votes for task, votes in answers.items() if task != "999"}
+
+    assert results["class_names"] == ["blue", "green", "red"]
+    assert (results["n_tasks"], results["n_workers"]) == (23, 4)
+    assert results["n_answers"] == sum(map(len, used.values()))
+    assert results["n_held_out"] == 0
+    assert results["left_out"] == {
+        "images_without_answers": 1,
+        "answered_tasks_without_image": 1,
+        "tasks_removed": 0,
+    }
+
+
+def test_the_job_says_what_it_was_made_of(finished: Finished) -> None:
+    _, settings, results = finished
+    made = results["job"]
+
+    assert made["version"] == crowdlayer.__version__
+    assert made["settings"] == settings.model_dump(mode="json")
+    assert made["seed"] == 5
+    assert made["devices"] == ["cpu"]
+    assert {"python", "torch", "torchvision", "accelerate", "boto3"} <= made["libraries"].keys()
+    assert made["seconds"].keys() >= {"sync", "read", "decode", "build", "train", "evaluate", "publish"}
+    assert all(seconds >= 0 for seconds in made["seconds"].values())
+    assert len(made["data_digest"]) == 64
+
+
+def test_the_digests_are_those_of_the_files(finished: Finished) -> None:
+    out, _, results = finished
+    files = results["job"]["files"]
+
+    assert files.keys() >= {
+        "best_models/crowdlayer.pth",
+        "results/crowdlayer/labels.csv",
+        "results/crowdlayer/workers.csv",
+    }
+    for name, digest in files.items():
+        assert hashlib.sha256((out / name).read_bytes()).hexdigest() == digest
+
+
+def test_the_model_is_read_with_weights_only_and_fits_the_network(finished: Finished) -> None:
+    out, _, results = finished
+
+    saved = torch.load(out / "best_models" / "crowdlayer.pth", weights_only=True)
+
+    assert saved.keys() == {"confusion", "classifier"}
+    assert saved["confusion"].shape == (results["n_workers"], 3, 3)
+    assert saved["confusion"].dtype == torch.float32
+    assert not saved["confusion"].requires_grad
+    network = torchvision.models.resnet18(num_classes=3)
+    assert network.load_state_dict(saved["classifier"]).missing_keys == []
+    assert all(tensor.device.type == "cpu" for tensor in saved["classifier"].values())
+
+
+def test_the_tables_have_a_row_per_task_and_per_worker(finished: Finished) -> None:
+    out, _, results = finished
+    labels, workers = (rows(out / "results" / "crowdlayer" / f"{name}.csv") for name in ("labels", "workers"))
+
+    assert {row["task"] for row in labels} == {str(task) for task in range(24) if task != 7}
+    assert {row["consensus_label"] for row in labels} <= set(results["class_names"])
+    assert all(0 <= float(row["consensus_quality_score"]) <= 1 for row in labels)
+    assert [(row["worker"], row["confusion_row"]) for row in workers] == [(str(i), str(i)) for i in range(4)]
+    assert sum(int(row["num_annotations"]) for row in labels) == results["n_answers"]
+    assert sum(int(row["num_examples_labeled"]) for row in workers) == results["n_answers"]
+
+
+@pytest.mark.parametrize(("names", "expected"), [(7, set[str]()), (8, TOP_K_KEYS)])
+def test_top_k_figures_begin_with_eight_classes(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: int, expected: set[str]
+) -> None:
+    """Five of the eight have no image, which costs a mean over classes nothing."""
+    classes = ["blue", "green", "red", *(f"none-{i}" for i in range(names - 3))]
+
+    run(monkeypatch, TASKS=str(shapes), OUTPUT=str(tmp_path), CLASSES=",".join(classes), N_EPOCHS="1")
+
+    results = parsed(tmp_path / "results" / "crowdlayer.json")
+    assert {name for name in results if "_top" in name} == expected
+    assert all(0 <= results[name] <= 100 for name in expected)
+    for split in ("val", "test") if expected else ():
+        for mean in ("micro", "macro"):
+            assert results[f"{split}_{mean}_top2"] <= results[f"{split}_{mean}_top5"]
+
+
+def test_what_does_not_exist_is_null(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten classes, no val/, no test/, no class folders: nothing is known but answers."""
+    digits, data = write_digits(tmp_path / "digits", n_train=60, n_val=1, n_test=1), tmp_path / "data"
+    (data / "train").mkdir(parents=True)
+    for image in (digits / "train").rglob("*.png"):
+        image.rename(data / "train" / image.name)
+    (digits / "answers.json").rename(data / "answers.json")
+
+    run(monkeypatch, TASKS=str(data), N_EPOCHS="1", OUTPUT_NAME="ünï")
+
+    results = parsed(data / "results" / "ünï.json")
+    assert results.keys() >= SEED_KEYS | TOP_K_KEYS | OUR_KEYS
+    unknown = TOP_K_KEYS | {"test_loss", "test_accuracy", "test_ece", "train_accuracy", "majority_vote_accuracy"}
+    assert {name for name in unknown | {"answer_accuracy"} if results[name] is not None} == set()
+    assert results["val_accuracy"] == [None]
+    assert results["class_names"] == [str(i) for i in range(10)]
+
+
+def test_one_image_to_validate_and_one_to_test_are_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_shapes(tmp_path / "data", n_train=9, n_val=1, n_test=1)
+
+    run(monkeypatch, TASKS=str(data), N_EPOCHS="1", LR="0.001")
+
+    results = parsed(data / "results" / "crowdlayer.json")
+    assert results["test_accuracy"] in (0, 100)
+    assert results["val_accuracy"][0] in (0, 100)
+    assert results["class_names"] == ["blue", "green", "red"]
