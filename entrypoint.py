@@ -9,6 +9,8 @@ import traceback
 from pathlib import Path
 from types import FrameType
 
+from crowdlayer.errors import CrowdlayerError, DeviceMemoryError, InterruptedRunError, SettingsError, one_line
+
 TERMINATION_LOG = Path("/dev/termination-log")
 
 USAGE = """Usage: python entrypoint.py [--check | --help | --version]
@@ -41,8 +43,6 @@ def main(arguments: list[str]) -> int:
     """Run; returns the exit code."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, interrupt)  # before the imports: PID 1 has no default action that would end it
-    from crowdlayer.errors import CrowdlayerError, DeviceMemoryError, InterruptedRunError, SettingsError, one_line
-
     try:
         match arguments:
             case ["--help"] | ["-h"]:

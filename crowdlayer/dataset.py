@@ -193,6 +193,10 @@ def find_classes(
             "%s says n_classes=%d, the data set has %d: %s",
             METADATA, metadata.n_classes, len(classes), _few(classes),
         )  # fmt: skip
+    if any(not name.isprintable() for name in classes):
+        raise DataError(
+            f"class names must be printable text in UTF-8, got {_few([n for n in classes if not n.isprintable()])}"
+        )
     if len(classes) < 2:
         raise DataError(f"the data set must have at least 2 classes, has {len(classes)} ({_few(classes)})")
     return classes

@@ -34,7 +34,7 @@ class StoreError(CrowdlayerError):
 
 
 class InterruptedRunError(KeyboardInterrupt):
-    """A signal asked the run to stop. Not an Exception, so that no library on the way out takes it for a failure."""
+    """A signal asked the run to stop. Not an Exception: botocore would take it for a failed request, and try again."""
 
     exit_code: ClassVar[int] = 75
 

@@ -21,7 +21,7 @@ from .crowd_layer import CrowdLayer, posterior
 from .dataset import Dataset, summary
 from .images import CrowdLoader, decode_all
 from .settings import TrainingSettings
-from .trainer import Best, History, Trainer, Validation, make_accelerator
+from .trainer import Best, History, Trainer, Validation, enough_memory, make_accelerator
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +98,11 @@ def check_possible(settings: TrainingSettings) -> None:
 
 def make_trainer(dataset: Dataset, images: Images, settings: TrainingSettings, pretrained: bool | Path) -> Trainer:
     """The network and everything that moves it, seeded."""
+    with enough_memory(settings):
+        return _make_trainer(dataset, images, settings, pretrained)
+
+
+def _make_trainer(dataset: Dataset, images: Images, settings: TrainingSettings, pretrained: bool | Path) -> Trainer:
     accelerator = make_accelerator(settings)
     torch.manual_seed(settings.seed)
     classifier = build_classifier(
@@ -121,9 +126,9 @@ def make_trainer(dataset: Dataset, images: Images, settings: TrainingSettings, p
 
 def run(dataset: Dataset, images: Images, trainer: Trainer, phases: Phases) -> Outcome:
     """Train, then evaluate the chosen epoch on test/ and on the tasks with answers."""
-    with phases("train"):
+    with phases("train"), enough_memory(trainer.settings):
         best = trainer.fit()
-    with phases("evaluate"):
+    with phases("evaluate"), enough_memory(trainer.settings):
         trainer.load(best)
         figures = dict(best.figures)
         if dataset.test is not None and images.test is not None:

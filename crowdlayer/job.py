@@ -14,10 +14,10 @@ from filelock import FileLock, Timeout
 from .classifier import has_small_stem
 from .dataset import Dataset, belongs, read_dataset
 from .errors import StoreError
-from .experiment import Images, Phases, load_images, log_dataset, make_trainer, run
+from .experiment import Images, Phases, check_possible, load_images, log_dataset, make_trainer, run
 from .results import Provenance, done_before, headline, publish, results_name
 from .settings import Settings
-from .storage import Folder, Place, disk_errors, place
+from .storage import Place, disk_errors, place
 from .sync import Synced, digest_of, fetch, sync
 from .trainer import Trainer, devices
 
@@ -29,13 +29,18 @@ def train(settings: Settings) -> str:
     phases = Phases()
     output = place(settings.output_location)
     location = f"{output.location}/{results_name(settings.output_name)}"
+    check_possible(settings)
     with _workdir(settings.workdir) as workdir:
+        fresh = output.find(results_name(settings.output_name)) is None
+        if fresh:  # where results are, a run could write, and this one may have nothing to do
+            _probe(output, settings.output_name, workdir)
         inputs = _inputs(settings, workdir, phases)
         stored_settings = settings.model_dump(mode="json")
         if done_before(output, settings.output_name, stored_settings, inputs.digest):
             log.info("this very run was already done: nothing to do")
             return location
-        _probe(output, settings.output_name, workdir)
+        if not fresh:
+            _probe(output, settings.output_name, workdir)
         images, trainer = _ready(settings, inputs, workdir, phases)
         outcome = run(inputs.dataset, images, trainer, phases)
         small_stem = has_small_stem(trainer.model.classifier)
@@ -52,11 +57,11 @@ def check(settings: Settings) -> None:
     """Everything but train: read, reach, sync, decode, build, and say what was found."""
     phases = Phases()
     output = place(settings.output_location)
+    check_possible(settings)
     with _workdir(settings.workdir) as workdir:
-        inputs = _inputs(settings, workdir, phases)
-        with _without_new_folders(output, settings.output_name):
-            _probe(output, settings.output_name, workdir)
+        _probe(output, settings.output_name, workdir)
         log.info("output: %s can be written", output.location)
+        inputs = _inputs(settings, workdir, phases)
         _, trainer = _ready(settings, inputs, workdir, phases)
         free = shutil.disk_usage(workdir).free
         log.info("devices: %s; %.1f GB of disk free", ", ".join(devices(trainer.accelerator.device)), free / 1e9)
@@ -80,15 +85,16 @@ class _Inputs:
 
 def _inputs(settings: Settings, workdir: Path, phases: Phases) -> _Inputs:
     with phases("sync"):
-        synced = sync(settings.tasks, workdir, belongs)
-        digests = {"data": synced.digest()}
         files: dict[str, Path] = {}
+        digests: dict[str, str] = {}
         elsewhere = {"ANSWERS": settings.answers, "PATH_REMOVE": settings.path_remove}
         if isinstance(settings.pretrained, str):
             elsewhere["PRETRAINED"] = settings.pretrained
         for name, location in elsewhere.items():
             if location is not None:
                 files[name], digests[name] = fetch(location, workdir, name)
+        synced = sync(settings.tasks, workdir, belongs)
+        digests["data"] = synced.digest()
     with phases("read"):
         answers = files.get("ANSWERS", synced.root / "answers.json")
         dataset = read_dataset(synced.root, synced.digests, settings, answers, files.get("PATH_REMOVE"), settings.seed)
@@ -105,33 +111,14 @@ def _ready(settings: Settings, inputs: _Inputs, workdir: Path, phases: Phases) -
     return images, trainer
 
 
-def _probe_name(output_name: str) -> str:
-    return f"results/{output_name}/.probe"
-
-
 def _probe(output: Place, output_name: str, workdir: Path) -> None:
     """Write a file to the output and delete it: better to learn it now than after days of training."""
-    name = _probe_name(output_name)
+    name = f"results/{output_name}/.probe"
     with disk_errors(str(workdir)), tempfile.NamedTemporaryFile(dir=workdir) as file:
         file.write(b"crowdlayer can write here\n")
         file.flush()
         output.upload(Path(file.name), name)
     output.delete(name)
-
-
-@contextmanager
-def _without_new_folders(output: Place, output_name: str) -> Iterator[None]:
-    """Remove the empty folders that a probe leaves in a local output: a check leaves nothing."""
-    folders = (output.path / _probe_name(output_name)).parents if isinstance(output, Folder) else []
-    made = [folder for folder in folders if not folder.exists()]
-    try:
-        yield
-    finally:
-        for folder in made:
-            try:
-                folder.rmdir()
-            except OSError:
-                pass  # was not made after all, or another run uses it by now
 
 
 @contextmanager

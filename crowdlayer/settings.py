@@ -24,6 +24,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
 )
 from pydantic.fields import FieldInfo
@@ -59,6 +60,12 @@ def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
     """`", did you mean …?"` with the known name closest to `name`, shown behind `prefix`; or nothing."""
     close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
     return f", did you mean {prefix}{close[0]}?" if close else ""
+
+
+def is_archive(location: str) -> bool:
+    """Whether `location` names an archive, by its ending; the name of a bucket does not count."""
+    bucket_alone = location.startswith("s3://") and "/" not in location.removeprefix("s3://")
+    return location.lower().endswith(ARCHIVES) and not bucket_alone
 
 
 def _lower(value: object) -> object:
@@ -154,6 +161,14 @@ class DataSettings(Group):
     path_remove: Location | None = None
     """Peerannot's file of tasks to leave out."""
 
+    @field_validator("classes")
+    @classmethod
+    def _as_many_as_said(cls, value: tuple[str, ...] | None, others: ValidationInfo) -> tuple[str, ...] | None:
+        wanted = others.data.get("n_classes")
+        if value is not None and wanted is not None and len(value) != wanted:
+            raise ValueError(f"must be as many as n_classes={wanted}")
+        return value
+
 
 class TrainingSettings(Group):
     """How the classifier is trained; also keyword arguments of the class `Crowdlayer`."""
@@ -242,7 +257,7 @@ class Settings(DataSettings, TrainingSettings, JobSettings, BaseSettings):
         """OUTPUT, or `<tasks>`, or the folder of the archive that `<tasks>` is."""
         if self.output is not None:
             return self.output
-        if self.tasks.lower().endswith(ARCHIVES):
+        if is_archive(self.tasks):
             parent, slash, _ = self.tasks.rpartition("/")
             return parent or slash or "."
         return self.tasks

@@ -180,8 +180,14 @@ class Folder:
                 os.close(folder)
 
     def delete(self, name: str) -> None:
+        """Remove the file, and the folders that are empty without it: a bucket has no empty folders either."""
         with disk_errors(f"{self.location}/{name}"):
             (self.path / name).unlink(missing_ok=True)
+        while name := name.rpartition("/")[0]:
+            try:
+                (self.path / name).rmdir()
+            except OSError:  # not empty
+                return
 
 
 class Bucket:

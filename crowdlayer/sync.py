@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO
 
 from .errors import DataError, SettingsError, StoreError, listed, one_line
-from .settings import ARCHIVES
+from .settings import is_archive
 from .storage import CHUNK, THREADS, Place, Stored, disk_errors, file_digest, place
 
 log = logging.getLogger(__name__)
@@ -51,10 +51,6 @@ def digest_of(digests: dict[str, str]) -> str:
     """The SHA-256 of `sha256  name` lines in the order of the names."""
     lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
     return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def is_archive(location: str) -> bool:
-    return location.lower().endswith(ARCHIVES)
 
 
 def sync(location: str, workdir: Path, belongs: Callable[[str], bool]) -> Synced:
@@ -311,7 +307,7 @@ def _enough_space(folder: Path, need: int) -> None:
 
 BROKEN = (
     tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, gzip.BadGzipFile, EOFError,
-    NotImplementedError, RuntimeError,
+    NotImplementedError, RuntimeError, ValueError,
 )  # fmt: skip
 """What the libraries raise for archives that are damaged, encrypted or packed in ways that they do not know."""
 

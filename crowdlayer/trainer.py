@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from .settings import TrainingSettings
 
 log = logging.getLogger(__name__)
 
+NOTEWORTHY = 5.0
+"""Percent of validation accuracy that a rule may give away without a word."""
 EVALUATION_BATCHES = 4
 """Without gradients several training batches fit where one did."""
 
@@ -58,6 +61,24 @@ class Validation:
     images: Tensor
     labels: Tensor | None
     answers: Answers | None
+
+
+@contextmanager
+def enough_memory(settings: TrainingSettings) -> Iterator[None]:
+    """Say which settings need less memory when there is too little.
+
+    Raises:
+        DeviceMemoryError: out of memory on the device; on the CPU torch says so in a RuntimeError.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error):
+            raise DeviceMemoryError(
+                f"out of memory with MODEL={settings.model}, BATCH_SIZE={settings.batch_size} and "
+                f"IMG_SIZE={settings.img_size}: lower one of them"
+            ) from error
+        raise
 
 
 def make_accelerator(settings: TrainingSettings) -> Accelerator:
@@ -144,7 +165,6 @@ class Trainer:
 
         Raises:
             SettingsError: the loss is not finite any more.
-            DeviceMemoryError: out of memory on the device.
         """
         best: Best | None = None
         log.info(
@@ -152,31 +172,26 @@ class Trainer:
             self.settings.model, ", ".join(devices(self.accelerator.device)), self.accelerator.mixed_precision,
             self.settings.n_epochs, len(self.train),
         )  # fmt: skip
-        try:
-            for epoch in range(1, self.settings.n_epochs + 1):
-                started = time.monotonic()
-                torch.manual_seed(stream_seed(self.settings.seed, epoch, STREAM_DROPOUT))
-                lr = self.optimizer.param_groups[0]["lr"]
-                train_loss = self.train_epoch(self.model, self.train, self.criterion, self.optimizer)
-                logits = self.predict(self.validation.images)
-                loss, score, figures = self.validate(logits)
-                self.scheduler.step()
-                self._finite(epoch, train_loss, loss)
-                if best is None or score < best.score or self.settings.select_by == "last":
-                    best = self._keep(epoch, score, figures)
-                self.history.train_loss.append(train_loss)
-                self.history.val_loss.append(loss)
-                self.history.val_accuracy.append(figures.get("val_accuracy"))
-                self.history.lr.append(lr)
-                self.history.seconds.append(time.monotonic() - started)
-                if self.settings.verbose:
-                    self._log_epoch(epoch, best.epoch)
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise DeviceMemoryError(
-                f"{self.accelerator.device}: out of memory with BATCH_SIZE={self.settings.batch_size} and "
-                f"IMG_SIZE={self.settings.img_size}: lower one of them"
-            ) from error
+        for epoch in range(1, self.settings.n_epochs + 1):
+            started = time.monotonic()
+            torch.manual_seed(stream_seed(self.settings.seed, epoch, STREAM_DROPOUT))
+            lr = self.optimizer.param_groups[0]["lr"]
+            train_loss = self.train_epoch(self.model, self.train, self.criterion, self.optimizer)
+            logits = self.predict(self.validation.images)
+            loss, score, figures = self.validate(logits)
+            self.scheduler.step()
+            self._finite(epoch, train_loss, loss)
+            if best is None or score < best.score or self.settings.select_by == "last":
+                best = self._keep(epoch, score, figures)
+            self.history.train_loss.append(train_loss)
+            self.history.val_loss.append(loss)
+            self.history.val_accuracy.append(figures.get("val_accuracy"))
+            self.history.lr.append(lr)
+            self.history.seconds.append(time.monotonic() - started)
+            if self.settings.verbose:
+                self._log_epoch(epoch, best.epoch)
         assert best is not None  # N_EPOCHS is at least 1
+        self._log_choice(best)
         return best
 
     def train_epoch(self, model: CrowdModel, loader: CrowdLoader, criterion: CrowdLoss, optimizer: Optimizer) -> float:
@@ -257,6 +272,16 @@ class Trainer:
         for name, value in (("train_loss", train_loss), ("val_loss", val_loss)):
             if not math.isfinite(value):
                 raise SettingsError(f"{name}: must be finite, is {value} in epoch {epoch}: lower LR={self.settings.lr}")
+
+    def _log_choice(self, best: Best) -> None:
+        """Say so where another rule would have chosen a much better epoch: a loss punishes over-confidence first."""
+        known = [(value, epoch) for epoch, value in enumerate(self.history.val_accuracy, 1) if value is not None]
+        if known and max(known)[0] - best.figures["val_accuracy"] >= NOTEWORTHY:
+            log.warning(
+                "SELECT_BY=%s chose epoch %d with val_accuracy %.1f %%, epoch %d has %.1f %%: "
+                "consider SELECT_BY=accuracy or calibrated_loss",
+                self.settings.select_by, best.epoch, best.figures["val_accuracy"], *max(known)[::-1],
+            )  # fmt: skip
 
     def _log_epoch(self, epoch: int, best_epoch: int) -> None:
         history = self.history

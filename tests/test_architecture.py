@@ -10,8 +10,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "crowdlayer"
 
 FLOORS = [
-    {"errors", "logs"},
-    {"settings", "answers"},
+    {"errors"},
+    {"logs", "settings", "answers"},
     {"dataset", "storage", "crowd_layer", "metrics", "classifier", "images"},
     {"sync", "trainer"},
     {"experiment"},

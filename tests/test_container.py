@@ -41,34 +41,34 @@ def command(image: str, name: str, options: list[str], settings: dict[str, str],
     return ["docker", "run", "--rm", "--network", "host", "--name", name, *environment, *options, image, *arguments]
 
 
-def run(image: str, *arguments: str, options: list[str] | None = None, **settings: str) -> Finished:
+def run(image: str, settings: dict[str, str], options: list[str], *arguments: str) -> Finished:
     """The container's output and exit code, with this machine's loopback and AWS variables."""
-    parts = command(image, f"test-{uuid.uuid4().hex[:8]}", options or [], settings, list(arguments))
+    parts = command(image, f"test-{uuid.uuid4().hex[:8]}", options, settings, list(arguments))
     done = subprocess.run(parts, capture_output=True, text=True, timeout=300)
     return Finished(done.returncode, done.stdout, done.stderr)
 
 
 def test_any_user_on_a_read_only_root_trains_from_a_bucket_into_it(image: str, store: Store, shapes: Path) -> None:
     data = store.put_tree(shapes)
-    done = run(image, options=ANYBODY, TASKS=data, **QUICK)
+    settings = QUICK | {"TASKS": data}
+    done = run(image, settings, ANYBODY)
     assert done.code == 0, done.stderr
     assert done.stdout == f"{data}/results/crowdlayer.json\n"
     assert {"data/best_models/crowdlayer.pth", "data/results/crowdlayer.json"} <= set(store.keys())
-    assert run(image, options=ANYBODY, TASKS=data, **QUICK).stderr.count("already done") == 1
+    assert run(image, settings, ANYBODY).stderr.count("already done") == 1
 
 
 def test_exit_codes_are_the_contracts(image: str, store: Store, shapes: Path) -> None:
     data = store.put_tree(shapes)
     store.put("broken/train/x-1.png", b"")
+    settings = QUICK | {"TASKS": data}
+    nobody = ["--env", "AWS_ACCESS_KEY_ID=", "--env", "AWS_SECRET_ACCESS_KEY="]
     cases = [
-        (0, run(image, "--help")),
-        (78, run(image, TASKS=data, LEARNING_RATE="1")),
-        (65, run(image, TASKS=f"s3://{store.bucket}/broken", **QUICK)),
-        (
-            77,
-            run(image, options=["--env", "AWS_ACCESS_KEY_ID=", "--env", "AWS_SECRET_ACCESS_KEY="], TASKS=data, **QUICK),
-        ),
-        (74, run(image, options=["--env", "AWS_ENDPOINT_URL=http://127.0.0.1:9"], TASKS=data, **QUICK)),
+        (0, run(image, {}, [], "--help")),
+        (78, run(image, settings | {"LEARNING_RATE": "1"}, [])),
+        (65, run(image, settings | {"TASKS": f"s3://{store.bucket}/broken"}, [])),
+        (77, run(image, settings, nobody)),
+        (74, run(image, settings, ["--env", "AWS_ENDPOINT_URL=http://127.0.0.1:9"])),
     ]
     assert [code for code, _ in cases] == [done.code for _, done in cases], [done.last_line for _, done in cases]
 
@@ -77,7 +77,8 @@ def test_the_termination_log_gets_the_last_line(image: str, tmp_path: Path) -> N
     log = tmp_path / "termination-log"
     log.touch()
     log.chmod(0o666)
-    done = run(image, options=[*ANYBODY, "--volume", f"{log}:/dev/termination-log"], TASKS="/nowhere", LR="x")
+    mounted = ["--volume", f"{log}:/dev/termination-log"]
+    done = run(image, {"TASKS": "/nowhere", "LR": "x"}, ANYBODY + mounted)
     assert done.code == 78
     assert log.read_text() == done.last_line
     assert "CROWDLAYER_LR" in done.last_line

@@ -28,8 +28,9 @@ import pytest
 
 from crowdlayer.dataset import belongs
 from crowdlayer.errors import AccessError, DataError, SettingsError, StoreError
+from crowdlayer.settings import is_archive
 from crowdlayer.storage import place
-from crowdlayer.sync import Synced, fetch, is_archive, sync
+from crowdlayer.sync import Synced, fetch, sync
 from tests.conftest import ROOT, Store, run_job
 from tests.crowds import write_shapes
 from tests.servers import OTHER_USER, REAL_STORE, Answer, Meddler, meddling, real_store, refused, shortened_to
@@ -441,12 +442,12 @@ def test_a_bad_line_costs_no_file(store: Store, meddler: Meddler, workdir: Path)
 
 # --- archives --------------------------------------------------------------------------------------------------------
 
-KINDS = (".tar", ".tar.gz", ".tgz", ".zip")
+KINDS = (".tar", ".tar.gz", ".zip")
 
 
 def pack(path: Path, tree: Mapping[str, bytes], top: str = "") -> str:
     """Write an archive; returns its location."""
-    if path.name.endswith(".zip"):
+    if path.suffix.lower() == ".zip":
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, body in tree.items():
                 archive.writestr(top + name, body)
@@ -475,7 +476,7 @@ def refusal(path: Path, workdir: Path) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, ".tgz", ".TAR.GZ", ".Zip"])
 def test_an_archive_is_the_same_data_set_as_its_tree(kind: str, store: Store, tmp_path: Path, workdir: Path) -> None:
     archive = pack(tmp_path / f"data{kind}", TREE | STRANGERS)
     expected = sync(str(write(tmp_path / "folder", TREE | STRANGERS)), workdir, belongs)
@@ -576,7 +577,7 @@ def test_an_unsafe_member_is_refused_by_name_and_nothing_is_written(kind: str, t
         archive = pack(tmp_path / f"data{kind}", TREE | {name: b"evil"})
         assert_refused(archive, name, rule, workdir)
         assert outside(tmp_path, workdir) == [archive]
-        assert bodies(workdir) == {}
+        assert bodies(workdir / "data") == {}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -708,11 +709,15 @@ def test_an_encrypted_zip_is_refused(tmp_path: Path, workdir: Path) -> None:
         sync(str(path), workdir, belongs)
 
 
-def test_a_zip_with_a_nameless_file_or_an_impossible_offset_is_refused(tmp_path: Path, workdir: Path) -> None:
+def test_a_zip_with_an_impossible_name_or_offset_is_refused(tmp_path: Path, workdir: Path) -> None:
     nameless = Path(pack(tmp_path / "nameless.zip", TREE | {"?": b"nameless"}))
     nameless.write_bytes(nameless.read_bytes().replace(b"?", b"\0"))  # a name ends where a zero is
     with pytest.raises(DataError, match="a name must have no empty part"):
         sync(str(nameless), workdir, belongs)
+    undecodable = Path(pack(tmp_path / "undecodable.zip", TREE | {"é": b""}))
+    undecodable.write_bytes(undecodable.read_bytes().replace("é".encode(), b"\xff\xff"))
+    with pytest.raises(DataError, match="must be a whole archive"):
+        sync(str(undecodable), workdir, belongs)
     path = Path(pack(tmp_path / "offset.zip", TREE))
     body = bytearray(path.read_bytes())
     body[-6:-2] = (len(body) + 100).to_bytes(4, "little")  # where the directory is said to start
@@ -755,7 +760,7 @@ def test_an_archive_larger_than_the_disk_is_found_before_the_first_byte(
     archive = pack(tmp_path / f"bomb{kind}", {"train/x-0.png": bytes(10_000_000)})
     with pytest.raises(StoreError, match="77 MB of disk are needed"):
         sync(archive, workdir, belongs)
-    assert bodies(workdir) == {}
+    assert bodies(workdir / "data") == {}
 
 
 @pytest.mark.usefixtures("no_space")

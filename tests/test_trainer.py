@@ -15,7 +15,15 @@ from crowdlayer.crowd_layer import CrowdLayer, CrowdLoss
 from crowdlayer.errors import DeviceMemoryError, SettingsError
 from crowdlayer.images import CrowdLoader, normalise
 from crowdlayer.settings import TrainingSettings
-from crowdlayer.trainer import Best, Trainer, Validation, make_accelerator, make_optimizer, make_scheduler
+from crowdlayer.trainer import (
+    Best,
+    Trainer,
+    Validation,
+    enough_memory,
+    make_accelerator,
+    make_optimizer,
+    make_scheduler,
+)
 
 CPU = torch.device("cpu")
 N_CLASSES = 3
@@ -204,8 +212,16 @@ def test_out_of_memory_is_said_with_the_settings_to_lower(monkeypatch: pytest.Mo
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Small, "forward", full)
-    with pytest.raises(DeviceMemoryError, match="BATCH_SIZE=8 and IMG_SIZE=8"):
+    with pytest.raises(DeviceMemoryError, match="BATCH_SIZE=8 and IMG_SIZE=8"), enough_memory(trainer.settings):
         trainer.fit()
+
+
+def test_the_cpus_own_word_for_out_of_memory_is_understood() -> None:
+    settings = TrainingSettings()
+    with pytest.raises(DeviceMemoryError), enough_memory(settings):
+        torch.empty(2**60, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="shape"), enough_memory(settings):
+        torch.zeros(3).view(2)
 
 
 @pytest.mark.parametrize(
