@@ -15,9 +15,10 @@ from .classifier import has_small_stem
 from .dataset import Dataset, belongs, read_dataset
 from .errors import StoreError
 from .experiment import Images, Phases, check_possible, load_images, log_dataset, make_trainer, run
+from .files import disk_errors
 from .results import Provenance, done_before, headline, publish, results_name
 from .settings import Settings
-from .storage import Place, disk_errors, place
+from .storage import Place, place
 from .sync import Synced, digest_of, fetch, sync
 from .trainer import Trainer, devices
 

@@ -16,8 +16,9 @@ from . import __version__
 from .dataset import Dataset, summary
 from .errors import StoreError, one_line
 from .experiment import Outcome, Phases, crowd_figures
+from .files import disk_errors, file_digest
 from .report import write_labels, write_workers
-from .storage import Place, disk_errors, file_digest
+from .storage import Place
 
 TOP_K_FROM = 8
 """From so many classes on the results hold the top-2 and top-5 figures."""

@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-import errno
-import gzip
 import hashlib
 import itertools
 import json
 import logging
-import lzma
 import os
-import re
 import shutil
-import stat
-import tarfile
 import tempfile
-import zipfile
-import zlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
-from .errors import DataError, SettingsError, StoreError, listed, one_line
+from .archive import unpack
+from .errors import DataError, SettingsError
+from .files import Stored, disk_errors, enough_space, file_digest, safe_names, size_of
+from .s3 import THREADS
 from .settings import is_archive
-from .storage import CHUNK, THREADS, Place, Stored, disk_errors, file_digest, place
+from .storage import Place, place
 
 log = logging.getLogger(__name__)
-
-SPARE = 64 * 2**20
-"""Bytes that a sync leaves free on the disk."""
 
 
 @dataclass(frozen=True)
@@ -104,44 +94,8 @@ def fetch(location: str, workdir: Path, setting: str) -> tuple[Path, str]:
     target = workdir / "files" / setting.lower() / name
     with disk_errors(str(workdir)):
         _claim(workdir)
-        _enough_space(workdir, stored.size)
+        enough_space(workdir, stored.size)
         return target, _download(source, stored, target, workdir)
-
-
-# --- names -----------------------------------------------------------------------------------------------------------
-
-
-def safe_names(names: Sequence[str]) -> None:
-    """Refuse names that could leave the folder they are written to, or that cannot all be files.
-
-    Raises:
-        DataError: naming each with its reason.
-    """
-    complaints = [f"{one_line(name)!r}: {reason}" for name in names if (reason := _unsafe(name)) is not None]
-    folders: set[str] = set()
-    for name in names:
-        while (name := name.rpartition("/")[0]) and name not in folders:
-            folders.add(name)
-    complaints += [
-        f"{one_line(name)!r}: must be a file or a folder, is both" for name in sorted(folders.intersection(names))
-    ]
-    if complaints:
-        raise DataError(listed(complaints))
-
-
-def _unsafe(name: str) -> str | None:
-    parts = name.split("/")
-    if name.startswith("/") or re.match(r"[A-Za-z]:", name):
-        return "a name must be relative"
-    if "\\" in name:
-        return "a name must have no backslash"
-    if any(ord(c) < 32 or ord(c) == 127 for c in name):
-        return "a name must have no control character"
-    if any(part in ("", ".", "..") for part in parts):
-        return "a name must have no empty part, '.' or '..'"
-    if any(len(part.encode("utf-8", "surrogateescape")) > 255 for part in parts):
-        return "a part of a name must have at most 255 bytes"
-    return None
 
 
 # --- buckets ---------------------------------------------------------------------------------------------------------
@@ -160,13 +114,13 @@ def _sync_bucket(source: Place, workdir: Path, belongs: Callable[[str], bool]) -
         have = {
             name: known[name][1]
             for name, stored in wanted.items()
-            if name in known and known[name][0] == [stored.size, stored.etag] and _size(root / name) == stored.size
+            if name in known and known[name][0] == [stored.size, stored.etag] and size_of(root / name) == stored.size
         }
         for stale in sorted(set(known) - set(have)):
             _remove(root, stale)
         missing = [stored for name, stored in wanted.items() if name not in have]
         size = sum(stored.size for stored in missing)
-        _enough_space(workdir, size)
+        enough_space(workdir, size)
         log.info(
             "sync: %d files, %d to download (%.1f MB), %d other objects ignored",
             len(wanted), len(missing), size / 1e6, len(listing) - len(wanted),
@@ -289,36 +243,7 @@ def _batched(items: Iterable[Stored], n: int) -> Iterator[list[Stored]]:
         yield batch
 
 
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None
-
-
-def _enough_space(folder: Path, need: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if need and need + SPARE > free:
-        raise StoreError(f"{folder}: {(need + SPARE) / 1e6:.0f} MB of disk are needed, {free / 1e6:.0f} MB are free")
-
-
 # --- archives --------------------------------------------------------------------------------------------------------
-
-
-BROKEN = (
-    tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, gzip.BadGzipFile, EOFError,
-    NotImplementedError, RuntimeError, ValueError,
-)  # fmt: skip
-"""What the libraries raise for archives that are damaged, encrypted or packed in ways that they do not know."""
-
-
-@dataclass(frozen=True)
-class Member:
-    """A regular file in an archive."""
-
-    name: str
-    size: int
-    open: Callable[[], IO[bytes]]
 
 
 def _sync_archive(location: str, workdir: Path, belongs: Callable[[str], bool]) -> Synced:
@@ -342,19 +267,13 @@ def _sync_archive(location: str, workdir: Path, belongs: Callable[[str], bool]) 
         shutil.rmtree(root, ignore_errors=True)
         if stored.etag:
             path = workdir / "archive" / name
-            _enough_space(workdir, stored.size)
+            enough_space(workdir, stored.size)
             _download(source, stored, path, workdir)
-        try:
-            with _opened(path) as members:
-                digests = _unpack(_top_stripped(members), root, workdir, belongs)
-        except (*BROKEN, OSError) as error:
-            if not isinstance(error, BROKEN) and error.errno != errno.EINVAL:  # an offset that cannot be
-                raise
-            raise DataError(f"{location}: must be a whole archive: {one_line(str(error))}") from error
+        digests = unpack(path, location, root, belongs)
         if stored.etag:
             path.unlink()
         beside = memory.with_suffix(".new")
-        files = {member: [_size(root / member), digest] for member, digest in digests.items()}
+        files = {member: [size_of(root / member), digest] for member, digest in digests.items()}
         beside.write_text(json.dumps({"version": version, "files": files}))
         beside.replace(memory)
         log.info("archive unpacked: %d files of %s", len(digests), location)
@@ -368,83 +287,6 @@ def _remembered(memory: Path, version: list[object], root: Path) -> dict[str, st
         files: dict[str, tuple[int, str]] = said["files"] if said["version"] == version else {}
     except (FileNotFoundError, ValueError, KeyError):
         return None
-    if not files or any(_size(root / name) != size for name, (size, _) in files.items()):
+    if not files or any(size_of(root / name) != size for name, (size, _) in files.items()):
         return None
     return {name: digest for name, (_, digest) in files.items()}
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[list[Member]]:
-    """The regular files of a tar or zip; folders, links and devices are not among them."""
-    if path.name.lower().endswith(".zip"):
-        with zipfile.ZipFile(path) as archive:
-            yield [
-                Member(info.filename, info.file_size, lambda info=info: archive.open(info))  # type: ignore[misc]
-                for info in archive.infolist()
-                if not info.filename.endswith("/") and not stat.S_ISLNK(info.external_attr >> 16)
-            ]
-        return
-    with tarfile.open(path) as tar:
-
-        def reader(info: tarfile.TarInfo) -> Callable[[], IO[bytes]]:
-            def opened() -> IO[bytes]:
-                file = tar.extractfile(info)
-                assert file is not None  # a regular file has content
-                return file
-
-            return opened
-
-        members = [Member(info.name, info.size, reader(info)) for info in tar if info.isreg()]
-        _to_the_end(tar)
-        yield members
-
-
-def _to_the_end(tar: tarfile.TarFile) -> None:
-    """Refuse a tar that breaks off: tarfile takes a header that is damaged or not there for the end.
-
-    Reading on to the last byte lets gzip compare its checksum.
-    """
-    assert tar.fileobj is not None
-    tar.fileobj.seek(tar.offset)
-    if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        raise tarfile.ReadError("it breaks off or a header is damaged")
-    while tar.fileobj.read(CHUNK):
-        pass
-
-
-def _top_stripped(members: list[Member]) -> list[Member]:
-    """The members relative to the data set's folder: the archive's root, or the one folder in it that has train/."""
-    members = [Member(m.name.removeprefix("./"), m.size, m.open) for m in members]
-    if any(m.name.startswith("train/") for m in members):
-        return members
-    tops = {m.name.split("/")[0] for m in members if m.name.split("/")[1:2] == ["train"]}
-    if len(tops) != 1:
-        return members
-    top = tops.pop() + "/"
-    return [Member(m.name.removeprefix(top), m.size, m.open) for m in members if m.name.startswith(top)]
-
-
-def _unpack(members: list[Member], root: Path, workdir: Path, belongs: Callable[[str], bool]) -> dict[str, str]:
-    safe_names([member.name for member in members])
-    wanted = [member for member in members if belongs(member.name)]
-    twice = sorted(name for name, n in Counter(member.name for member in wanted).items() if n > 1)
-    if twice:
-        raise DataError(listed([f"{one_line(name)!r}: must be in the archive once" for name in twice]))
-    _enough_space(workdir, sum(member.size for member in wanted))
-    digests = {}
-    for member in wanted:
-        target = root / member.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        digest, left = hashlib.sha256(), member.size
-        with member.open() as packed, target.open("wb") as file:
-            while chunk := packed.read(min(CHUNK, left + 1)):
-                left -= len(chunk)
-                if left < 0:
-                    break
-                digest.update(chunk)
-                file.write(chunk)
-        if left:
-            has = "more" if left < 0 else str(member.size - left)
-            raise DataError(f"{one_line(member.name)!r}: must have the {member.size} bytes it declares, has {has}")
-        digests[member.name] = digest.hexdigest()
-    return digests

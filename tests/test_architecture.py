@@ -11,15 +11,16 @@ PACKAGE = Path(__file__).resolve().parent.parent / "crowdlayer"
 
 FLOORS = [
     {"errors"},
-    {"logs", "settings", "answers"},
-    {"dataset", "storage", "crowd_layer", "metrics", "classifier", "images"},
-    {"sync", "trainer"},
+    {"logs", "settings", "answers", "files"},
+    {"dataset", "s3", "archive", "crowd_layer", "metrics", "classifier", "images"},
+    {"storage", "trainer"},
+    {"sync"},
     {"experiment"},
     {"report"},
     {"results"},
     {"job", "peerannot"},
 ]
-OWNERS = {"boto3": {"storage"}, "botocore": {"storage"}, "accelerate": {"trainer"}, "pydantic_settings": {"settings"}}
+OWNERS = {"boto3": {"s3"}, "botocore": {"s3"}, "accelerate": {"trainer"}, "pydantic_settings": {"settings"}}
 
 
 def imports(module: str) -> set[str]:
@@ -58,4 +59,4 @@ def test_a_library_at_the_edge_has_one_owner(library: str) -> None:
 
 def test_the_environment_is_read_in_one_place_and_by_the_store() -> None:
     readers = {module for module in modules() if "os.environ" in (PACKAGE / f"{module}.py").read_text()}
-    assert readers == {"settings", "storage"}  # the store asks whether the user chose botocore's checksums and retries
+    assert readers == {"settings", "s3"}  # the store asks whether the user chose botocore's checksums and retries

@@ -14,9 +14,11 @@ from pathlib import Path
 import boto3
 import pytest
 
-from crowdlayer import storage
+from crowdlayer import s3
 from crowdlayer.errors import AccessError, SettingsError, StoreError
-from crowdlayer.storage import Bucket, Folder, Stored, disk_errors, file_digest, place
+from crowdlayer.files import Stored, disk_errors, file_digest
+from crowdlayer.s3 import Bucket
+from crowdlayer.storage import Folder, place
 from tests.conftest import Store
 from tests.servers import (
     OTHER_USER,
@@ -584,7 +586,7 @@ def test_an_upload_to_a_bucket_is_verified_by_its_etag(
 def test_the_etag_of_an_upload_in_parts_is_foretold(
     size: int, store: Store, meddler: Meddler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "PART", 5 * MB)
+    monkeypatch.setattr(s3, "PART", 5 * MB)
     source = written(tmp_path / "x", os.urandom(size))
     bucket = Bucket(store.bucket, "out")
     bucket.upload(source, "x")
@@ -712,7 +714,7 @@ def test_a_body_that_is_shorter_than_listed_is_read_again(
     put_plain(bucket, "x", b"a whole body")
     meddler.spoil(shortened_to(5), path="/x")
     assert downloaded(bucket, only(bucket)) == b"a whole body"
-    monkeypatch.setattr(storage, "ATTEMPTS", 2)
+    monkeypatch.setattr(s3, "ATTEMPTS", 2)
     meddler.spoil(shortened_to(5), path="/x", times=9)
     with pytest.raises(StoreError, match="data/x: must have the listed 12 bytes, 5 came"):
         downloaded(bucket, only(bucket))
@@ -733,7 +735,7 @@ def test_a_flipped_byte_is_found_and_healed_by_another_reading(
 def test_a_body_that_is_always_different_is_a_failing_store(
     store: Store, meddler: Meddler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "ATTEMPTS", 3)
+    monkeypatch.setattr(s3, "ATTEMPTS", 3)
     bucket = Bucket(store.bucket, "data")
     put_plain(bucket, "x", bytes(100))
     for position in range(100):
@@ -797,12 +799,12 @@ def real(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
 def test_a_real_store_keeps_what_is_uploaded(
     size: int, real: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "PART", 5 * MB)
+    monkeypatch.setattr(s3, "PART", 5 * MB)
     source = written(tmp_path / "x", os.urandom(size))
     bucket = Bucket(real.bucket, "a prefix/ü")
     bucket.upload(source, "x +%&?#")
     stored = only(bucket)
-    assert stored.etag.strip('"') == storage._expected_etag(source)
+    assert stored.etag.strip('"') == s3._expected_etag(source)
     assert ("-" in stored.etag) == (size > 5 * MB)
     with tempfile.TemporaryFile() as file:
         assert bucket.download(stored, file) == file_digest(source)

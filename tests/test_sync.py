@@ -564,9 +564,11 @@ def test_what_a_killed_start_left_of_an_archive_is_removed(store: Store, tmp_pat
 
 def test_an_archive_that_is_not_there_is_a_wrong_setting(store: Store, tmp_path: Path, workdir: Path) -> None:
     (tmp_path / "folder.tar").mkdir()
-    for location in (f"{tmp_path}/x.tar", f"{tmp_path}/folder.tar", f"s3://{store.bucket}/x.zip", "s3://x.tar"):
+    for location in (f"{tmp_path}/x.tar", f"{tmp_path}/folder.tar", f"s3://{store.bucket}/x.zip"):
         with pytest.raises(SettingsError, match=rf"TASKS: .* there is none at {location}"):
             sync(location, workdir, belongs)
+    with pytest.raises(SettingsError, match=r"the bucket must exist, 'x\.tar' does not"):
+        sync("s3://x.tar", workdir, belongs)
 
 
 @pytest.mark.parametrize("kind", KINDS)
