@@ -19,7 +19,7 @@ from .files import disk_errors
 from .results import Provenance, done_before, headline, publish, results_name
 from .settings import Settings
 from .storage import Place, place
-from .sync import Synced, digest_of, fetch, sync
+from .sync import Synced, digest_of, fetch, must_be_there, sync
 from .trainer import Trainer, devices
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ def train(settings: Settings) -> str:
     phases = Phases()
     output = place(settings.output_location)
     location = f"{output.location}/{results_name(settings.output_name)}"
+    must_be_there(settings.tasks)
     check_possible(settings)
     with _workdir(settings.workdir) as workdir:
         fresh = output.find(results_name(settings.output_name)) is None
@@ -58,6 +59,7 @@ def check(settings: Settings) -> None:
     """Everything but train: read, reach, sync, decode, build, and say what was found."""
     phases = Phases()
     output = place(settings.output_location)
+    must_be_there(settings.tasks)
     check_possible(settings)
     with _workdir(settings.workdir) as workdir:
         _probe(output, settings.output_name, workdir)

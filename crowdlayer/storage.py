@@ -42,6 +42,7 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.location = str(path)
+        self._made: list[Path] = []
 
     def listing(self) -> list[Stored]:
         """All files below, links followed, but not to a folder that the link is in.
@@ -89,7 +90,7 @@ class Folder:
         """Copy beside, flush to the disk, compare, rename: never half there under its name."""
         target = self.path / name
         with disk_errors(f"{self.location}/{name}"):
-            target.parent.mkdir(parents=True, exist_ok=True)
+            self._make(target.parent)
             beside = target.with_name(f".{uuid.uuid4().hex}")  # mkstemp's would not heed the umask
             try:
                 with source.open("rb") as read, beside.open("xb") as written:
@@ -107,12 +108,21 @@ class Folder:
             finally:
                 os.close(folder)
 
+    def _make(self, folder: Path) -> None:
+        """Make a folder and those above it, and remember which were not there."""
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        self._made += reversed(missing)
+
     def delete(self, name: str) -> None:
-        """Remove the file, and the folders that are empty without it: a bucket has no empty folders either."""
+        """Remove the file, and the folders that were made here and are empty without it."""
         with disk_errors(f"{self.location}/{name}"):
             (self.path / name).unlink(missing_ok=True)
-        while name := name.rpartition("/")[0]:
+        while self._made:
             try:
-                (self.path / name).rmdir()
+                self._made[-1].rmdir()
+            except FileNotFoundError:
+                pass  # somebody else's tidying
             except OSError:  # not empty
                 return
+            self._made.pop()

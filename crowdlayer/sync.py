@@ -73,6 +73,19 @@ def sync(location: str, workdir: Path, belongs: Callable[[str], bool]) -> Synced
     return synced
 
 
+def must_be_there(location: str) -> None:
+    """Refuse a data set that is not on this machine though it should be, before anything is written where it is not.
+
+    Raises:
+        SettingsError: no such folder, no such archive.
+    """
+    if not location.startswith("s3://"):
+        with disk_errors(location):
+            there = Path(location).is_file() if is_archive(location) else Path(location).is_dir()
+        if not there:
+            raise SettingsError(f"TASKS: must be a folder, an s3:// URI or an archive; there is none at {location}")
+
+
 def fetch(location: str, workdir: Path, setting: str) -> tuple[Path, str]:
     """One file that a setting names, on this machine: its path and SHA-256.
 
