@@ -13,9 +13,10 @@ from crowdlayer.errors import CrowdlayerError, DeviceMemoryError, InterruptedRun
 
 TERMINATION_LOG = Path("/dev/termination-log")
 
-USAGE = """Usage: python entrypoint.py [--check | --help | --version]
+USAGE = """Usage: python entrypoint.py [predict | --check | --help | --version]
 
-Trains an image classifier on the answers of a crowd. Configured by environment variables:
+Trains an image classifier on the answers of a crowd; predict: labels the images of CROWDLAYER_PREDICT with it.
+Configured by environment variables:
 """
 
 
@@ -52,20 +53,25 @@ def main(arguments: list[str]) -> int:
                 from crowdlayer import __version__
 
                 print(__version__)
-            case [] | ["--check"]:
+            case [] | ["--check"] | ["predict"]:
                 from crowdlayer import logs
                 from crowdlayer.settings import load_settings
 
                 settings = load_settings()
                 logs.start(settings.log_format)
-                from crowdlayer import job
+                from crowdlayer import job, predict
 
-                if arguments:
-                    job.check(settings)
-                else:
-                    print(job.train(settings), flush=True)
+                match arguments:
+                    case ["--check"]:
+                        job.check(settings)
+                    case ["predict"]:
+                        print(predict.predict(settings), flush=True)
+                    case _:
+                        print(job.train(settings), flush=True)
             case _:
-                raise SettingsError(f"arguments: must be --check, --help, --version or none, got {' '.join(arguments)}")
+                raise SettingsError(
+                    f"arguments: must be predict, --check, --help, --version or none, got {' '.join(arguments)}"
+                )
         return 0
     except (CrowdlayerError, InterruptedRunError) as error:
         return failed(one_line(str(error)), error.exit_code)

@@ -1,7 +1,7 @@
 """Noisy answers of many workers in, an image classifier out.
 
-`Crowdlayer` is the class of peerannot, `CrowdLayer` the torch module. Both are imported when first asked for, so that
-`python entrypoint.py --help` does not wait for torch.
+`Crowdlayer` is the class of peerannot, `CrowdLayer` the torch module, `load` gives back a trained classifier. Each is
+imported when first asked for, so that `python entrypoint.py --help` does not wait for torch.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import importlib
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-__all__ = ["CrowdLayer", "Crowdlayer", "__version__"]
+__all__ = ["CrowdLayer", "Crowdlayer", "__version__", "load"]
 
 if TYPE_CHECKING:
     from .crowd_layer import CrowdLayer as CrowdLayer
     from .peerannot import Crowdlayer as Crowdlayer
+    from .predictor import load as load
 
-_HOMES = {"CrowdLayer": ".crowd_layer", "Crowdlayer": ".peerannot"}
+_HOMES = {"CrowdLayer": ".crowd_layer", "Crowdlayer": ".peerannot", "load": ".predictor"}
 
 
 def __getattr__(name: str) -> object:

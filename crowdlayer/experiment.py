@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from .answers import Answers, majority_vote
 from .classifier import build_classifier
 from .crowd_layer import CrowdLayer, posterior
 from .dataset import Dataset, summary
+from .export import Format, check_export
 from .images import CrowdLoader, decode_all
 from .settings import TrainingSettings
 from .trainer import Best, History, Trainer, Validation, enough_memory, make_accelerator
@@ -85,15 +86,17 @@ def load_images(dataset: Dataset, root: Path, settings: TrainingSettings, folder
     return Images(train, val, test)
 
 
-def check_possible(settings: TrainingSettings) -> None:
+def check_possible(settings: TrainingSettings, formats: Sequence[Format] = ()) -> None:
     """Refuse settings that no data set can make work, before anything is downloaded.
 
     Raises:
-        SettingsError: the model cannot take such images or has no such stem, the device has no such precision.
+        SettingsError: the model cannot take such images or has no such stem, the device has no such precision, the
+            model cannot be exported in one of `formats`.
     """
     make_accelerator(settings)
     with torch.random.fork_rng(devices=[]):
-        build_classifier(settings.model, 2, settings.img_size, False, settings.freeze, settings.small_images)
+        model = build_classifier(settings.model, 2, settings.img_size, False, settings.freeze, settings.small_images)
+        check_export(model, settings.img_size, formats)
 
 
 def make_trainer(dataset: Dataset, images: Images, settings: TrainingSettings, pretrained: bool | Path) -> Trainer:

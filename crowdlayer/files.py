@@ -6,10 +6,13 @@ import errno
 import hashlib
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from .errors import AccessError, DataError, StoreError, listed, one_line
 
@@ -64,6 +67,29 @@ def disk_errors(thing: str) -> Iterator[None]:
         if error.errno == errno.EROFS:  # no retry makes it writable
             raise AccessError(f"{thing}: must be writable: {error.strerror}") from error
         raise StoreError(f"{thing}: {error.strerror or one_line(str(error))}") from error
+
+
+@contextmanager
+def working_folder(named: str | None) -> Iterator[Path]:
+    """WORKDIR, locked for this job alone; or a fresh folder that is gone afterwards."""
+    if named is None:
+        with disk_errors("TMPDIR, for want of a WORKDIR"):
+            fresh = tempfile.TemporaryDirectory(prefix="crowdlayer-", ignore_cleanup_errors=True)
+        with fresh as folder:
+            yield Path(folder)
+        return
+    path = Path(named)
+    with disk_errors(f"WORKDIR {named}"):
+        path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise StoreError(f"WORKDIR: must be this job's alone, another job is using {named}") from error
+    try:
+        yield path
+    finally:
+        lock.release()
 
 
 def safe_names(names: Sequence[str]) -> None:

@@ -5,17 +5,12 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from .classifier import has_small_stem
 from .dataset import Dataset, belongs, read_dataset
-from .errors import StoreError
 from .experiment import Images, Phases, check_possible, load_images, log_dataset, make_trainer, run
-from .files import disk_errors
+from .files import disk_errors, working_folder
 from .results import Provenance, done_before, headline, publish, results_name
 from .settings import Settings
 from .storage import Place, place
@@ -31,8 +26,8 @@ def train(settings: Settings) -> str:
     output = place(settings.output_location)
     location = f"{output.location}/{results_name(settings.output_name)}"
     must_be_there(settings.tasks)
-    check_possible(settings)
-    with _workdir(settings.workdir) as workdir:
+    check_possible(settings, settings.export)
+    with working_folder(settings.workdir) as workdir:
         fresh = output.find(results_name(settings.output_name)) is None
         if fresh:  # where results are, a run could write, and this one may have nothing to do
             _probe(output, settings.output_name, workdir)
@@ -60,8 +55,8 @@ def check(settings: Settings) -> None:
     phases = Phases()
     output = place(settings.output_location)
     must_be_there(settings.tasks)
-    check_possible(settings)
-    with _workdir(settings.workdir) as workdir:
+    check_possible(settings, settings.export)
+    with working_folder(settings.workdir) as workdir:
         _probe(output, settings.output_name, workdir)
         log.info("output: %s can be written", output.location)
         inputs = _inputs(settings, workdir, phases)
@@ -122,26 +117,3 @@ def _probe(output: Place, output_name: str, workdir: Path) -> None:
         file.flush()
         output.upload(Path(file.name), name)
     output.delete(name)
-
-
-@contextmanager
-def _workdir(named: str | None) -> Iterator[Path]:
-    """WORKDIR, locked for this job alone; or a fresh folder that is gone afterwards."""
-    if named is None:
-        with disk_errors("TMPDIR, for want of a WORKDIR"):
-            fresh = tempfile.TemporaryDirectory(prefix="crowdlayer-", ignore_cleanup_errors=True)
-        with fresh as folder:
-            yield Path(folder)
-        return
-    path = Path(named)
-    with disk_errors(f"WORKDIR {named}"):
-        path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise StoreError(f"WORKDIR: must be this job's alone, another job is using {named}") from error
-    try:
-        yield path
-    finally:
-        lock.release()

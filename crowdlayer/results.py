@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import platform
 from dataclasses import dataclass
@@ -14,16 +15,20 @@ import torch
 
 from . import __version__
 from .dataset import Dataset, summary
-from .errors import StoreError, one_line
+from .deploy import Description, rebuilt, write_model
+from .errors import SettingsError, StoreError, one_line
 from .experiment import Outcome, Phases, crowd_figures
+from .export import export
 from .files import disk_errors, file_digest
 from .report import write_labels, write_workers
 from .storage import Place
 
+log = logging.getLogger(__name__)
+
 TOP_K_FROM = 8
 """From so many classes on the results hold the top-2 and top-5 figures."""
 LIBRARIES = ("torch", "torchvision", "accelerate", "boto3", "numpy", "pillow")
-NO_INFLUENCE = frozenset({"workdir", "log_format", "verbose", "num_workers"})
+NO_INFLUENCE = frozenset({"workdir", "log_format", "verbose", "num_workers", "predict", "predict_format"})
 """Settings that change nothing in the results."""
 
 
@@ -45,7 +50,7 @@ def model_name(output_name: str) -> str:
     return f"best_models/{output_name}.pth"
 
 
-def stage(folder: Path, output_name: str, dataset: Dataset, outcome: Outcome) -> list[str]:
+def stage(folder: Path, output_name: str, dataset: Dataset, outcome: Outcome, provenance: Provenance) -> list[str]:
     """Write every file but the results below `folder`; returns their names, relative to the output."""
     names = [model_name(output_name), f"results/{output_name}/labels.csv", f"results/{output_name}/workers.csv"]
     model, labels, workers = (folder / name for name in names)
@@ -58,6 +63,31 @@ def stage(folder: Path, output_name: str, dataset: Dataset, outcome: Outcome) ->
             raise StoreError(f"{folder}: the model must be written whole: {one_line(str(error))}") from error
         write_labels(labels, dataset, outcome.inferred)
         write_workers(workers, dataset, outcome.inferred)
+    deployed = f"best_models/{output_name}"
+    names += [f"{deployed}/{name}" for name in deploy_model(folder / deployed, dataset, outcome, provenance)]
+    return names
+
+
+def deploy_model(folder: Path, dataset: Dataset, outcome: Outcome, provenance: Provenance) -> list[str]:
+    """Write the best classifier for other programs into `folder`; returns the names of the files.
+
+    An export that fails costs its own files, not the run's.
+    """
+    settings = provenance.settings
+    description = Description(
+        settings["model"],
+        list(dataset.classes),
+        settings["img_size"],
+        provenance.small_stem,
+        outcome.figures.get("temperature", 1.0),
+    )
+    names = write_model(folder, description, outcome.best.classifier)
+    if settings.get("export"):
+        model = rebuilt(description, outcome.best.classifier)
+        try:
+            names += export(folder, model, description.image_size, settings["export"])
+        except SettingsError as error:
+            log.error("%s", error)
     return names
 
 
@@ -76,7 +106,7 @@ def publish(
     """
     last = results_name(output_name)
     with phases("publish"):
-        names = stage(folder, output_name, dataset, outcome)
+        names = stage(folder, output_name, dataset, outcome, provenance)
         if place.find(last) is not None:
             place.delete(last)
         for name in names:

@@ -241,6 +241,12 @@ class JobSettings(Group):
     """The prefix of every file written."""
     workdir: Annotated[str, AfterValidator(_folder)] | None = None
     """Where data is synced and cached, kept and reused; default: a fresh folder under TMPDIR, removed at the end."""
+    export: Annotated[tuple[Annotated[Literal["onnx", "torch_export"], Word], ...], *ListOf] = ()
+    """The best model in other formats too, preprocessing and temperature inside: onnx (an extra), torch_export."""
+    predict: Location | None = None
+    """What `entrypoint.py predict` labels: a folder, an s3://bucket/prefix or one archive of images."""
+    predict_format: Annotated[Literal["csv", "parquet"], Word] = "csv"
+    """The format of the predictions; parquet is an extra."""
     log_format: Annotated[Literal["text", "json"], Word] = "text"
     """The form of the log's lines."""
 

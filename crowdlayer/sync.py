@@ -43,7 +43,13 @@ def digest_of(digests: dict[str, str]) -> str:
     return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def sync(location: str, workdir: Path, belongs: Callable[[str], bool]) -> Synced:
+def sync(
+    location: str,
+    workdir: Path,
+    belongs: Callable[[str], bool],
+    setting: str = "TASKS",
+    needed: str = "train/ and answers.json",
+) -> Synced:
     """Bring the files that belong to the data set to this machine.
 
     A folder is read in place. A bucket comes into workdir/data, only what is new or changed by size and ETag; an
@@ -54,7 +60,7 @@ def sync(location: str, workdir: Path, belongs: Callable[[str], bool]) -> Synced
         SettingsError, AccessError, StoreError: as the place says.
     """
     if is_archive(location):
-        synced = _sync_archive(location, workdir, belongs)
+        synced = _sync_archive(location, workdir, belongs, setting)
     elif location.startswith("s3://"):
         synced = _sync_bucket(place(location), workdir, belongs)
     else:
@@ -69,11 +75,11 @@ def sync(location: str, workdir: Path, belongs: Callable[[str], bool]) -> Synced
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             synced = Synced(root, dict(zip(names, pool.map(digest, names), strict=True)))
     if not synced.digests:
-        raise DataError(f"{location}: must hold train/ and answers.json, holds no file of a data set")
+        raise DataError(f"{location}: must hold {needed}, holds no such file")
     return synced
 
 
-def must_be_there(location: str) -> None:
+def must_be_there(location: str, setting: str = "TASKS") -> None:
     """Refuse a data set that is not on this machine though it should be, before anything is written where it is not.
 
     Raises:
@@ -83,7 +89,7 @@ def must_be_there(location: str) -> None:
         with disk_errors(location):
             there = Path(location).is_file() if is_archive(location) else Path(location).is_dir()
         if not there:
-            raise SettingsError(f"TASKS: must be a folder, an s3:// URI or an archive; there is none at {location}")
+            raise SettingsError(f"{setting}: must be a folder, an s3:// URI or an archive; there is none at {location}")
 
 
 def fetch(location: str, workdir: Path, setting: str) -> tuple[Path, str]:
@@ -259,14 +265,14 @@ def _batched(items: Iterable[Stored], n: int) -> Iterator[list[Stored]]:
 # --- archives --------------------------------------------------------------------------------------------------------
 
 
-def _sync_archive(location: str, workdir: Path, belongs: Callable[[str], bool]) -> Synced:
+def _sync_archive(location: str, workdir: Path, belongs: Callable[[str], bool], setting: str) -> Synced:
     """Unpack the archive into workdir/data; workdir/archive.json remembers which one that was."""
     root, memory = workdir / "data", workdir / "archive.json"
     folder, _, name = location.rpartition("/")
     source = place(folder or ("/" if location.startswith("/") else "."))
     stored = source.find(name)
     if stored is None:
-        raise SettingsError(f"TASKS: must be a folder, an s3:// URI or an archive; there is none at {location}")
+        raise SettingsError(f"{setting}: must be a folder, an s3:// URI or an archive; there is none at {location}")
     with disk_errors(str(workdir)):
         _tidy(workdir)
         path = Path(location)

@@ -13,12 +13,12 @@ FLOORS = [
     {"errors"},
     {"logs", "settings", "answers", "files"},
     {"dataset", "s3", "archive", "crowd_layer", "metrics", "classifier", "images"},
-    {"storage", "trainer"},
-    {"sync"},
+    {"storage", "trainer", "deploy"},
+    {"sync", "export", "predictor"},
     {"experiment"},
     {"report"},
     {"results"},
-    {"job", "peerannot"},
+    {"job", "peerannot", "predict"},
 ]
 OWNERS = {"boto3": {"s3"}, "botocore": {"s3"}, "accelerate": {"trainer"}, "pydantic_settings": {"settings"}}
 

@@ -174,7 +174,7 @@ def test_a_file_that_may_not_be_read_is_named(forbidden: str) -> None:
 
 def test_a_folder_without_a_file_of_a_data_set_is_unusable(tmp_path: Path, workdir: Path) -> None:
     folder = write(tmp_path / "data", STRANGERS)
-    with pytest.raises(DataError, match=r"data: must hold train/ and answers.json, holds no file of a data set"):
+    with pytest.raises(DataError, match=r"data: must hold train/ and answers.json, holds no such file"):
         sync(str(folder), workdir, belongs)
 
 

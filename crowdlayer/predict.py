@@ -1,0 +1,135 @@
+"""New images → the trained model's labels for them, as a table beside the results."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from .errors import DataError, SettingsError
+from .files import disk_errors, working_folder
+from .predictor import Predictor, Probabilities, load
+from .results import results_name
+from .settings import Settings
+from .storage import place
+from .sync import must_be_there, sync
+
+log = logging.getLogger(__name__)
+
+Writer = Callable[[Sequence[str], Probabilities], None]
+
+
+def predictions_name(output_name: str, predict_format: str) -> str:
+    return f"results/{output_name}/predictions.{predict_format}"
+
+
+def is_image(name: str) -> bool:
+    """Whether the relative `name` is an image that is labelled: by its ending, and nothing hidden."""
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+    return not hidden and name.lower().endswith(IMG_EXTENSIONS)
+
+
+def predict(settings: Settings) -> str:
+    """Label the images of PREDICT with the model in OUTPUT; returns the location of the predictions.
+
+    The table has a row per image in the order of the names: `image`, `label`, `confidence`, and `prob_<class>` for
+    each class, calibrated. An image that cannot be read keeps its row, with nothing in it, and a warning in the log.
+
+    Raises:
+        SettingsError: PREDICT is not set or not there; no pyarrow for parquet.
+        DataError: there is no trained model in OUTPUT, no image in PREDICT, or none that can be read.
+        AccessError, StoreError: as the places say.
+    """
+    if settings.predict is None:
+        raise SettingsError("CROWDLAYER_PREDICT: must be set, to the images that shall be labelled")
+    if settings.predict_format == "parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise SettingsError("PREDICT_FORMAT: parquet needs pyarrow: pip install 'crowdlayer[parquet]'")
+    must_be_there(settings.predict, "PREDICT")
+    output = place(settings.output_location)
+    model = load(f"{output.location}/{results_name(settings.output_name)}")
+    log.info("model %s: %s, %d classes", settings.output_name, model.description.architecture, len(model.classes))
+    name = predictions_name(settings.output_name, settings.predict_format)
+    with working_folder(settings.workdir) as workdir:
+        synced = sync(settings.predict, workdir / "predict", is_image, "PREDICT", "images")
+        path = workdir / Path(name).name
+        try:
+            with disk_errors(str(workdir)), _table(path, model.classes) as write:
+                _label(model, synced.root, sorted(synced.digests), settings.batch_size, write)
+            output.upload(path, name)
+        finally:
+            path.unlink(missing_ok=True)
+    log.info("predictions at %s/%s", output.location, name)
+    return f"{output.location}/{name}"
+
+
+def _label(model: Predictor, root: Path, names: Sequence[str], batch_size: int, write: Writer) -> None:
+    started = time.monotonic()
+    at = bad = 0
+    for probabilities in model.batches((root / name for name in names), batch_size, bad_images="nan"):
+        write(names[at : at + len(probabilities)], probabilities)
+        at += len(probabilities)
+        bad += int(np.isnan(probabilities[:, 0]).sum())
+    if bad == len(names):
+        raise DataError(f"PREDICT: at least one image must be readable, of {len(names)} none is")
+    rate = len(names) / max(time.monotonic() - started, 1e-9)
+    log.info(
+        "labelled %d images, %d not readable, %.0f images/s", len(names) - bad, bad, rate,
+        extra={"images": len(names), "bad_images": bad, "images_per_second": round(rate, 1)},
+    )  # fmt: skip
+
+
+def columns(classes: Sequence[str]) -> list[str]:
+    return ["image", "label", "confidence", *(f"prob_{name}" for name in classes)]
+
+
+@contextmanager
+def _table(path: Path, classes: Sequence[str]) -> Iterator[Writer]:
+    """A new table at `path`, in the format of its ending, and what adds rows to it."""
+    with (_parquet if path.suffix == ".parquet" else _csv)(path, classes) as write:
+        yield write
+
+
+@contextmanager
+def _csv(path: Path, classes: Sequence[str]) -> Iterator[Writer]:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(columns(classes))
+
+        def write(names: Sequence[str], probabilities: Probabilities) -> None:
+            for name, row in zip(names, probabilities, strict=True):
+                if np.isnan(row[0]):
+                    rows.writerow([name, "", "", *[""] * len(classes)])
+                else:
+                    rows.writerow([name, classes[row.argmax()], f"{row.max():.6f}", *(f"{p:.6f}" for p in row)])
+
+        yield write
+
+
+@contextmanager
+def _parquet(path: Path, classes: Sequence[str]) -> Iterator[Writer]:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    kinds = [pa.string(), pa.dictionary(pa.int32(), pa.string()), *[pa.float32()] * (1 + len(classes))]
+    schema = pa.schema(list(zip(columns(classes), kinds, strict=True)))
+    with pyarrow.parquet.ParquetWriter(path, schema) as file:
+
+        def write(names: Sequence[str], probabilities: Probabilities) -> None:
+            bad = np.isnan(probabilities[:, 0])
+            label = pa.array(probabilities.argmax(1).astype(np.int32), mask=bad)
+            arrays = [
+                pa.array([name.encode("utf-8", "replace").decode() for name in names], pa.string()),
+                pa.DictionaryArray.from_arrays(label, pa.array(classes, pa.string())),
+                pa.array(probabilities.max(1), mask=bad),
+                *(pa.array(column, mask=bad) for column in probabilities.T),
+            ]
+            file.write_batch(pa.record_batch(arrays, schema=schema))
+
+        yield write

@@ -1,0 +1,190 @@
+"""A model written for other programs computes what the trained one does, in every format."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from crowdlayer.classifier import build_classifier
+from crowdlayer.deploy import Deployed, Description, read_model, write_model
+from crowdlayer.errors import DataError, SettingsError
+from crowdlayer.export import export
+from crowdlayer.images import decode, normalise
+from crowdlayer.predictor import Predictor, load, model_folder
+
+SIZE = 24
+CLASSES = ["cat", "dog", "a bird, perhaps"]
+
+
+def a_classifier(small_stem: bool = True, architecture: str = "resnet18") -> torch.nn.Module:
+    """Random weights, batch norm's too, ready to predict."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        made = build_classifier(architecture, len(CLASSES), SIZE, False, False, "true" if small_stem else "false")
+        made.train()(torch.randn(8, 3, SIZE, SIZE))
+    return made.eval()
+
+
+def written(folder: Path, temperature: float = 1.0, small_stem: bool = True) -> torch.nn.Module:
+    """Write `a_classifier` into `folder`, and return it."""
+    classifier = a_classifier(small_stem)
+    write_model(folder, Description("resnet18", CLASSES, SIZE, small_stem, temperature), classifier.state_dict())
+    return classifier
+
+
+def some_images(folder: Path, n: int = 5) -> list[Path]:
+    """Images of several sizes and modes."""
+    rng = np.random.default_rng(0)
+    paths = [folder / f"{i}.png" for i in range(n)]
+    for i, path in enumerate(paths):
+        pixels = rng.integers(0, 256, (10 + 7 * i, 40 - 3 * i, 3), dtype=np.uint8)
+        Image.fromarray(pixels).convert(["RGB", "L", "RGBA"][i % 3]).save(path)
+    return paths
+
+
+@pytest.mark.parametrize("small_stem", [True, False])
+def test_a_loaded_model_gives_the_trained_models_probabilities(tmp_path: Path, small_stem: bool) -> None:
+    classifier = written(tmp_path / "model", temperature=1.7, small_stem=small_stem)
+    images = some_images(tmp_path)
+
+    found = load(tmp_path / "model").predict_proba(images, batch_size=2)
+
+    pixels = torch.from_numpy(np.stack([decode(path, SIZE) for path in images]))
+    with torch.inference_mode():
+        wanted = (classifier(normalise(pixels, torch.device("cpu"))) / 1.7).softmax(1)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    assert found.dtype == np.float32
+
+
+def test_paths_pillow_images_and_arrays_are_the_same_to_it(tmp_path: Path) -> None:
+    written(tmp_path / "model")
+    model, paths = load(tmp_path / "model"), some_images(tmp_path)
+    opened = [Image.open(path) for path in paths]
+    arrays = [np.asarray(image) for image in opened]
+
+    from_paths = model.predict_proba(paths)
+
+    np.testing.assert_array_equal(model.predict_proba(map(str, paths)), from_paths)
+    np.testing.assert_array_equal(model.predict_proba(opened), from_paths)
+    np.testing.assert_array_equal(model.predict_proba(arrays), from_paths)
+    assert model.predict(paths) == [CLASSES[i] for i in from_paths.argmax(1)]
+    assert model.predict_proba([]).shape == (0, len(CLASSES))
+
+
+def test_what_is_no_image_is_named(tmp_path: Path) -> None:
+    written(tmp_path / "model")
+    (tmp_path / "torn.jpg").write_bytes(b"no image")
+    model = load(tmp_path / "model")
+    with pytest.raises(DataError, match=r"torn\.jpg: must be an image"):
+        model.predict_proba([*some_images(tmp_path), tmp_path / "torn.jpg"])
+    with pytest.raises(TypeError, match="must be a sequence of images, got one str"):
+        model.predict_proba("torn.jpg")
+
+
+def test_many_batches_keep_their_order(tmp_path: Path) -> None:
+    written(tmp_path / "model")
+    model, paths = load(tmp_path / "model"), some_images(tmp_path)
+    once = model.predict_proba(paths)
+    np.testing.assert_allclose(model.predict_proba(paths * 7, batch_size=3), np.tile(once, (7, 1)), atol=1e-6)
+
+
+def test_other_programs_find_all_they_need(tmp_path: Path) -> None:
+    classifier = written(tmp_path, temperature=2.0)
+    said = json.loads((tmp_path / "model.json").read_text())
+    assert (said["architecture"], said["classes"], said["image_size"]) == ("resnet18", CLASSES, SIZE)
+    assert (said["small_stem"], said["temperature"]) == (True, 2.0)
+    assert said["preprocessing"]["mean"] == [0.485, 0.456, 0.406]
+    weights = load_file(tmp_path / "model.safetensors")
+    assert weights.keys() == classifier.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("location", "folder"),
+    [
+        ("s3://bucket/p/results/run.json", "s3://bucket/p/best_models/run"),
+        ("results/run.json", "best_models/run"),
+        ("/out/best_models/run.pth", "/out/best_models/run"),
+        ("/out/best_models/run/", "/out/best_models/run"),
+        ("/out/best_models/run/model.safetensors", "/out/best_models/run"),
+        ("/out/results/run.pth.json", "/out/best_models/run.pth"),
+    ],
+)
+def test_a_model_is_found_by_whatever_of_the_run_is_named(location: str, folder: str) -> None:
+    assert model_folder(location) == folder
+
+
+@pytest.mark.parametrize("spoilt", ["model.json", "model.safetensors"])
+def test_what_is_no_model_is_refused(tmp_path: Path, spoilt: str) -> None:
+    written(tmp_path)
+    (tmp_path / spoilt).write_bytes(b"{}")
+    with pytest.raises(DataError, match=r"must hold model\.safetensors and model\.json"):
+        read_model(tmp_path)
+
+
+def test_a_model_that_prepares_images_in_another_way_is_refused(tmp_path: Path) -> None:
+    written(tmp_path)
+    said = json.loads((tmp_path / "model.json").read_text())
+    said["preprocessing"]["mean"] = [0.5, 0.5, 0.5]
+    (tmp_path / "model.json").write_text(json.dumps(said))
+    with pytest.raises(DataError, match="preprocessing must be what crowdlayer"):
+        load(tmp_path)
+
+
+def test_loading_leaves_the_programs_random_numbers_alone(tmp_path: Path) -> None:
+    written(tmp_path)
+    before = torch.get_rng_state()
+    load(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_exports_take_bytes_of_any_number_of_images_and_give_the_same_probabilities(tmp_path: Path) -> None:
+    """In a process that has neither this package nor the weights."""
+    (tmp_path / "model").mkdir()
+    deployed = Deployed(a_classifier(small_stem=False, architecture="squeezenet1_1"), 1.5)
+    names = export(tmp_path / "model", deployed, SIZE, ["onnx", "torch_export"])
+    assert names == ["model.onnx", "model.pt2"]
+    pixels = np.stack([decode(path, SIZE) for path in some_images(tmp_path, 3)])
+    np.save(tmp_path / "pixels.npy", pixels)
+    program = """
+import numpy, onnxruntime, torch
+pixels = numpy.load("pixels.npy")
+session = onnxruntime.InferenceSession("model/model.onnx", providers=["CPUExecutionProvider"])
+numpy.save("onnx.npy", session.run(["probabilities"], {"images": pixels})[0])
+module = torch.export.load("model/model.pt2").module()
+numpy.save("torch_export.npy", torch.cat([module(torch.from_numpy(p[None])) for p in pixels]).detach().numpy())
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, timeout=300)
+    wanted = Predictor(deployed, Description("squeezenet1_1", CLASSES, SIZE, False, 1.5)).predict_proba(list(pixels))
+    for name in ("onnx", "torch_export"):
+        np.testing.assert_allclose(np.load(tmp_path / f"{name}.npy"), wanted, atol=1e-4)
+
+
+class Moody(torch.nn.Module):
+    """Never the same answer twice: no export can be right."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.rand_like(images.mean((2, 3)))
+
+
+class Branching(torch.nn.Module):
+    """Decides by a value of its input, which no graph can hold."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        scores = images.mean((2, 3))
+        return scores if float(scores.sum()) > 0 else -scores
+
+
+@pytest.mark.parametrize(("network", "reason"), [(Moody(), "is off by"), (Branching(), "cannot hold this MODEL")])
+def test_an_export_that_computes_something_else_is_refused(
+    tmp_path: Path, network: torch.nn.Module, reason: str
+) -> None:
+    with pytest.raises(SettingsError, match=reason):
+        export(tmp_path, Deployed(network, 1.0), SIZE, ["torch_export"])
