@@ -1,4 +1,4 @@
-"""answers.json → checked flat arrays."""
+"""Who answered what to which task: flat arrays, and what is counted from them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -75,66 +72,6 @@ class AnswerFile:
     answers: Answers
 
 
-def read_answers(path: Path) -> AnswerFile:
-    """Read {task: {worker: label}}.
-
-    Raises:
-        DataError: not such a file, no answer in it, or two spellings of one id.
-    """
-    try:
-        raw = msgspec.json.decode(path.read_bytes(), type=dict[str, dict[str, Any]])
-    except FileNotFoundError as error:
-        raise DataError(f"{path.name}: is missing, the data set must have {{task: {{worker: label}}}}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path.name}: must be JSON {{task: {{worker: label}}}}: {one_line(str(error))}") from error
-
-    tasks = _ids(path.name, "task", raw)
-    workers = _ids(path.name, "worker", sorted({w for votes in raw.values() for w in votes}, key=natural_order))
-    row = {worker: i for i, worker in enumerate(workers)}
-    known: dict[tuple[type, Any], int] = {}
-    given: list[Any] = []
-
-    def position(label: Any) -> int:
-        key = (type(label), label if isinstance(label, str | int | float) else repr(label))  # what JSON gives hashes
-        if key not in known:
-            known[key] = len(given)
-            given.append(label)
-        return known[key]
-
-    flat = [
-        (i, row[canonical(worker)], position(label))
-        for i, votes in enumerate(raw.values())
-        for worker, label in votes.items()
-    ]
-    if not flat:
-        raise DataError(f"{path.name}: must have at least one answer, has none")
-    labels: list[int | str] = []
-    complaints = []
-    for number, label in enumerate(given):
-        if isinstance(label, float) and label.is_integer():
-            label = int(label)
-        labels.append(label)
-        if isinstance(label, bool) or not isinstance(label, int | str):
-            i, w = next((i, w) for i, w, p in flat if p == number)
-            complaints.append(
-                f"{path.name}: task {one_line(tasks[i])}, worker {one_line(workers[w])}: "
-                f"label {one_line(repr(label))} must be an index or a class name"
-            )
-    if complaints:
-        raise DataError(listed(complaints))
-    task, worker, label_position = np.array(flat, dtype=np.int64).reshape(-1, 3).T.copy()
-    return AnswerFile(tasks, workers, labels, Answers(len(tasks), len(workers), task, worker, label_position))
-
-
-def _ids(file: str, kind: str, found: Sequence[str] | dict[str, Any]) -> list[str]:
-    ids = [canonical(identifier) for identifier in found]
-    if len(set(ids)) < len(ids):
-        seen: set[str] = set()
-        twice = [i for i in ids if i in seen or seen.add(i)]  # type: ignore[func-returns-value]
-        raise DataError(f"{file}: every {kind} id must occur once, {one_line(twice[0])!r} has several spellings")
-    return ids
-
-
 def look_up(file: AnswerFile, classes: Sequence[str], source: str = "answers.json") -> Answers:
     """The answers with `label` as index into `classes`: a label is an index, or a class name.
 
@@ -163,13 +100,11 @@ def look_up(file: AnswerFile, classes: Sequence[str], source: str = "answers.jso
     return Answers(given.n_tasks, given.n_workers, given.task, given.worker, index[given.label])
 
 
-def vote_counts(answers: Answers, n_classes: int) -> Ints:
-    """(tasks, classes): how many workers gave each label."""
-    counts = np.bincount(answers.task * n_classes + answers.label, minlength=answers.n_tasks * n_classes)
-    return counts.reshape(answers.n_tasks, n_classes).astype(np.int64)
-
-
 def majority_vote(answers: Answers, n_classes: int) -> Ints:
     """(tasks,): the label most workers gave; of several the lowest; -1 for a task without answers."""
-    counts = vote_counts(answers, n_classes)
-    return np.where(counts.sum(1) > 0, counts.argmax(1), -1)
+    pair, count = np.unique(answers.task * n_classes + answers.label, return_counts=True)
+    task, label = np.divmod(pair, n_classes)
+    order = np.lexsort((-label, count, task))  # a task's winner comes last
+    vote = np.full(answers.n_tasks, -1, dtype=np.int64)
+    vote[task[order]] = label[order]
+    return vote

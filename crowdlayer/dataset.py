@@ -15,7 +15,8 @@ import msgspec
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from .answers import AnswerFile, Answers, Ints, canonical, look_up, majority_vote, read_answers
+from .answer_files import read_answers
+from .answers import DECIMAL, AnswerFile, Answers, Ints, canonical, look_up, majority_vote
 from .errors import DataError, SettingsError, listed, one_line
 from .settings import DataSettings
 
@@ -109,7 +110,13 @@ def read_metadata(path: Path) -> Metadata:
 
 
 def read_dataset(
-    root: Path, names: Iterable[str], settings: DataSettings, answers: Path, removed: Path | None, seed: int
+    root: Path,
+    names: Iterable[str],
+    settings: DataSettings,
+    answers: Path,
+    removed: Path | None,
+    seed: int,
+    kept: Path | None = None,
 ) -> Dataset:
     """Read the data set under `root`, whose files have the relative `names`.
 
@@ -117,6 +124,7 @@ def read_dataset(
         answers: the answers' file.
         removed: peerannot's file of tasks to leave out.
         seed: of the choice of the held-out tasks.
+        kept: where the arrays of the answers are kept for the next start, see `read_answers`.
 
     Raises:
         DataError: naming everything that keeps the data set from being used.
@@ -126,7 +134,7 @@ def read_dataset(
     for name in sorted(names, key=lambda name: name.split("/")):
         if belongs(name) and "/" in name:
             images[name.split("/")[0]].append(name)
-    file = read_answers(answers)
+    file = read_answers(answers, kept)
     metadata = read_metadata(root / METADATA)
     classes = find_classes(images, settings, metadata, file)
     given = look_up(file, classes, answers.name)
@@ -136,11 +144,11 @@ def read_dataset(
     present = np.unique(crowd.answers.worker)  # workers whose every task was left out have nothing to learn from
     row = np.zeros(len(file.workers), dtype=np.int64)
     row[present] = np.arange(len(present))
-    kept = crowd.answers
+    of_all = crowd.answers
     crowd = CrowdImages(
         crowd.names,
         crowd.tasks,
-        Answers(kept.n_tasks, len(present), kept.task, row[kept.worker], kept.label),
+        Answers(of_all.n_tasks, len(present), of_all.task, row[of_all.worker], of_all.label),
         crowd.truth,
     )
     workers = [file.workers[i] for i in present]
@@ -181,7 +189,7 @@ def find_classes(
             found = labelled_folders
         if not labelled_folders and (len(found) < 2 or (wanted is not None and len(found) != wanted)):
             found = set()  # nothing but folders of train/, and they are not the classes
-        numbers = [label for label in file.labels if isinstance(label, int)]
+        numbers = [int(label) for label in file.labels if isinstance(label, int) or DECIMAL.fullmatch(label)]
         classes = sorted(found) or [str(i) for i in range(wanted or max([*numbers, 1]) + 1)]
     if settings.n_classes is not None and settings.n_classes != len(classes):
         raise SettingsError(

@@ -95,7 +95,11 @@ def _inputs(settings: Settings, workdir: Path, phases: Phases) -> _Inputs:
         digests["data"] = synced.digest()
     with phases("read"):
         answers = files.get("ANSWERS", synced.root / "answers.json")
-        dataset = read_dataset(synced.root, synced.digests, settings, answers, files.get("PATH_REMOVE"), settings.seed)
+        digest = digests.get("ANSWERS", synced.digests.get("answers.json"))
+        kept = None if digest is None else workdir / "cache" / f"answers-{digest}.npz"
+        dataset = read_dataset(
+            synced.root, synced.digests, settings, answers, files.get("PATH_REMOVE"), settings.seed, kept
+        )
         log_dataset(dataset)
     pretrained = files.get("PRETRAINED", settings.pretrained is True)
     return _Inputs(synced, dataset, pretrained, digest_of(digests))

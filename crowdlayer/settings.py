@@ -151,7 +151,7 @@ class DataSettings(Group):
     tasks: Location
     """The data set: a folder, an s3://bucket/prefix, or one archive (.tar, .tar.gz, .zip) at either place."""
     answers: Location | None = None
-    """The answers {task: {worker: label}}, where they are not `<tasks>/answers.json`."""
+    """Where the answers are if not in `<tasks>/answers.json`; JSON, or .csv or .parquet of task, worker, label."""
     n_classes: Annotated[int, Field(ge=2)] | None = None
     """The number of classes; found in the data, and must agree with it when given."""
     classes: Annotated[tuple[str, ...] | None, *ListOf, AfterValidator(_class_names)] = None

@@ -1,4 +1,4 @@
-"""answers.json → arrays."""
+"""Files of answers → arrays."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
-from crowdlayer.answers import Answers, canonical, look_up, majority_vote, natural_order, read_answers
+from crowdlayer.answer_files import read_answers
+from crowdlayer.answers import AnswerFile, Answers, canonical, look_up, majority_vote, natural_order
 from crowdlayer.errors import DataError
 
 
@@ -117,3 +120,85 @@ def test_answers_of_some_tasks_keep_their_workers_and_labels() -> None:
 def test_majority_vote_takes_the_lowest_of_equals_and_none_of_no_answers() -> None:
     answers = Answers(3, 4, np.array([0, 0, 0, 1, 1]), np.array([0, 1, 2, 0, 1]), np.array([2, 1, 2, 1, 0]))
     assert majority_vote(answers, 3).tolist() == [2, 0, -1]
+
+
+# --- the long form, and what is kept ---------------------------------------------------------------------------------
+
+
+def flat(file: AnswerFile) -> list[tuple[str, str, int | str]]:
+    answers = file.answers
+    return [
+        (file.tasks[task], file.workers[worker], file.labels[label])
+        for task, worker, label in zip(answers.task, answers.worker, answers.label, strict=True)
+    ]
+
+
+def test_rows_of_csv_are_sorted_by_task_and_further_columns_ignored(tmp_path: Path) -> None:
+    path = tmp_path / "answers.csv"
+    path.write_text("\ufeffworker,when,label,task\nann,1,0,b\nbob,2,dog,007\n\nann,3,0,007\n", encoding="utf-8")
+    assert flat(read_answers(path)) == [("b", "ann", "0"), ("7", "bob", "dog"), ("7", "ann", "0")]
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("", "must have the columns task, worker, label"),
+        ("task,worker\n1,2\n", "must have the columns task, worker, label, has task, worker"),
+        ("task,worker,label\n", "must have at least one answer"),
+        ("task,worker,label\n1,a,0\n1,a\n", "line 3: must have all columns"),
+        ("task,worker,label\n1,,0\n", "line 2: must have a worker"),
+        ("task,worker,label\n2,b,0\n1,a,0\n2,c,0\n1,a,1\n", "task 1, worker a: must have one answer, has 2"),
+        ("task,worker,label\n1,a,0\n01,b,0\n", "every task id must occur once"),
+        ('task,worker,label\n1,a,"0\n', "must be CSV in UTF-8"),
+    ],
+)
+def test_what_is_not_the_csv_we_want_is_refused(tmp_path: Path, content: str, complaint: str) -> None:
+    path = tmp_path / "answers.csv"
+    path.write_text(content)
+    with pytest.raises(DataError, match=rf"answers\.csv: {complaint}"):
+        read_answers(path)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 0], ["cat", "dog", "cat"], [0.0, 1.0, 0.0]])
+def test_rows_of_parquet_are_those_of_csv(tmp_path: Path, labels: list[Any]) -> None:
+    table = pa.table({"task": [7, 1003, 7], "worker": ["b", "b", "a"], "label": labels, "seconds": [1.5, 2.5, 3.5]})
+    parquet.write_table(table, tmp_path / "answers.parquet")
+    file = read_answers(tmp_path / "answers.parquet")
+    assert flat(file) == [("7", "b", labels[0]), ("7", "a", labels[2]), ("1003", "b", labels[1])]
+
+
+@pytest.mark.parametrize("label", [[0, None], [0.5, 1.0], [[0], [1]]])
+def test_what_is_not_the_parquet_we_want_is_refused(tmp_path: Path, label: list[Any]) -> None:
+    path = tmp_path / "answers.parquet"
+    parquet.write_table(pa.table({"task": ["1", "2"], "worker": ["a", "a"], "label": label}), path)
+    with pytest.raises(DataError, match=r"answers\.parquet: .*must"):
+        read_answers(path)
+    path.write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"answers\.parquet: must be Parquet"):
+        read_answers(path)
+
+
+def test_what_was_kept_is_read_instead_of_the_file_unless_it_is_damaged(tmp_path: Path) -> None:
+    path = write(tmp_path, {"7": {"ann": 0, "10": "dog"}, "x": {"10": 1}, "8": {}})
+    kept = tmp_path / "cache" / "answers-1.npz"
+    first = flat(read_answers(path, kept))
+    path.write_text("{}")
+    again = read_answers(path, kept)
+    assert flat(again) == first
+    assert (again.tasks, again.workers, again.answers.n_tasks) == (["7", "x", "8"], ["10", "ann"], 3)
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="at least one answer"):
+        read_answers(path, kept)
+    write(tmp_path, {"9": {"eve": 1}})
+    assert flat(read_answers(path, kept.with_name("answers-2.npz"))) == [("9", "eve", 1)]
+    assert [found.name for found in kept.parent.iterdir()] == ["answers-2.npz"]
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 4)), max_size=60))
+def test_majority_vote_is_what_counting_gives(rows: list[tuple[int, int]]) -> None:
+    task, label = np.array(sorted(rows), dtype=np.int64).reshape(-1, 2).T
+    table = np.zeros((10, 5), dtype=np.int64)
+    np.add.at(table, (task, label), 1)
+    expected = np.where(table.any(1), table.argmax(1), -1)
+    assert majority_vote(Answers(10, 60, task, np.arange(len(task)), label), 5).tolist() == expected.tolist()

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "crowdlayer"
 FLOORS = [
     {"errors"},
     {"logs", "settings", "answers", "files"},
+    {"answer_files"},
     {"dataset", "s3", "archive", "crowd_layer", "metrics", "classifier", "images"},
     {"storage", "trainer", "deploy"},
     {"sync", "export", "predictor"},
