@@ -90,13 +90,14 @@ class CrowdLoss(nn.Module):
         super().__init__()
         self.reduction = reduction
 
-    def forward(self, scores: Tensor, label: Tensor, n_tasks: int) -> Tensor:
-        """The loss of (answers, classes) scores and (answers,) labels that belong to `n_tasks` tasks.
+    def forward(self, scores: Tensor, label: Tensor, n_tasks: int, n_answers: int | None = None) -> Tensor:
+        """The loss of (answers, classes) scores and (answers,) labels in a batch of `n_tasks` and `n_answers`.
 
+        Where several processes share a batch, the two are its counts, not the share's, and the losses add up.
         Tasks without answers count in the mean over tasks; without any answer the loss is 0.
         """
         total = F.cross_entropy(scores, label, reduction="sum")
-        return total / max(n_tasks if self.reduction == "task" else len(label), 1)
+        return total / max(n_tasks if self.reduction == "task" else len(label) if n_answers is None else n_answers, 1)
 
 
 def posterior(logits: Tensor, likelihood: Tensor, task: Tensor, worker: Tensor, label: Tensor) -> Tensor:

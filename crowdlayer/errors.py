@@ -33,6 +33,10 @@ class StoreError(CrowdlayerError):
     exit_code = 74
 
 
+class PeerError(StoreError):
+    """Another process of the run is gone, or silent for too long: as with a store, another try may go well."""
+
+
 class InterruptedRunError(KeyboardInterrupt):
     """A signal asked the run to stop. Not an Exception: botocore would take it for a failed request, and try again."""
 

@@ -19,10 +19,12 @@ from .answers import Answers, majority_vote
 from .classifier import build_classifier
 from .crowd_layer import CrowdLayer, posterior
 from .dataset import Dataset, summary
+from .devices import enough_memory, make_accelerator, precision
 from .export import Format, check_export
 from .images import CrowdLoader, decode_all
+from .processes import Processes
 from .settings import TrainingSettings
-from .trainer import Best, History, Trainer, Validation, enough_memory, make_accelerator
+from .trainer import Best, History, Trainer, Validation
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +95,7 @@ def check_possible(settings: TrainingSettings, formats: Sequence[Format] = ()) -
         SettingsError: the model cannot take such images or has no such stem, the device has no such precision, the
             model cannot be exported in one of `formats`.
     """
-    make_accelerator(settings)
+    precision(settings)
     with torch.random.fork_rng(devices=[]):
         model = build_classifier(settings.model, 2, settings.img_size, False, settings.freeze, settings.small_images)
         check_export(model, settings.img_size, formats)
@@ -118,6 +120,7 @@ def _make_trainer(dataset: Dataset, images: Images, settings: TrainingSettings, 
         settings.seed,
         settings.data_augmentation,
         accelerator.device,
+        Processes.joined(),
     )
     validation = Validation(
         images.validation,

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .answers import Answers
-from .errors import DataError, StoreError, listed, one_line
+from .errors import DataError, SettingsError, StoreError, listed, one_line
+from .processes import Processes
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's training images, per RGB channel in [0, 1]; peerannot's and torchvision's."""
@@ -81,9 +82,9 @@ def decode_all(root: Path, names: Sequence[str], size: int, threads: int, folder
     return torch.from_numpy(held)
 
 
-def stream_seed(seed: int, epoch: int, purpose: int) -> int:
-    """The seed of one purpose in one epoch: the same on every process and after a resume."""
-    sequence = np.random.SeedSequence((seed, epoch, purpose))
+def stream_seed(seed: int, epoch: int, purpose: int, *place: int) -> int:
+    """The seed of one purpose in one epoch, or at a place in it (step, process): the same after a resume."""
+    sequence = np.random.SeedSequence((seed, epoch, purpose, *place))
     return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
@@ -139,30 +140,52 @@ DRAWS = 23
 
 @dataclass(frozen=True)
 class Batch:
-    """`images` (tasks, 3, size, size); `task` (rows of `images`), `worker`, `label`, each (answers,)."""
+    """One process's share of a batch, and how many tasks and answers all processes have of it.
+
+    `images` (tasks, 3, size, size); `task` (rows of `images`), `worker`, `label`, each (answers,).
+    """
 
     images: Tensor
     task: Tensor
     worker: Tensor
     label: Tensor
+    n_tasks: int
+    n_answers: int
 
 
 class CrowdLoader:
     """The batches of one epoch after another: every task once, in an order that SEED and the epoch alone decide.
 
     An epoch has ceil(tasks / batch_size) batches of as equal a size as can be, so that none is left with the one
-    image that batch norm cannot do.
+    image that batch norm cannot do. Of several processes each gets a share of every batch.
     """
 
     def __init__(
-        self, images: Tensor, answers: Answers, batch_size: int, seed: int, augmented: bool, device: torch.device
+        self,
+        images: Tensor,
+        answers: Answers,
+        batch_size: int,
+        seed: int,
+        augmented: bool,
+        device: torch.device,
+        processes: Processes = Processes(),  # noqa: B008  frozen
     ) -> None:
-        """`images`: (tasks, size, size, 3) uint8, row i the image of the answers' task i."""
+        """`images`: (tasks, size, size, 3) uint8, row i the image of the answers' task i.
+
+        Raises:
+            SettingsError: a batch has not a task for every process.
+        """
+        if len(images) // -(-len(images) // batch_size) < processes.count:
+            raise SettingsError(
+                f"BATCH_SIZE: must have a task for each of {processes.count} processes in every step, "
+                f"got {batch_size} for {len(images)} tasks"
+            )
         self.dataset = images
         self.batch_size = batch_size
         self.seed = seed
         self.augmented = augmented
         self.device = device
+        self.processes = processes
         self.epoch = 0
         self._starts, self._worker, self._label = (
             torch.from_numpy(part) for part in (answers.starts_at, answers.worker, answers.label)
@@ -173,18 +196,23 @@ class CrowdLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of the current epoch; the next iteration is the next epoch."""
-        order = torch.randperm(len(self.dataset), generator=stream(self.seed, self.epoch, STREAM_ORDER))
-        noise = stream(self.seed, self.epoch, STREAM_AUGMENT)
-        draws = torch.rand(len(self.dataset), DRAWS, generator=noise) if self.augmented else None
         self.epoch += 1
-        for rows in order.tensor_split(len(self)):
+        return self.batches(self.epoch - 1)
+
+    def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """The batches of `epoch` (from 0), from the batch `first` on."""
+        order = torch.randperm(len(self.dataset), generator=stream(self.seed, epoch, STREAM_ORDER))
+        noise = stream(self.seed, epoch, STREAM_AUGMENT)
+        draws = torch.rand(len(self.dataset), DRAWS, generator=noise) if self.augmented else None
+        for whole in order.tensor_split(len(self))[first:]:
+            rows = self.processes.mine(whole)
             batch = normalise(self.dataset[rows], self.device)
             if draws is not None:
                 batch = augment(batch, draws[rows])
             task, flat = self._answers_of(rows)
-            yield Batch(
-                batch, task.to(self.device), self._worker[flat].to(self.device), self._label[flat].to(self.device)
-            )
+            task, worker, label = (part.to(self.device) for part in (task, self._worker[flat], self._label[flat]))
+            n_answers = int((self._starts[whole + 1] - self._starts[whole]).sum())
+            yield Batch(batch, task, worker, label, len(whole), n_answers)
 
     def _answers_of(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """For the tasks `rows`: each answer's position in `rows`, and its position among all answers."""

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from .classifier import has_small_stem
 from .dataset import Dataset, belongs, read_dataset
+from .devices import devices
 from .experiment import Images, Phases, check_possible, load_images, log_dataset, make_trainer, run
 from .files import disk_errors, working_folder
 from .results import Provenance, done_before, headline, publish, results_name
 from .settings import Settings
 from .storage import Place, place
 from .sync import Synced, digest_of, fetch, must_be_there, sync
-from .trainer import Trainer, devices
+from .trainer import Trainer
 
 log = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ from . import logs
 from .classifier import has_small_stem
 from .crowd_layer import CrowdLoss, CrowdModel
 from .dataset import ANSWERS, belongs, read_dataset
+from .devices import devices
 from .errors import SettingsError, listed
 from .experiment import Phases, load_images, log_dataset, make_trainer, run
 from .images import CrowdLoader, ImageLoader
@@ -21,7 +22,7 @@ from .results import Provenance, headline, publish, results_name
 from .settings import DataSettings, TrainingSettings, nearest, setting_complaints
 from .storage import Folder
 from .sync import digest_of, fetch, sync
-from .trainer import EVALUATION_BATCHES, Trainer, devices
+from .trainer import EVALUATION_BATCHES, Progress, Trainer
 
 DECIDED_BY_DATA = frozenset({"n_workers", "labels", "metadata_path", "n_params", "dataset", "strategy"})
 """What peerannot's command line hands over beside the settings; the data decide."""
@@ -208,6 +209,7 @@ class Crowdlayer:
         """
         self.setup(**kwargs)
         trainer = self._ready
+        trainer.restart()
         place = Folder(self.tasks_path)
         with logs.shown(self._training.verbose) as log, tempfile.TemporaryDirectory() as folder:
             outcome = run(self._dataset, self._images, trainer, self._phases)
@@ -235,7 +237,10 @@ class Crowdlayer:
         """One epoch; appends the mean loss per task to `logger["train_loss"]` and returns `logger`."""
         if optimizer2 is not optimizer:
             raise SettingsError("optimizer2: must be the optimizer itself, which moves the workers' matrices too")
-        logger.setdefault("train_loss", []).append(self._ready.train_epoch(model, trainloader, criterion, optimizer))
+        progress = Progress(trainloader.epoch)
+        loss = self._ready.train_epoch(model, trainloader, criterion, optimizer, progress)
+        trainloader.epoch += 1
+        logger.setdefault("train_loss", []).append(loss)
         return logger
 
 

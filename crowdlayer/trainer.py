@@ -1,27 +1,33 @@
-"""The loop. The only module that imports accelerate."""
+"""The loop.
+
+N processes do what one does. Each global batch is shared out by tasks, its loss divided by the global count of tasks or
+answers and multiplied by N, because the gradients of N processes are averaged; each image is evaluated once. All that
+is random is drawn from SEED, epoch, step and process: there is no random state to be saved.
+"""
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
+from torch.optim import Optimizer
 
 from . import metrics
 from .answers import Answers
 from .crowd_layer import CrowdLayer, CrowdLoss, CrowdModel
-from .errors import DeviceMemoryError, SettingsError
+from .devices import devices, synchronised
+from .errors import InterruptedRunError, SettingsError
 from .images import STREAM_DROPOUT, CrowdLoader, ImageLoader, stream_seed
+from .optimization import make_optimizer, make_scheduler
+from .processes import Processes
 from .settings import TrainingSettings
 
 log = logging.getLogger(__name__)
@@ -63,74 +69,31 @@ class Validation:
     answers: Answers | None
 
 
-@contextmanager
-def enough_memory(settings: TrainingSettings) -> Iterator[None]:
-    """Say which settings need less memory when there is too little.
+@dataclass
+class Progress:
+    """How far a run has come: whole epochs, steps of the epoch under way, and what these have brought.
 
-    Raises:
-        DeviceMemoryError: out of memory on the device; on the CPU torch says so in a RuntimeError.
+    `total` (): the sum over this process's tasks (or answers) of the loss, on the device, never read within an epoch.
     """
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error):
-            raise DeviceMemoryError(
-                f"out of memory with MODEL={settings.model}, BATCH_SIZE={settings.batch_size} and "
-                f"IMG_SIZE={settings.img_size}: lower one of them"
-            ) from error
-        raise
+
+    epoch: int = 0
+    step: int = 0
+    total: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
 
 
-def make_accelerator(settings: TrainingSettings) -> Accelerator:
-    """Accelerate for the devices at hand, in the precision that MIXED_PRECISION names."""
-    precision = settings.mixed_precision
-    if precision == "auto":
-        native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bf16" if native else "no"
-    if precision == "fp16" and not torch.cuda.is_available():
-        raise SettingsError("MIXED_PRECISION: fp16 needs a GPU, there is none")
-    if Path("/dev/nvidiactl").exists() and not torch.cuda.is_available():
-        log.warning(
-            "there is an NVIDIA driver, but torch %s (CUDA %s) sees no GPU: training on the CPU",
-            torch.__version__, torch.version.cuda,
-        )  # fmt: skip
-    # Accelerate keeps the first precision of a process for good; a notebook may ask for another.
-    AcceleratorState._reset_state()
-    return Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
+class Watch:
+    """What the loop asks of its surroundings, and tells them; this one asks for nothing."""
 
+    def stop(self) -> bool:
+        """Whether this process was asked to stop; asked at every step."""
+        return False
 
-def devices(device: torch.device) -> list[str]:
-    """The device trained on, with its name."""
-    return [f"{device} {torch.cuda.get_device_name(device)}" if device.type == "cuda" else str(device)]
+    def stopped(self, trainer: Trainer) -> NoReturn:
+        """All processes stop here, between two steps; called on all of them."""
+        raise InterruptedRunError("the run was interrupted")
 
-
-def make_optimizer(model: CrowdModel, settings: TrainingSettings) -> Optimizer:
-    """One optimiser, two groups: the classifier with weight decay, the workers' matrices without.
-
-    Decay would pull the matrices to zero, where no worker ever answers anything, and not to the identity.
-    """
-    groups = [
-        {"params": [p for p in model.classifier.parameters() if p.requires_grad], "weight_decay": settings.decay},
-        {"params": list(model.crowd_layer.parameters()), "weight_decay": 0.0},
-    ]
-    match settings.optimizer:
-        case "sgd":
-            return SGD(groups, lr=settings.lr, momentum=settings.momentum)
-        case "adam":
-            return Adam(groups, lr=settings.lr)
-        case "adamw":
-            return AdamW(groups, lr=settings.lr)
-
-
-def make_scheduler(optimizer: Optimizer, settings: TrainingSettings) -> LRScheduler:
-    """Stepped once per epoch, and never handed to accelerate, which steps once per process."""
-    match settings.scheduler:
-        case "multistep":
-            return MultiStepLR(optimizer, list(settings.milestones), settings.lr_decay)
-        case "cosine":
-            return CosineAnnealingLR(optimizer, settings.n_epochs)
-        case "none":
-            return MultiStepLR(optimizer, [])
+    def epoch_done(self, trainer: Trainer) -> None:
+        """An epoch is over, and in the history; called on all processes."""
 
 
 class Trainer:
@@ -148,7 +111,9 @@ class Trainer:
     ) -> None:
         self.settings = settings
         self.accelerator = accelerator
-        model = CrowdModel(classifier, CrowdLayer(n_workers, n_classes))
+        self.processes = Processes.joined()
+        self.n_classes = n_classes
+        model = CrowdModel(synchronised(classifier, settings), CrowdLayer(n_workers, n_classes))
         self.criterion = CrowdLoss(settings.loss_reduction)
         self.optimizer: Optimizer = make_optimizer(model, settings)
         self.scheduler = make_scheduler(self.optimizer, settings)
@@ -156,71 +121,92 @@ class Trainer:
         self.model, self.optimizer = accelerator.prepare(model, self.optimizer)
         self.train = train
         self.validation = validation
-        self.history = History()
+        self.progress = Progress()
+        self.history = History()  # what is logged of an epoch is logged from here
+        self.best: Best | None = None
+        self.watch = Watch()
         if settings.select_by == "accuracy" and validation.labels is None:
             raise SettingsError("SELECT_BY: accuracy needs true labels, the data set has no val/")
 
     def fit(self) -> Best:
-        """Train for N_EPOCHS and return the best epoch.
+        """Train until N_EPOCHS are done, from wherever `progress` is, and return the best epoch.
 
         Raises:
             SettingsError: the loss is not finite any more.
+            InterruptedRunError: a process was asked to stop.
         """
-        best: Best | None = None
-        log.info(
-            "training %s on %s, precision %s: %d epochs of %d steps",
-            self.settings.model, ", ".join(devices(self.accelerator.device)), self.accelerator.mixed_precision,
-            self.settings.n_epochs, len(self.train),
-        )  # fmt: skip
-        for epoch in range(1, self.settings.n_epochs + 1):
+        self._log_start()
+        while self.progress.epoch < self.settings.n_epochs:
             started = time.monotonic()
-            torch.manual_seed(stream_seed(self.settings.seed, epoch, STREAM_DROPOUT))
             lr = self.optimizer.param_groups[0]["lr"]
-            train_loss = self.train_epoch(self.model, self.train, self.criterion, self.optimizer)
+            train_loss = self.train_epoch(self.model, self.train, self.criterion, self.optimizer, self.progress)
             logits = self.predict(self.validation.images)
             loss, score, figures = self.validate(logits)
             self.scheduler.step()
+            epoch = self.progress.epoch + 1
             self._finite(epoch, train_loss, loss)
-            if best is None or score < best.score or self.settings.select_by == "last":
-                best = self._keep(epoch, score, figures)
+            if self.best is None or score < self.best.score or self.settings.select_by == "last":
+                self.best = self._keep(epoch, score, figures)
             self.history.train_loss.append(train_loss)
             self.history.val_loss.append(loss)
             self.history.val_accuracy.append(figures.get("val_accuracy"))
             self.history.lr.append(lr)
             self.history.seconds.append(time.monotonic() - started)
             if self.settings.verbose:
-                self._log_epoch(epoch, best.epoch)
-        assert best is not None  # N_EPOCHS is at least 1
-        self._log_choice(best)
-        return best
+                self._log_epoch(epoch, self.best.epoch)
+            self.progress = Progress(epoch)
+            self.watch.epoch_done(self)
+        assert self.best is not None  # N_EPOCHS is at least 1
+        self._log_choice(self.best)
+        return self.best
 
-    def train_epoch(self, model: CrowdModel, loader: CrowdLoader, criterion: CrowdLoss, optimizer: Optimizer) -> float:
-        """One pass over `loader`; the mean per task of the loss while the weights moved."""
+    def train_epoch(
+        self,
+        model: CrowdModel,
+        loader: CrowdLoader,
+        criterion: CrowdLoss,
+        optimizer: Optimizer,
+        progress: Progress,
+    ) -> float:
+        """The rest of the epoch that `progress` is in; the mean per task of the loss while the weights moved."""
         model.train()
         if self.settings.freeze:  # a frozen network keeps its batch norm statistics and drops nothing out
             self._unwrapped(model).classifier.eval()
-        total = torch.zeros((), dtype=torch.float32, device=loader.device)
-        for batch in loader:
-            n_tasks = len(batch.images)
+        progress.total = progress.total.to(loader.device)
+        for batch in loader.batches(progress.epoch, progress.step):
+            self._stop_if_asked()
+            torch.manual_seed(
+                stream_seed(self.settings.seed, progress.epoch, STREAM_DROPOUT, progress.step, self.processes.index)
+            )
             optimizer.zero_grad()
             scores = model(batch.images, batch.task, batch.worker)
-            loss = criterion(scores, batch.label, n_tasks)
-            objective = loss
+            loss = criterion(scores, batch.label, batch.n_tasks, batch.n_answers)
+            objective = loss * self.processes.count  # of which DDP takes the mean
             if self.settings.scale > 0:
-                objective = loss + self.settings.scale * self._unwrapped(model).crowd_layer.penalty()
+                objective = objective + self.settings.scale * self._unwrapped(model).crowd_layer.penalty()
             self.accelerator.backward(objective)
             optimizer.step()
-            total += loss.detach() * (n_tasks if criterion.reduction == "task" else len(batch.label))
-        return float(total) / len(loader.dataset)
+            progress.total += loss.detach() * (batch.n_tasks if criterion.reduction == "task" else batch.n_answers)
+            progress.step += 1
+        return float(self.processes.gather(progress.total.view(1)).sum()) / len(loader.dataset)
 
     @torch.inference_mode()
     def predict(self, images: Tensor) -> Tensor:
-        """(images, classes) logits of the classifier alone, float32 on the CPU, for (images, size, size, 3) uint8."""
+        """(images, classes) logits of the classifier alone, float32 on the CPU, for (images, size, size, 3) uint8.
+
+        Each process predicts its share of the images; all get all logits, the same bits.
+        """
         classifier = self._unwrapped(self.model).classifier
         classifier.eval()
-        loader = ImageLoader(images, None, EVALUATION_BATCHES * self.settings.batch_size, self.accelerator.device)
+        self.processes.agree(classifier)
+        size = max(EVALUATION_BATCHES * self.settings.batch_size // self.processes.count, 1)
+        logits = [torch.empty(0, self.n_classes)]
+        batches = iter(ImageLoader(self.processes.mine(images), None, size, self.accelerator.device))
         with self.accelerator.autocast():
-            return torch.cat([classifier(batch).float().cpu() for batch, _ in loader])
+            for _ in range(0, -(-len(images) // self.processes.count), size):  # as often on all, to stop together
+                self._stop_if_asked()
+                logits += [classifier(batch).float().cpu() for batch, _ in itertools.islice(batches, 1)]
+        return self.processes.gather(torch.cat(logits))
 
     @torch.inference_mode()
     def validate(self, logits: Tensor) -> tuple[float, float, dict[str, float]]:
@@ -252,12 +238,54 @@ class Trainer:
             case _:
                 return loss, loss, figures
 
+    def restart(self) -> None:
+        """Count from the first epoch again, from the weights as they are."""
+        self.progress, self.history, self.best = Progress(), History(), None
+
     def load(self, best: Best) -> None:
         """Put the weights of `best` back."""
         model = self._unwrapped(self.model)
         model.classifier.load_state_dict(best.classifier)
         with torch.no_grad():
             model.confusion.copy_(best.confusion)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the run's future depends on, in tensors and plain values; collective.
+
+        On the same number of processes a trainer that loads it goes on to the same bits; on another the sums of the
+        loss are added up in another order.
+        """
+        progress = asdict(self.progress) | {"total": self.processes.gather(self.progress.total.view(1))}
+        return {
+            "progress": progress,
+            "history": asdict(self.history),
+            "best": None if self.best is None else vars(self.best).copy(),
+            **{name: part.state_dict() for name, part in self._stateful().items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave, on any number of processes."""
+        totals = state["progress"]["total"]
+        if len(totals) != self.processes.count:
+            totals = torch.zeros(self.processes.count, dtype=totals.dtype).index_fill(
+                0, torch.tensor([0]), totals.sum()
+            )
+        self.progress = Progress(**state["progress"] | {"total": totals[self.processes.index]})
+        self.history = History(**state["history"])
+        self.best = None if state["best"] is None else Best(**state["best"])
+        for name, part in self._stateful().items():
+            part.load_state_dict(state[name])
+        vars(self.scheduler.optimizer)["_opt_called"] = True  # by the earlier process; torch would warn: by nobody
+
+    def _stateful(self) -> dict[str, Any]:
+        """What has a state beside the progress, by its name in the checkpoint."""
+        parts = {"model": self._unwrapped(self.model), "optimizer": self.optimizer, "scheduler": self.scheduler}
+        return parts if self.accelerator.scaler is None else parts | {"scaler": self.accelerator.scaler}
+
+    def _stop_if_asked(self) -> None:
+        """Stop where all processes do: they agree on it, lest one wait for another that has left."""
+        if self.processes.any(self.watch.stop()):
+            self.watch.stopped(self)
 
     def _unwrapped(self, model: nn.Module) -> CrowdModel:
         unwrapped: CrowdModel = self.accelerator.unwrap_model(model)
@@ -272,6 +300,19 @@ class Trainer:
         for name, value in (("train_loss", train_loss), ("val_loss", val_loss)):
             if not math.isfinite(value):
                 raise SettingsError(f"{name}: must be finite, is {value} in epoch {epoch}: lower LR={self.settings.lr}")
+
+    def _log_start(self) -> None:
+        n, device = self.processes.count, self.accelerator.device
+        log.info(
+            "training %s on %s%s, precision %s: %d epochs of %d steps%s",
+            self.settings.model, f"{n} processes, each on " if n > 1 else "", ", ".join(devices(device)),
+            self.accelerator.mixed_precision, self.settings.n_epochs, len(self.train),
+            f"; {self.progress.epoch} epochs and {self.progress.step} steps are done" if self._begun else "",
+        )  # fmt: skip
+
+    @property
+    def _begun(self) -> bool:
+        return self.progress.epoch + self.progress.step > 0
 
     def _log_choice(self, best: Best) -> None:
         """Say so where another rule would have chosen a much better epoch: a loss punishes over-confidence first."""

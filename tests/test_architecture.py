@@ -11,17 +11,17 @@ PACKAGE = Path(__file__).resolve().parent.parent / "crowdlayer"
 
 FLOORS = [
     {"errors"},
-    {"logs", "settings", "answers", "files"},
+    {"logs", "settings", "answers", "files", "processes"},
     {"answer_files"},
-    {"dataset", "s3", "archive", "crowd_layer", "metrics", "classifier", "images"},
-    {"storage", "trainer", "deploy"},
-    {"sync", "export", "predictor"},
+    {"dataset", "s3", "archive", "crowd_layer", "metrics", "classifier", "images", "devices"},
+    {"storage", "optimization", "deploy"},
+    {"sync", "trainer", "export", "predictor"},
     {"experiment"},
     {"report"},
     {"results"},
     {"job", "peerannot", "predict"},
 ]
-OWNERS = {"boto3": {"s3"}, "botocore": {"s3"}, "accelerate": {"trainer"}, "pydantic_settings": {"settings"}}
+OWNERS = {"boto3": {"s3"}, "botocore": {"s3"}, "accelerate": {"devices", "trainer"}, "pydantic_settings": {"settings"}}
 
 
 def imports(module: str) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from typing import Any
 
@@ -12,18 +13,13 @@ from torch import nn
 
 from crowdlayer.answers import Answers
 from crowdlayer.crowd_layer import CrowdLayer, CrowdLoss
-from crowdlayer.errors import DeviceMemoryError, SettingsError
+from crowdlayer.devices import enough_memory, make_accelerator, precision
+from crowdlayer.errors import DeviceMemoryError, InterruptedRunError, SettingsError
 from crowdlayer.images import CrowdLoader, normalise
+from crowdlayer.optimization import make_optimizer, make_scheduler
+from crowdlayer.processes import Processes
 from crowdlayer.settings import TrainingSettings
-from crowdlayer.trainer import (
-    Best,
-    Trainer,
-    Validation,
-    enough_memory,
-    make_accelerator,
-    make_optimizer,
-    make_scheduler,
-)
+from crowdlayer.trainer import Best, Trainer, Validation, Watch
 
 CPU = torch.device("cpu")
 N_CLASSES = 3
@@ -68,7 +64,9 @@ def make(n: int = 33, with_truth: bool = True, dropout: float = 0.0, **options: 
     held, truth = coloured(12, seed=1)
     torch.manual_seed(settings.seed)
     accelerator = make_accelerator(settings)
-    loader = CrowdLoader(images, noisy(labels), settings.batch_size, settings.seed, False, accelerator.device)
+    loader = CrowdLoader(
+        images, noisy(labels), settings.batch_size, settings.seed, False, accelerator.device, Processes.joined()
+    )
     validation = Validation(held, truth if with_truth else None, None if with_truth else noisy(truth, seed=2))
     classifier = Small(dropout)
     if settings.freeze:
@@ -250,9 +248,9 @@ def test_a_last_batch_of_one_image_is_no_trouble() -> None:
 
 
 def test_precision_auto_is_full_on_a_cpu_and_fp16_needs_a_gpu() -> None:
-    assert make_accelerator(TrainingSettings()).mixed_precision == "no"
+    assert precision(TrainingSettings()) == "no"
     with pytest.raises(SettingsError, match="MIXED_PRECISION: fp16 needs a GPU"):
-        make_accelerator(TrainingSettings(mixed_precision="fp16"))
+        precision(TrainingSettings(mixed_precision="fp16"))
 
 
 def test_bf16_trains_and_predicts_in_float32() -> None:
@@ -265,3 +263,40 @@ def test_bf16_trains_and_predicts_in_float32() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_gpu_is_used() -> None:
     assert make_accelerator(TrainingSettings()).device.type == "cuda"
+
+
+class StopAt(Watch):
+    """Asks for a stop before the step of that number, counting evaluation's batches too."""
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+
+    def stop(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("number", [0, 1, 5, 6, 12])
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(optimizer: str, number: int) -> None:
+    """In the first step, within an epoch, in the evaluation, right after an epoch, in a later one."""
+    options: dict[str, Any] = {"optimizer": optimizer, "lr": 0.01, "dropout": 0.3, "scheduler": "cosine"}
+    whole = make(**options)
+    expected = whole.fit()
+    stopped = make(**options)
+    stopped.watch = StopAt(number)
+    with pytest.raises(InterruptedRunError):
+        stopped.fit()
+    file = io.BytesIO()
+    torch.save(stopped.state_dict(), file)
+    file.seek(0)
+    resumed = make(**options)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    best = resumed.fit()
+    assert same(best, expected)
+    assert (best.epoch, best.score, best.figures) == (expected.epoch, expected.score, expected.figures)
+    assert [resumed.history.train_loss, resumed.history.val_loss, resumed.history.lr] == [
+        whole.history.train_loss,
+        whole.history.val_loss,
+        whole.history.lr,
+    ]

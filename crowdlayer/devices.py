@@ -1,0 +1,87 @@
+"""What this process trains on: device, precision, memory, and the processes that train with it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from .errors import DeviceMemoryError, SettingsError
+from .processes import Processes
+from .settings import TrainingSettings
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def enough_memory(settings: TrainingSettings) -> Iterator[None]:
+    """Say which settings need less memory when there is too little.
+
+    Raises:
+        DeviceMemoryError: out of memory on the device; on the CPU torch says so in a RuntimeError.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error):
+            raise DeviceMemoryError(
+                f"out of memory with MODEL={settings.model}, BATCH_SIZE={settings.batch_size} and "
+                f"IMG_SIZE={settings.img_size}: lower one of them"
+            ) from error
+        raise
+
+
+def precision(settings: TrainingSettings) -> str:
+    """no, fp16 or bf16: what MIXED_PRECISION names, for the devices at hand.
+
+    Raises:
+        SettingsError: no device here has it.
+    """
+    if settings.mixed_precision == "fp16" and not torch.cuda.is_available():
+        raise SettingsError("MIXED_PRECISION: fp16 needs a GPU, there is none")
+    if settings.mixed_precision == "auto":
+        native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16" if native else "no"
+    return settings.mixed_precision
+
+
+def make_accelerator(settings: TrainingSettings) -> Accelerator:
+    """Accelerate for this process's device, in the precision that MIXED_PRECISION names."""
+    if Path("/dev/nvidiactl").exists() and not torch.cuda.is_available():
+        log.warning(
+            "there is an NVIDIA driver, but torch %s (CUDA %s) sees no GPU: training on the CPU",
+            torch.__version__, torch.version.cuda,
+        )  # fmt: skip
+    # Accelerate keeps the first precision of a process for good; a notebook may ask for another.
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(mixed_precision=precision(settings), cpu=not torch.cuda.is_available())
+    # Accelerate can make lone processes of N, without a word, that then race for the same files.
+    assert accelerator.num_processes == Processes.joined().count
+    return accelerator
+
+
+def devices(device: torch.device) -> list[str]:
+    """The device trained on, with its name."""
+    return [f"{device} {torch.cuda.get_device_name(device)}" if device.type == "cuda" else str(device)]
+
+
+def synchronised(classifier: nn.Module, settings: TrainingSettings) -> nn.Module:
+    """The classifier with batch norm over the whole batch of all processes, where SYNC_BATCHNORM asks for it.
+
+    Raises:
+        SettingsError: asked for without GPUs; torch has it for CUDA alone.
+    """
+    if Processes.joined().count == 1 or settings.sync_batchnorm == "false":
+        return classifier
+    if torch.cuda.is_available():
+        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(classifier)  # type: ignore[no-untyped-call]
+        return converted
+    if settings.sync_batchnorm == "true":
+        raise SettingsError("SYNC_BATCHNORM: true needs GPUs, there is none")
+    return classifier

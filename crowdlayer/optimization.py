@@ -1,0 +1,38 @@
+"""What moves the weights: optimisers and their schedules."""
+
+from __future__ import annotations
+
+from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
+
+from .crowd_layer import CrowdModel
+from .settings import TrainingSettings
+
+
+def make_optimizer(model: CrowdModel, settings: TrainingSettings) -> Optimizer:
+    """One optimiser, two groups: the classifier with weight decay, the workers' matrices without.
+
+    Decay would pull the matrices to zero, where no worker ever answers anything, and not to the identity.
+    """
+    groups = [
+        {"params": [p for p in model.classifier.parameters() if p.requires_grad], "weight_decay": settings.decay},
+        {"params": list(model.crowd_layer.parameters()), "weight_decay": 0.0},
+    ]
+    match settings.optimizer:
+        case "sgd":
+            return SGD(groups, lr=settings.lr, momentum=settings.momentum)
+        case "adam":
+            return Adam(groups, lr=settings.lr)
+        case "adamw":
+            return AdamW(groups, lr=settings.lr)
+
+
+def make_scheduler(optimizer: Optimizer, settings: TrainingSettings) -> LRScheduler:
+    """Stepped once per epoch, and never handed to accelerate, which steps once per process."""
+    match settings.scheduler:
+        case "multistep":
+            return MultiStepLR(optimizer, list(settings.milestones), settings.lr_decay)
+        case "cosine":
+            return CosineAnnealingLR(optimizer, settings.n_epochs)
+        case "none":
+            return MultiStepLR(optimizer, [])
