@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import json
 import logging
 import os
 import zipfile
 from array import array
+from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .answers import AnswerFile, Answers, canonical, natural_order
-from .errors import DataError, SettingsError, listed, one_line
+from .errors import DataError, SettingsError, one_line, short
+from .files import decode_json
 
 log = logging.getLogger(__name__)
 
@@ -61,11 +64,12 @@ def _read_json(path: Path) -> AnswerFile:
     """One task after the other, so that no more than its own answers are ever Python objects."""
     rule = f"{path.name}: must be JSON {{task: {{worker: label}}}}"
     try:
-        votes_of = msgspec.json.decode(path.read_bytes(), type=dict[str, msgspec.Raw])
+        text = path.read_bytes()
+        votes_of = decode_json(text, dict[str, msgspec.Raw])
     except FileNotFoundError as error:
         raise DataError(f"{path.name}: is missing, the data set must have {{task: {{worker: label}}}}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{rule}: {one_line(str(error))}") from error
+    except ValueError as error:
+        raise DataError(f"{rule}: {error}") from error
     usual = msgspec.json.Decoder(dict[str, int | str])
     unusual = msgspec.json.Decoder(dict[str, Any])
     labels = _Labels(path.name)
@@ -78,14 +82,37 @@ def _read_json(path: Path) -> AnswerFile:
             except msgspec.ValidationError:
                 votes = labels.checked(task, unusual.decode(raw))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise DataError(f"{rule}: task {one_line(task)}: {one_line(str(error))}") from error
+            raise DataError(f"{rule}: task {short(task)}: {one_line(str(error))}") from error
         worker.extend(map(workers.__getitem__, votes))
         label.extend(map(labels.numbers.__getitem__, votes.values()))
         count.append(len(votes))
     labels.complain()
     n_tasks = len(count)
+    if text.count(b":") > n_tasks + len(label):  # in a name, or in a pair that another replaced
+        _each_once(path.name, text)
     task_of = np.repeat(np.arange(n_tasks), np.asarray(count, dtype=np.int64))
     return _file(path.name, list(votes_of), list(workers), labels, task_of, np.asarray(worker), np.asarray(label))
+
+
+def _each_once(file: str, text: bytes) -> None:
+    """Read once more, slowly, with every pair.
+
+    Raises:
+        DataError: a task is there twice, or a worker twice in a task.
+    """
+    tasks = json.loads(text, object_pairs_hook=list)
+    complaints = [f"{file}: task {short(task)} must be there once" for task in _repeated(task for task, _ in tasks)]
+    complaints += [
+        f"{file}: task {short(task)}, worker {short(worker)}: must answer once"
+        for task, votes in tasks
+        for worker in _repeated(worker for worker, _ in votes)
+    ]
+    if complaints:
+        raise DataError(*complaints)
+
+
+def _repeated(ids: Iterable[str]) -> list[str]:
+    return [identifier for identifier, count in Counter(ids).items() if count > 1]
 
 
 class _Labels:
@@ -102,17 +129,18 @@ class _Labels:
             if isinstance(label, float) and label.is_integer():
                 votes[worker] = int(label)
             elif isinstance(label, bool) or not isinstance(label, int | str):
-                votes[worker] = repr(label)
+                shown = short(msgspec.json.encode(label).decode())
                 self._wrong.setdefault(
-                    repr(label),
-                    f"{self.file}: task {one_line(canonical(task))}, worker {one_line(canonical(worker))}: "
-                    f"label {one_line(repr(label))} must be an index or a class name",
+                    shown,
+                    f"{self.file}: task {short(canonical(task))}, worker {short(canonical(worker))}: "
+                    f"label {shown} must be an index or a class name",
                 )
+                votes[worker] = shown
         return votes
 
     def complain(self) -> None:
         if self._wrong:
-            raise DataError(listed(list(self._wrong.values())))
+            raise DataError(*self._wrong.values())
 
 
 def _file(
@@ -145,7 +173,7 @@ def _ids(file: str, kind: str, found: Sequence[str]) -> list[str]:
     if ids != found and len(set(ids)) < len(ids):
         seen: set[str] = set()
         twice = [i for i in ids if i in seen or seen.add(i)]  # type: ignore[func-returns-value]
-        raise DataError(f"{file}: every {kind} id must occur once, {one_line(twice[0])!r} has several spellings")
+        raise DataError(f"{file}: every {kind} id must occur once, {short(twice[0])!r} has several spellings")
     return ids
 
 
@@ -168,7 +196,7 @@ def _from_rows(name: str, chunks: Iterator[Chunk]) -> AnswerFile:
     pair.sort()
     if (twice := np.flatnonzero(pair[1:] == pair[:-1])).size:
         first = pair[twice[0]]
-        ids = [one_line(list(of)[i]) for of, i in zip((tasks, workers), divmod(int(first), len(workers)), strict=True)]
+        ids = [short(list(of)[i]) for of, i in zip((tasks, workers), divmod(int(first), len(workers)), strict=True)]
         count = np.count_nonzero(pair == first)
         raise DataError(f"{name}: task {ids[0]}, worker {ids[1]}: must have one answer, has {count}")
     order = np.argsort(of_task, kind="stable")

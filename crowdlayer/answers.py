@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from .errors import DataError, listed, one_line
+from .errors import DataError, short
 
 Ints = npt.NDArray[np.int64]
 
@@ -91,11 +91,11 @@ def look_up(file: AnswerFile, classes: Sequence[str], source: str = "answers.jso
         first = int(np.flatnonzero(file.answers.label == position)[0])
         rule = f"is not below n_classes={len(classes)}" if isinstance(found, int) and found >= 0 else "is not a class"
         complaints.append(
-            f"{source}: task {one_line(file.tasks[file.answers.task[first]])}, "
-            f"worker {one_line(file.workers[file.answers.worker[first]])}: label {one_line(str(label))} {rule}"
+            f"{source}: task {short(file.tasks[file.answers.task[first]])}, "
+            f"worker {short(file.workers[file.answers.worker[first]])}: label {short(str(label))} {rule}"
         )
     if complaints:
-        raise DataError(listed(complaints))
+        raise DataError(*complaints)
     given = file.answers
     return Answers(given.n_tasks, given.n_workers, given.task, given.worker, index[given.label])
 

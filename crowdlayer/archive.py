@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from .errors import DataError, listed, one_line
+from .errors import DataError, one_line
 from .files import CHUNK, enough_space, safe_names
 
 BROKEN = (
@@ -107,7 +107,7 @@ def _write(members: list[Member], root: Path, belongs: Callable[[str], bool]) ->
     wanted = [member for member in members if belongs(member.name)]
     twice = sorted(name for name, n in Counter(member.name for member in wanted).items() if n > 1)
     if twice:
-        raise DataError(listed([f"{one_line(name)!r}: must be in the archive once" for name in twice]))
+        raise DataError(*(f"{one_line(name)!r}: must be in the archive once" for name in twice))
     root.mkdir(parents=True, exist_ok=True)
     enough_space(root, sum(member.size for member in wanted))
     digests = {}

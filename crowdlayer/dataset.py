@@ -1,4 +1,4 @@
-"""The names of a data set's files → its classes, its splits, and which image belongs to which task.
+"""The names of a data set's files → its splits, and which image belongs to which task.
 
 Works on relative names alone, so that a folder, a bucket and an archive with the same tree are the same data set.
 """
@@ -6,24 +6,24 @@ Works on relative names alone, so that a folder, a bucket and an archive with th
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import msgspec
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from .answer_files import read_answers
-from .answers import DECIMAL, AnswerFile, Answers, Ints, canonical, look_up, majority_vote
-from .errors import DataError, SettingsError, listed, one_line
+from .answers import AnswerFile, Answers, Ints, canonical, look_up, majority_vote
+from .classes import METADATA, check_class_order, class_folder, few, find_classes, read_metadata
+from .errors import Complaints, DataError, listed, one_line, short
 from .settings import DataSettings
 
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
-ANSWERS, METADATA = "answers.json", "metadata.json"
+ANSWERS = "answers.json"
 
 
 def belongs(name: str) -> bool:
@@ -42,6 +42,9 @@ class LabelledImages:
 
     names: Sequence[str]
     labels: Ints
+
+    def subset(self, rows: Ints) -> LabelledImages:
+        return LabelledImages([self.names[i] for i in rows], self.labels[rows])
 
 
 @dataclass(frozen=True)
@@ -74,39 +77,13 @@ class Dataset:
     val: LabelledImages | None
     test: LabelledImages | None
     left_out: dict[str, int] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
+    """Images that could not be decoded and were left out, each with its reason."""
 
     @property
     def crowd(self) -> list[CrowdImages]:
         """All images with answers: those trained on, then those held out."""
         return [part for part in (self.train, self.held_out) if part is not None]
-
-
-@dataclass(frozen=True)
-class Metadata:
-    """metadata.json; every field is a hint that may be missing, `classes` names the classes in label order."""
-
-    name: str | None = None
-    n_classes: int | None = None
-    n_workers: int | None = None
-    n_tasks: int | None = None
-    classes: list[str] | None = None
-
-
-def read_metadata(path: Path) -> Metadata:
-    """Read metadata.json, empty where there is none; fields that the contract does not name are ignored.
-
-    Raises:
-        DataError: not JSON, or a field of the wrong type.
-    """
-    if not path.is_file():
-        return Metadata()
-    try:
-        metadata = msgspec.json.decode(path.read_bytes(), type=Metadata)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{METADATA}: {one_line(str(error))}") from error
-    if metadata.classes is not None and len(set(metadata.classes)) < max(2, len(metadata.classes)):
-        raise DataError(f"{METADATA}: classes must be at least two different names, got {metadata.classes}")
-    return metadata
 
 
 def read_dataset(
@@ -127,31 +104,34 @@ def read_dataset(
         kept: where the arrays of the answers are kept for the next start, see `read_answers`.
 
     Raises:
-        DataError: naming everything that keeps the data set from being used.
+        DataError: naming everything that keeps the data set from being used, not the first thing alone.
         SettingsError: N_CLASSES does not agree with the data.
     """
+    complaints = Complaints()
     images: dict[str, list[str]] = {split: [] for split in SPLITS}
     for name in sorted(names, key=lambda name: name.split("/")):
         if belongs(name) and "/" in name:
             images[name.split("/")[0]].append(name)
-    file = read_answers(answers, kept)
-    metadata = read_metadata(root / METADATA)
-    classes = find_classes(images, settings, metadata, file)
-    given = look_up(file, classes, answers.name)
-    val, test = (labelled(images[split], classes) for split in ("val", "test"))
-    crowd, left_out = crowd_images(images["train"], file, given, classes, removed)
-    check_class_order(crowd, classes)
-    present = np.unique(crowd.answers.worker)  # workers whose every task was left out have nothing to learn from
-    row = np.zeros(len(file.workers), dtype=np.int64)
-    row[present] = np.arange(len(present))
-    of_all = crowd.answers
-    crowd = CrowdImages(
-        crowd.names,
-        crowd.tasks,
-        Answers(of_all.n_tasks, len(present), of_all.task, row[of_all.worker], of_all.label),
-        crowd.truth,
-    )
-    workers = [file.workers[i] for i in present]
+    with complaints:
+        file = read_answers(answers, kept)
+    with complaints:
+        metadata = read_metadata(root / METADATA)
+    with complaints:
+        drop = None if removed is None else read_removed(removed)
+    complaints.close()
+    classes = find_classes(images, settings, metadata, file.labels)
+    given = file.answers
+    with complaints:
+        given = look_up(file, classes, answers.name)
+    with complaints:
+        val = labelled(images["val"], classes)
+    with complaints:
+        test = labelled(images["test"], classes)
+    with complaints:
+        crowd, left_out = crowd_images(images["train"], file, given, classes, drop)
+    complaints.close()
+    check_class_order(majority_vote(crowd.answers, len(classes)), crowd.truth, classes)
+    workers, (crowd,) = _who_answered(file.workers, [crowd])
     if metadata.n_workers is not None and metadata.n_workers != len(workers):
         log.warning("%s says n_workers=%d, %d answered: the answers decide", METADATA, metadata.n_workers, len(workers))
     held_out = None
@@ -160,54 +140,15 @@ def read_dataset(
     return Dataset(metadata.name or root.name, classes, workers, crowd, held_out, val, test, left_out)
 
 
-def class_folder(name: str) -> str | None:
-    """The folder right below the split in which the image lies."""
-    parts = name.split("/")
-    return parts[1] if len(parts) > 2 else None
-
-
-def find_classes(
-    images: dict[str, list[str]], settings: DataSettings, metadata: Metadata, file: AnswerFile
-) -> list[str]:
-    """The class names in label order: CLASSES, metadata.json, the folders, or the numbers from 0.
-
-    Folders under train/ count when there are none under val/ and test/ or when they share a name with those:
-    else they are no class folders. Metadata's n_classes settles it between folders with and without train's.
-    """
-    if settings.classes is not None:
-        classes = list(settings.classes)
-    elif metadata.classes is not None:
-        classes = metadata.classes
-    else:
-        folders = {s: {f for f in map(class_folder, images[s]) if f is not None} for s in SPLITS}
-        labelled_folders = folders["val"] | folders["test"]
-        found = labelled_folders
-        if not labelled_folders or labelled_folders & folders["train"]:
-            found = labelled_folders | folders["train"]
-        wanted = settings.n_classes or metadata.n_classes
-        if len(found) != wanted and len(labelled_folders) == wanted:
-            found = labelled_folders
-        if not labelled_folders and (len(found) < 2 or (wanted is not None and len(found) != wanted)):
-            found = set()  # nothing but folders of train/, and they are not the classes
-        numbers = [int(label) for label in file.labels if isinstance(label, int) or DECIMAL.fullmatch(label)]
-        classes = sorted(found) or [str(i) for i in range(wanted or max([*numbers, 1]) + 1)]
-    if settings.n_classes is not None and settings.n_classes != len(classes):
-        raise SettingsError(
-            f"N_CLASSES: must agree with the data set's {len(classes)} classes ({_few(classes)}), "
-            f"got {settings.n_classes}"
-        )
-    if metadata.n_classes is not None and metadata.n_classes != len(classes):
-        log.warning(
-            "%s says n_classes=%d, the data set has %d: %s",
-            METADATA, metadata.n_classes, len(classes), _few(classes),
-        )  # fmt: skip
-    if any(not name.isprintable() for name in classes):
-        raise DataError(
-            f"class names must be printable text in UTF-8, got {_few([n for n in classes if not n.isprintable()])}"
-        )
-    if len(classes) < 2:
-        raise DataError(f"the data set must have at least 2 classes, has {len(classes)} ({_few(classes)})")
-    return classes
+def _who_answered(workers: Sequence[str], parts: Sequence[CrowdImages]) -> tuple[list[str], list[CrowdImages]]:
+    """The workers with an answer in `parts`, and these parts counting them alone: others have nothing to learn from."""
+    present = np.unique(np.concatenate([part.answers.worker for part in parts]))
+    row = np.zeros(len(workers), dtype=np.int64)
+    row[present] = np.arange(len(present))
+    return [workers[i] for i in present], [
+        replace(part, answers=replace(part.answers, n_workers=len(present), worker=row[part.answers.worker]))
+        for part in parts
+    ]
 
 
 def labelled(names: Sequence[str], classes: Sequence[str]) -> LabelledImages | None:
@@ -215,22 +156,21 @@ def labelled(names: Sequence[str], classes: Sequence[str]) -> LabelledImages | N
     index = {name: i for i, name in enumerate(classes)}
     strangers = sorted({one_line(str(PurePosixPath(n).parent)) for n in names if class_folder(n) not in index})
     if strangers:
-        rule = f"must be named for one of the classes ({_few(classes)})"
-        raise DataError(listed([f"{folder}/: {rule}" for folder in strangers]))
+        rule = f"must be named for one of the classes ({few(classes)})"
+        raise DataError(*(f"{folder}/: {rule}" for folder in strangers))
     if not names:
         return None
     return LabelledImages(names, np.array([index[class_folder(n) or ""] for n in names], dtype=np.int64))
 
 
 def crowd_images(
-    names: Sequence[str], file: AnswerFile, answers: Answers, classes: Sequence[str], removed: Path | None
+    names: Sequence[str], file: AnswerFile, answers: Answers, classes: Sequence[str], drop: Removed | None
 ) -> tuple[CrowdImages, dict[str, int]]:
     """The train images that have answers, in the order of `names`, and how many of what was left out."""
     number = {task: i for i, task in enumerate(file.tasks)}
     image_of: dict[int, str] = {}
     complaints = []
-    left_out = {"images_without_answers": 0, "answered_tasks_without_image": 0, "tasks_removed": 0}
-    drop = _removed(removed, names) if removed is not None else None
+    left_out = {"images_without_answers": 0, "answered_tasks_without_image": 0, "tasks_removed": 0, "broken_images": 0}
     answered = np.diff(answers.starts_at) > 0
     for position, name in enumerate(names):
         stem = PurePosixPath(name).stem
@@ -246,11 +186,11 @@ def crowd_images(
             left_out["images_without_answers"] += 1
         elif image_of.setdefault(task, name) != name:
             complaints.append(
-                f"{one_line(name)}: task {one_line(file.tasks[task])} must have one image, "
+                f"{one_line(name)}: task {short(file.tasks[task])} must have one image, "
                 f"has {one_line(image_of[task])} too"
             )
     if complaints:
-        raise DataError(listed(complaints))
+        raise DataError(*complaints)
     rows = [task for task, name in image_of.items() if name]
     left_out["answered_tasks_without_image"] = int(answered.sum()) - len(image_of)
     for what, count in left_out.items():
@@ -276,8 +216,12 @@ class Removed:
     tasks: frozenset[str]
 
 
-def _removed(path: Path, names: Sequence[str]) -> Removed:
-    """Peerannot's file: `position task` per line, or `-1 task` where it comes from an aggregation."""
+def read_removed(path: Path) -> Removed:
+    """Peerannot's file: `position task` per line, or `-1 task` where it comes from an aggregation.
+
+    Raises:
+        DataError: no such file.
+    """
     try:
         rows = [[int(value) for value in line.split()[:2]] for line in path.read_text().splitlines() if line.split()]
     except (OSError, ValueError) as error:
@@ -300,51 +244,43 @@ def hold_out(crowd: CrowdImages, fraction: float, seed: int) -> tuple[CrowdImage
     return crowd.subset(np.sort(order[held:])), crowd.subset(np.sort(order[:held]))
 
 
-def check_class_order(crowd: CrowdImages, classes: Sequence[str]) -> None:
-    """Stop where the answers count the classes in another order than ours.
+def without_broken(dataset: Dataset, broken: Mapping[str, str], at_most: float) -> Dataset:
+    """The data set without its `broken` images, {name: reason}.
 
-    Peerannot's CIFAR-10H counts plane 0, car 1, bird 2 …, its folders sort otherwise. Where majority vote agrees with
-    the class folders under another order at least twice as well, and that order, found on one half of the tasks,
-    is far above chance on the other half, the answers do not count as we do.
+    Args:
+        at_most: how many there may be; below 1 a share of all images.
 
     Raises:
-        DataError: with the order to set.
+        DataError: there are more, or no image is left of a split.
     """
-    vote = majority_vote(crowd.answers, len(classes))
-    known = np.flatnonzero(crowd.truth >= 0)
-    if len(known) < 4:
-        return
-    table = [np.zeros((len(classes), len(classes)), dtype=np.int64) for _ in range(2)]  # [half][label, folder]
-    for half in range(2):
-        rows = known[half::2]
-        np.add.at(table[half], (vote[rows], crowd.truth[rows]), 1)
-    order = best_order(table[0])
-    n = table[1].sum()
-    agreement = np.trace(table[1]) / n
-    other = table[1][np.arange(len(classes)), order].sum() / n
-    chance = float((table[1].sum(1) / n) @ (table[1].sum(0) / n))
-    if other >= 2 * agreement and other > chance + 5 * np.sqrt(chance * (1 - chance) / n):
-        suggestion = ",".join(classes[i] for i in best_order(table[0] + table[1]))
-        raise DataError(
-            "answers.json counts the classes in another order than the folders: majority vote agrees with "
-            f"{agreement:.0%} of the class folders of train/, but with {other:.0%} under the order "
-            f"CROWDLAYER_CLASSES={suggestion}"
-        )
+    if not broken:
+        return dataset
+    labelled_parts = {"val": dataset.val, "test": dataset.test}
+    names = [name for part in (*dataset.crowd, *labelled_parts.values()) if part is not None for name in part.names]
+    complaints = [f"{one_line(name)}: must be an image: {reason}" for name, reason in sorted(broken.items())]
+    if len(broken) > (at_most * len(names) if at_most < 1 else at_most):
+        rule = f"{len(broken)} of {len(names)} images are broken, more than MAX_BAD_IMAGES={at_most:g} allows"
+        raise DataError(f"{rule}: {complaints[0]}", *complaints[1:])
+    log.warning("left out: %d broken images: %s", len(broken), listed(complaints), extra={"broken_images": len(broken)})
 
+    def whole(part: CrowdImages | LabelledImages) -> Ints:
+        rows = [row for row, name in enumerate(part.names) if name not in broken]
+        if not rows:
+            raise DataError(f"{part.names[0].split('/')[0]}/: at least one image must be whole, none is")
+        return np.array(rows, dtype=np.int64)
 
-def best_order(table: Ints) -> Ints:
-    """For each label the folder that goes with it, one to one: the largest counts of (labels, folders) first."""
-    order = np.full(len(table), -1, dtype=np.int64)
-    free = np.ones(len(table), dtype=bool)
-    for flat in np.argsort(-table, axis=None, kind="stable"):
-        label, folder = divmod(int(flat), len(table))
-        if order[label] < 0 and free[folder]:
-            order[label], free[folder] = folder, False
-    return order
-
-
-def _few(names: Sequence[str], shown: int = 12) -> str:
-    return one_line(", ".join(names[:shown]) + (f", … {len(names) - shown} more" if len(names) > shown else ""))
+    workers, crowd = _who_answered(dataset.workers, [part.subset(whole(part)) for part in dataset.crowd])
+    val, test = (None if part is None else part.subset(whole(part)) for part in labelled_parts.values())
+    return replace(
+        dataset,
+        workers=workers,
+        train=crowd[0],
+        held_out=None if dataset.held_out is None else crowd[1],
+        val=val,
+        test=test,
+        left_out=dataset.left_out | {"broken_images": len(broken)},
+        broken=dict(broken),
+    )
 
 
 def summary(dataset: Dataset) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import TracebackType
 from typing import ClassVar
 
 SHOWN = 20
@@ -16,9 +17,13 @@ class CrowdlayerError(Exception):
 
 
 class DataError(CrowdlayerError):
-    """The data set or the answers cannot be used."""
+    """The data set or the answers cannot be used: one complaint or many."""
 
     exit_code = 65
+
+    def __init__(self, *complaints: str) -> None:
+        super().__init__(listed(complaints))
+        self.complaints = complaints
 
 
 class DeviceMemoryError(CrowdlayerError):
@@ -55,10 +60,43 @@ class SettingsError(CrowdlayerError):
     exit_code = 78
 
 
+class Complaints:
+    """What is wrong with the data, gathered so that all of it can be said at once.
+
+    `with complaints:` around a step keeps what it complains about; `close` says all of it.
+    """
+
+    def __init__(self) -> None:
+        self._found: list[str] = []
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
+        if not isinstance(error, DataError):
+            return False
+        self._found += error.complaints
+        return True
+
+    def close(self) -> None:
+        """Say them.
+
+        Raises:
+            DataError: there are some.
+        """
+        if self._found:
+            raise DataError(*self._found)
+
+
 def listed(complaints: Sequence[str]) -> str:
     """All complaints in one line: the first `SHOWN` in full, the rest counted."""
     rest = len(complaints) - SHOWN
     return "; ".join(complaints[:SHOWN]) + (f"; and {rest} more" if rest > 0 else "")
+
+
+def short(text: str, longest: int = 100) -> str:
+    """`text` of the user's data for a message: one line, and not pages of it."""
+    return one_line(text if len(text) <= longest else f"{text[:longest]}…")
 
 
 def one_line(text: str) -> str:

@@ -18,7 +18,7 @@ from . import metrics
 from .answers import Answers, majority_vote
 from .classifier import build_classifier
 from .crowd_layer import CrowdLayer, posterior
-from .dataset import Dataset, summary
+from .dataset import Dataset, summary, without_broken
 from .devices import enough_memory, make_accelerator, precision
 from .export import Format, check_export
 from .images import CrowdLoader, decode_all
@@ -75,17 +75,26 @@ class Outcome:
     inferred: Inferred
 
 
-def load_images(dataset: Dataset, root: Path, settings: TrainingSettings, folder: Path | None) -> Images:
-    """Decode every image once, to IMG_SIZE; the arrays lie in `folder`, by default under TMPDIR."""
+def load_images(
+    dataset: Dataset, root: Path, settings: TrainingSettings, max_bad_images: float, folder: Path | None
+) -> tuple[Dataset, Images]:
+    """Decode every image once, to IMG_SIZE; the arrays lie in `folder`, by default under TMPDIR.
+
+    Returns the data set without the images that are broken, and the others.
+    """
     threads = (os.cpu_count() or 1) if settings.num_workers == "auto" else settings.num_workers
     validation = dataset.val or dataset.held_out
     assert validation is not None  # one of the two is there
-
-    train, val = (decode_all(root, p.names, settings.img_size, threads, folder) for p in (dataset.train, validation))
-    test = None
-    if dataset.test is not None:
-        test = decode_all(root, dataset.test.names, settings.img_size, threads, folder)
-    return Images(train, val, test)
+    broken: dict[str, str] = {}
+    decoded: list[Tensor | None] = []
+    for part in (dataset.train, validation, dataset.test):
+        images, bad = (None, {}) if part is None else decode_all(root, part.names, settings.img_size, threads, folder)
+        decoded.append(images)
+        broken |= bad
+    train, val, test = decoded
+    assert train is not None
+    assert val is not None
+    return without_broken(dataset, broken, max_bad_images), Images(train, val, test)
 
 
 def check_possible(settings: TrainingSettings, formats: Sequence[Format] = ()) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import hashlib
 import re
@@ -11,10 +12,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+import msgspec
 from filelock import FileLock, Timeout
 
-from .errors import AccessError, DataError, StoreError, listed, one_line
+from .errors import AccessError, DataError, StoreError, one_line
+
+T = TypeVar("T")
 
 CHUNK = 2**20
 """Bytes read at once."""
@@ -35,6 +40,22 @@ def file_digest(path: Path) -> str:
     """The SHA-256 of a file, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def decode_json(text: bytes, form: type[T]) -> T:
+    """JSON as a `form`; a byte-order mark, which other systems put first, is none of its text.
+
+    Raises:
+        ValueError: no JSON, or of another form.
+    """
+    try:
+        return msgspec.json.decode(text.removeprefix(codecs.BOM_UTF8), type=form)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise ValueError("it is in UTF-16, must be in UTF-8") from error
+        raise ValueError(one_line(str(error))) from error
 
 
 def size_of(path: Path) -> int | None:
@@ -107,7 +128,7 @@ def safe_names(names: Sequence[str]) -> None:
         f"{one_line(name)!r}: must be a file or a folder, is both" for name in sorted(folders.intersection(names))
     ]
     if complaints:
-        raise DataError(listed(complaints))
+        raise DataError(*complaints)
 
 
 def _unsafe(name: str) -> str | None:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import tempfile
+import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
 from .answers import Answers
-from .errors import DataError, SettingsError, StoreError, listed, one_line
+from .errors import SettingsError, StoreError, one_line
+from .files import disk_errors
 from .processes import Processes
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -27,16 +32,39 @@ STREAM_ORDER, STREAM_AUGMENT, STREAM_DROPOUT = 1, 2, 3
 """Names of the random streams, so that no two of one epoch share their draws."""
 
 
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
+"""What an image may be, whatever its name ends with. Pillow knows many more, and some start other programs."""
+LARGE = 2**24
+"""Images of more pixels are decoded one at a time; those above Pillow's limit, 2**27.4, not at all."""
+_large = threading.Lock()
+
+
+def _one_at_a_time(large: bool) -> AbstractContextManager[object]:
+    return _large if large else nullcontext()
+
+
+class BrokenImageError(ValueError):
+    """The file is no image that can be used; the text is the reason."""
+
+
 def decode(path: Path, size: int) -> np.ndarray:
     """(size, size, 3) uint8 RGB, the whole image resized as peerannot does (bilinear, aspect ratio not kept).
 
-    16-bit images keep their upper 8 bits; EXIF rotation is applied.
+    16-bit images keep their upper 8 bits; EXIF rotation is applied; of an animation it is the first picture.
 
     Raises:
-        OSError, ValueError, SyntaxError: as Pillow does for what is not an image.
+        BrokenImageError: Pillow cannot read it, whatever its reason: decoders meet damage in many ways.
+        OSError: the disk failed.
     """
-    with Image.open(path) as opened:
-        return square(opened, size)
+    try:
+        with Image.open(path, formats=FORMATS) as opened, _one_at_a_time(opened.width * opened.height > LARGE):
+            return square(opened, size)
+    except UnidentifiedImageError as error:
+        raise BrokenImageError("it is of no known format") from error
+    except Exception as error:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+            raise
+        raise BrokenImageError(one_line(str(error)) or type(error).__name__) from error
 
 
 def square(opened: Image.Image, size: int) -> np.ndarray:
@@ -51,13 +79,14 @@ def square(opened: Image.Image, size: int) -> np.ndarray:
     return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
 
 
-def decode_all(root: Path, names: Sequence[str], size: int, threads: int, folder: Path | None) -> Tensor:
-    """(images, size, size, 3) uint8, each file decoded once.
+def decode_all(
+    root: Path, names: Sequence[str], size: int, threads: int, folder: Path | None
+) -> tuple[Tensor, dict[str, str]]:
+    """(images, size, size, 3) uint8, each file decoded once; and the broken ones, which are not there: {name: reason}.
 
     The array lies in a nameless file of `folder` (default: TMPDIR), so the page cache holds what memory allows.
 
     Raises:
-        DataError: naming every file that is no image.
         StoreError: not enough disk space.
     """
     shape = (len(names), size, size, 3)
@@ -65,21 +94,27 @@ def decode_all(root: Path, names: Sequence[str], size: int, threads: int, folder
     if need > free:
         raise StoreError(f"disk: {need / 1e9:.1f} GB are needed for {len(names)} decoded images, {free / 1e9:.1f} free")
     with tempfile.TemporaryFile(dir=folder) as file:
-        file.truncate(max(need, 1))
+        with disk_errors(f"{folder or tempfile.gettempdir()}: {need / 1e9:.1f} GB for decoded images"):
+            os.posix_fallocate(file.fileno(), 0, max(need, 1))  # a hole that cannot be filled ends a process by SIGBUS
         held = np.memmap(file, dtype=np.uint8, mode="r+", shape=shape)
 
     def one(row: int) -> str | None:
         try:
-            held[row] = decode(root / names[row], size)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            return f"{one_line(names[row])}: must be an image: {one_line(str(error).replace(str(root), ''))}"
+            with disk_errors(names[row]):
+                held[row] = decode(root / names[row], size)
+        except BrokenImageError as error:
+            return str(error)
         return None
 
-    with ThreadPoolExecutor(max(threads, 1)) as pool:
-        complaints = [complaint for complaint in pool.map(one, range(len(names))) if complaint is not None]
-    if complaints:
-        raise DataError(listed(complaints))
-    return torch.from_numpy(held)
+    with warnings.catch_warnings(), ThreadPoolExecutor(max(threads, 1)) as pool:
+        warnings.simplefilter("ignore")  # damage that could be put up with
+        reasons = list(pool.map(one, range(len(names))))
+    whole = [row for row, reason in enumerate(reasons) if reason is None]
+    for to, row in enumerate(whole):  # in place: the array may be larger than the memory
+        if to != row:
+            held[to] = held[row]
+    broken = {name: reason for name, reason in zip(names, reasons, strict=True) if reason is not None}
+    return torch.from_numpy(held)[: len(whole)], broken
 
 
 def stream_seed(seed: int, epoch: int, purpose: int, *place: int) -> int:

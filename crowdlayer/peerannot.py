@@ -124,7 +124,7 @@ class Crowdlayer:
             self._digest = digest_of({"data": synced.digest()} | {name: digest for name, (_, digest) in paths.items()})
             self._dataset = read_dataset(synced.root, synced.digests, data, paths["ANSWERS"][0], removed, training.seed)
             log_dataset(self._dataset)
-            self._images = load_images(self._dataset, synced.root, training, None)
+            self._dataset, self._images = load_images(self._dataset, synced.root, training, data.max_bad_images, None)
             weights = paths["PRETRAINED"][0] if "PRETRAINED" in paths else training.pretrained is True
             self._trainer = make_trainer(self._dataset, self._images, training, weights)
 

@@ -144,6 +144,7 @@ def document(
         "n_answers": counts["n_answers"],
         "n_held_out": 0 if dataset.held_out is None else len(dataset.held_out.names),
         "left_out": dataset.left_out,
+        "broken_images": dataset.broken,
         **crowd_figures(dataset, outcome.inferred),
         "job": {
             "version": __version__,

@@ -123,6 +123,18 @@ def _rising(value: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted(set(value)))
 
 
+def _percent(value: object) -> object:
+    """`2 %` is 0.02."""
+    percent = re.fullmatch(r"\s*([\d.]+)\s*%\s*", value) if isinstance(value, str) else None
+    return float(percent[1]) / 100 if percent else value
+
+
+def _share_or_count(value: float) -> float:
+    if value > 1 and not value.is_integer():
+        raise ValueError("must be a share below 1 or a whole number of images")
+    return value
+
+
 def _class_names(value: tuple[str, ...] | None) -> tuple[str, ...] | None:
     if value is not None and (len(value) < 2 or len(set(value)) < len(value) or not all(value)):
         raise ValueError("must be at least two different names")
@@ -152,7 +164,7 @@ class DataSettings(Group):
     """The data set: a folder, an s3://bucket/prefix, or one archive (.tar, .tar.gz, .zip) at either place."""
     answers: Location | None = None
     """Where the answers are if not in `<tasks>/answers.json`; JSON, or .csv or .parquet of task, worker, label."""
-    n_classes: Annotated[int, Field(ge=2)] | None = None
+    n_classes: Annotated[int, Field(ge=2, le=100_000)] | None = None
     """The number of classes; found in the data, and must agree with it when given."""
     classes: Annotated[tuple[str, ...] | None, *ListOf, AfterValidator(_class_names)] = None
     """The class names in the order of the labels, as a JSON list or with commas; found in the data."""
@@ -160,6 +172,10 @@ class DataSettings(Group):
     """The part of the train tasks that is held out to choose the epoch when there is no val/."""
     path_remove: Location | None = None
     """Peerannot's file of tasks to leave out."""
+    max_bad_images: Annotated[
+        float, BeforeValidator(_percent), Field(ge=0), AfterValidator(_share_or_count), Unit("images")
+    ] = 0.01
+    """How many broken images may be left out before the job refuses the data: below 1 a share of all, else a number."""
 
     @field_validator("classes")
     @classmethod

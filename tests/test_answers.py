@@ -102,6 +102,26 @@ def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
         read_answers(tmp_path / "answers.json")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"1": {"a:b": 0}, "2": {"a:b": 1}, "1": {}}', "task 1 must be there once"),
+        ('{"1": {"a": 0, "b": 1, "a": 0}}', "task 1, worker a: must answer once"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_answers(write(tmp_path, content))
+
+
+def test_colons_in_names_are_no_keys(tmp_path: Path) -> None:
+    assert read_answers(write(tmp_path, '{"a:1": {"w:2": "c:3"}}')).labels == ["c:3"]
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    assert read_answers(write(tmp_path, '\ufeff{"1": {"a": 0}}')).tasks == ["1"]
+
+
 @pytest.mark.parametrize("content", [{"7": {"0": 1}, "007": {"0": 1}}, {"7": {"1": 1, "01": 1}}])
 def test_two_spellings_of_one_id_are_refused(tmp_path: Path, content: Any) -> None:
     with pytest.raises(DataError, match="must occur once"):

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from crowdlayer.dataset import Dataset, belongs, best_order, read_dataset
+from crowdlayer.classes import best_order
+from crowdlayer.dataset import Dataset, belongs, read_dataset, without_broken
 from crowdlayer.errors import DataError, SettingsError
 from crowdlayer.settings import DataSettings
 
@@ -94,7 +95,12 @@ def test_images_without_answers_and_answers_without_images_are_counted_and_said(
         data = read(
             names(train=["a/x-1.png", "a/x-2.png", "a/x-3.png"], val=VAL), {"1": {"0": 0}, "3": {}, "9": {"0": 1}}
         )
-    assert data.left_out == {"images_without_answers": 2, "answered_tasks_without_image": 1, "tasks_removed": 0}
+    assert data.left_out == {
+        "images_without_answers": 2,
+        "answered_tasks_without_image": 1,
+        "tasks_removed": 0,
+        "broken_images": 0,
+    }
     assert data.train.names == ["train/a/x-1.png"]
     assert "2 images without answers" in caplog.text
     assert "1 answered tasks without image" in caplog.text
@@ -285,3 +291,69 @@ def test_two_classes_that_the_crowd_confuses_are_let_through(read: Read) -> None
 
 def test_the_best_order_takes_the_largest_counts_first() -> None:
     assert best_order(np.array([[1, 9, 0], [8, 9, 0], [0, 0, 5]])).tolist() == [1, 0, 2]
+
+
+# --- broken images ---------------------------------------------------------------------------------------------------
+
+
+def hundred(read: Read, val: list[str]) -> Dataset:
+    return read(
+        names(train=[f"x-{i}.png" for i in range(100 - len(val))], val=val), {str(i): {str(i): 0} for i in range(100)}
+    )
+
+
+def test_broken_images_are_left_out_with_their_answers_and_lone_workers(read: Read) -> None:
+    data = without_broken(hundred(read, VAL), {"train/x-3.png": "cut", "val/a/v-0.png": "empty"}, 0.02)
+    assert data.val is not None
+    assert data.val.names == ["val/b/v-1.png"]
+    assert (data.val.labels.tolist(), len(data.train.names)) == ([1], 97)
+    assert "3" not in data.workers
+    assert votes(data, "train/x-4.png") == {"4": "a"}
+    assert data.left_out["broken_images"] == 2
+    assert data.broken == {"train/x-3.png": "cut", "val/a/v-0.png": "empty"}
+
+
+def test_held_out_images_may_be_broken_too(read: Read) -> None:
+    data = hundred(read, [])
+    assert data.held_out is not None
+    first = data.held_out.names[0]
+    left = without_broken(data, {first: "cut"}, 1)
+    assert left.held_out is not None
+    assert len(left.held_out.names) == len(data.held_out.names) - 1
+    assert first not in left.held_out.names
+
+
+@pytest.mark.parametrize(("at_most", "allowed"), [(0.0, False), (0.01, False), (0.02, True), (1.0, False), (2.0, True)])
+def test_more_broken_images_than_a_share_or_a_number_are_refused(read: Read, at_most: float, allowed: bool) -> None:
+    broken = {"train/x-3.png": "cut", "train/x-4.png": "empty"}
+    if allowed:
+        assert without_broken(hundred(read, VAL), broken, at_most).broken == broken
+        return
+    with pytest.raises(
+        DataError, match=rf"2 of 100 images are broken, more than MAX_BAD_IMAGES={at_most:g} allows"
+    ) as told:
+        without_broken(hundred(read, VAL), broken, at_most)
+    assert "train/x-3.png: must be an image: cut; train/x-4.png: must be an image: empty" in str(told.value)
+
+
+def test_a_split_without_a_whole_image_is_refused(read: Read) -> None:
+    with pytest.raises(DataError, match="val/: at least one image must be whole, none is"):
+        without_broken(hundred(read, VAL), dict.fromkeys(["val/a/v-0.png", "val/b/v-1.png"], "cut"), 5)
+
+
+def test_all_that_is_wrong_is_said_at_once(read: Read) -> None:
+    with pytest.raises(DataError) as told:
+        read(
+            names(train=["a/x-1.png", "b/y-1.jpg"], val=["c/v-0.png"], test=["d/v-0.png"]),
+            {"1": {"0": 7, "1": "cow"}},
+            classes=("a", "b"),
+        )
+    assert str(told.value).count(";") == 4
+    for said in (
+        "label 7 is not below",
+        "label cow is not",
+        "val/c/: must be",
+        "test/d/: must be",
+        "must have one image",
+    ):
+        assert said in str(told.value)

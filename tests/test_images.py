@@ -12,8 +12,19 @@ from torch.nn import functional as F
 from torchvision import transforms
 
 from crowdlayer.answers import Answers
-from crowdlayer.errors import DataError, StoreError
-from crowdlayer.images import DRAWS, MEAN, STD, CrowdLoader, ImageLoader, augment, decode, decode_all, normalise
+from crowdlayer.errors import StoreError
+from crowdlayer.images import (
+    DRAWS,
+    MEAN,
+    STD,
+    BrokenImageError,
+    CrowdLoader,
+    ImageLoader,
+    augment,
+    decode,
+    decode_all,
+    normalise,
+)
 
 CPU = torch.device("cpu")
 
@@ -75,12 +86,30 @@ def test_files_that_are_no_images_are_all_named(tmp_path: Path) -> None:
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "page.jpg").write_text("<html>")
     (tmp_path / "empty.png").touch()
-    with pytest.raises(DataError) as caught:
-        decode_all(tmp_path, ["good.png", "cut.png", "page.jpg", "empty.png"], 8, 2, None)
-    message = str(caught.value)
-    assert all(f"{name}: must be an image" in message for name in ("cut.png", "page.jpg", "empty.png"))
-    assert "good.png" not in message
-    assert str(tmp_path) not in message
+    (tmp_path / "other.png").write_bytes(whole)
+    images, broken = decode_all(tmp_path, ["cut.png", "good.png", "page.jpg", "empty.png", "other.png"], 8, 2, None)
+    assert list(broken) == ["cut.png", "page.jpg", "empty.png"]
+    assert all(reason and str(tmp_path) not in reason for reason in broken.values())
+    assert images.tolist() == [decode(tmp_path / "good.png", 8).tolist()] * 2
+
+
+def test_a_picture_of_too_many_pixels_is_not_decoded(tmp_path: Path) -> None:
+    Image.new("1", (30_000, 30_000)).save(tmp_path / "bomb.png")
+    assert (tmp_path / "bomb.png").stat().st_size < 2**20
+    with pytest.raises(BrokenImageError, match="900000000 pixels"):
+        decode(tmp_path / "bomb.png", 8)
+
+
+def test_a_format_that_starts_other_programs_is_no_image(tmp_path: Path) -> None:
+    picture().save(tmp_path / "x.eps")
+    (tmp_path / "x.eps").rename(tmp_path / "x.jpg")
+    with pytest.raises(BrokenImageError, match="no known format"):
+        decode(tmp_path / "x.jpg", 8)
+
+
+def test_a_file_that_is_gone_is_a_failing_disk_and_no_broken_image(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"x\.png: No such file"):
+        decode_all(tmp_path, ["x.png"], 8, 1, None)
 
 
 def test_disk_space_is_checked_before_decoding(tmp_path: Path) -> None:
@@ -91,7 +120,7 @@ def test_disk_space_is_checked_before_decoding(tmp_path: Path) -> None:
 def test_decoded_images_leave_no_file_behind(tmp_path: Path) -> None:
     picture().save(tmp_path / "x.png")
     (tmp_path / "work").mkdir()
-    images = decode_all(tmp_path, ["x.png"], 8, 1, tmp_path / "work")
+    images, _ = decode_all(tmp_path, ["x.png"], 8, 1, tmp_path / "work")
     assert images.shape == (1, 8, 8, 3)
     assert list((tmp_path / "work").iterdir()) == []
 

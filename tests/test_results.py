@@ -126,6 +126,7 @@ def test_the_counts_are_those_of_the_data(finished: Finished) -> None:
         "images_without_answers": 1,
         "answered_tasks_without_image": 1,
         "tasks_removed": 0,
+        "broken_images": 0,
     }
 
 
