@@ -14,7 +14,7 @@ FLOORS = [
     {"logs", "settings", "answers", "files", "processes"},
     {"answer_files"},
     {"classes", "s3", "archive", "crowd_layer", "metrics", "classifier", "images", "devices"},
-    {"dataset", "storage", "optimization", "deploy"},
+    {"aggregation", "regularizers", "dataset", "storage", "optimization", "deploy"},
     {"sync", "trainer", "export", "predictor"},
     {"experiment"},
     {"report"},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -11,7 +13,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crowdlayer.crowd_layer import CrowdLayer, CrowdLoss, CrowdModel, posterior
+from crowdlayer.crowd_layer import (
+    WORKER_MODELS,
+    CrowdLayer,
+    CrowdLoss,
+    CrowdModel,
+    WorkerModel,
+    log_likelihood,
+    posterior,
+)
 
 Floats = npt.NDArray[np.float64]
 
@@ -63,6 +73,131 @@ def test_loss_and_gradients_are_the_papers_to_1e10(
     assert layer.confusion.grad is not None
     np.testing.assert_allclose(logits.grad.numpy(), by_z, rtol=0, atol=1e-10)
     np.testing.assert_allclose(layer.confusion.grad.numpy(), by_confusion, rtol=0, atol=1e-10)
+
+
+def explained(name: str, tables: dict[str, Floats], z: Floats, answers: list[tuple[int, int, int]]) -> float:
+    """L of each worker model, answer by answer, as its authors write it."""
+    loss = 0.0
+    for i, j, y in answers:
+        p = softmax(z[i])
+        match name:
+            case "matrix":
+                h = softmax(tables["confusion"][j].T @ p)
+            case "scale":
+                h = softmax(tables["scale"][j] * p)
+            case "bias":
+                h = softmax(p + tables["bias"][j])
+            case "scale+bias":
+                h = softmax(tables["scale"][j] * p + tables["bias"][j])
+            case "scalar":
+                h = softmax(tables["scalar"][j] * p)
+            case "stochastic":
+                h = softmax(tables["weight"][j]).T @ p
+        loss -= np.log(h[y]) / len(z)
+    return loss
+
+
+def slopes(loss: Callable[[], float], x: Floats) -> Floats:
+    """The derivative of `loss` by each entry of `x`, by central differences in place."""
+    result = np.zeros_like(x)
+    for at in np.ndindex(x.shape):
+        kept, step = x[at], 1e-5
+        x[at] = kept + step
+        above = loss()
+        x[at] = kept - step
+        result[at] = (above - loss()) / (2 * step)
+        x[at] = kept
+    return result
+
+
+def drawn(name: str, n_workers: int, n_classes: int, rng: np.random.Generator) -> tuple[WorkerModel, dict[str, Floats]]:
+    """A worker model in double precision with random tables, and these."""
+    layer = WORKER_MODELS[name](n_workers, n_classes).double()
+    tables = {key: rng.normal(0, 1.5, tuple(table.shape)) for key, table in layer.named_parameters()}
+    layer.load_state_dict({key: torch.from_numpy(table) for key, table in tables.items()})
+    return layer, tables
+
+
+@pytest.mark.parametrize("n_classes", [2, 4])
+@pytest.mark.parametrize("name", WORKER_MODELS)
+def test_every_worker_model_and_its_gradients_are_numpys(name: str, n_classes: int) -> None:
+    rng = np.random.default_rng(3)
+    layer, tables = drawn(name, 3, n_classes, rng)
+    z = rng.normal(0, 2, (5, n_classes))
+    answers = [(int(rng.integers(5)), int(rng.integers(3)), int(rng.integers(n_classes))) for _ in range(9)]
+    task, worker, label = torch.tensor(answers).T
+    logits = torch.from_numpy(z.copy()).requires_grad_()
+    loss = CrowdLoss("task")(layer(logits, task, worker), label, 5)
+    loss.backward()
+
+    def expected() -> float:
+        return explained(name, tables, z, answers)
+
+    assert loss.item() == pytest.approx(expected(), rel=1e-10)
+    for tensor, array in ((logits, z), *((table, tables[key]) for key, table in layer.named_parameters())):
+        assert tensor.grad is not None
+        np.testing.assert_allclose(tensor.grad, slopes(expected, array), atol=1e-8)
+
+
+@pytest.mark.parametrize("name", WORKER_MODELS)
+def test_every_worker_model_has_an_equivalent_matrix(name: str) -> None:
+    rng = np.random.default_rng(4)
+    layer, _ = drawn(name, 3, 4, rng)
+    p = torch.from_numpy(softmax(rng.normal(0, 2, (6, 4))))
+    worker = torch.tensor([0, 1, 2, 2, 1, 0])
+    mixed = torch.einsum("nt,nta->na", p, layer.matrices()[worker])
+    h = mixed.softmax(1) if layer.likelihood == "softmax" else mixed
+    torch.testing.assert_close(layer.scores(p, worker).softmax(1), h)
+    rows = log_likelihood(layer.matrices(), layer.likelihood).exp().sum(2)
+    torch.testing.assert_close(rows, torch.ones_like(rows))
+
+
+@pytest.mark.parametrize("name", WORKER_MODELS)
+def test_every_worker_model_takes_workers_for_right_until_it_learns_otherwise(name: str) -> None:
+    layer = WORKER_MODELS[name](2, 5)
+    assert layer.answer_log_likelihood().argmax(2).tolist() == [[0, 1, 2, 3, 4]] * 2
+
+
+@pytest.mark.parametrize("name", ["matrix", "stochastic"])
+def test_a_matrix_can_start_at_any_confusion(name: str) -> None:
+    confusion = torch.tensor(np.random.default_rng(5).dirichlet(np.ones(4), (3, 4)))
+    layer = WORKER_MODELS[name](3, 4).double()
+    layer.start_at(confusion)
+    torch.testing.assert_close(layer.answer_log_likelihood().exp(), confusion)
+
+
+@pytest.mark.parametrize("name", ["scale", "scale+bias"])
+def test_a_scale_can_start_where_errors_are_even(name: str) -> None:
+    right = torch.tensor([0.9, 0.5, 0.7], dtype=torch.float64)
+    confusion = torch.diag_embed(right - (1 - right) / 2) + ((1 - right) / 2).view(1, 3, 1)
+    layer = WORKER_MODELS[name](1, 3).double()
+    layer.start_at(confusion)
+    torch.testing.assert_close(layer.answer_log_likelihood().exp(), confusion)
+
+
+def test_a_bias_starts_with_the_answers_that_a_worker_prefers_when_wrong() -> None:
+    always_2 = torch.tensor([[[0.3, 0.1, 0.6], [0.1, 0.3, 0.6], [0.1, 0.1, 0.8]]])
+    for name in ("bias", "scale+bias"):
+        layer = WORKER_MODELS[name](1, 3)
+        layer.start_at(always_2)
+        assert layer.get_parameter("bias").argmax(1).tolist() == [2]
+    better, worse = 0.9, 0.5
+    evenly = torch.stack([torch.eye(3) * (right - (1 - right) / 2) + (1 - right) / 2 for right in (better, worse)])
+    scalar = WORKER_MODELS["scalar"](2, 3)
+    scalar.start_at(evenly)
+    torch.testing.assert_close(scalar.answer_log_likelihood().exp(), evenly)
+
+
+def test_a_certain_classifier_and_a_certain_worker_give_a_finite_loss() -> None:
+    layer = WORKER_MODELS["stochastic"](1, 3)
+    with torch.no_grad():
+        layer.get_parameter("weight").copy_(200 * torch.eye(3))
+    logits = torch.tensor([[300.0, 0, 0]], requires_grad=True)
+    loss = CrowdLoss("task")(layer(logits, torch.tensor([0]), torch.tensor([0])), torch.tensor([1]), 1)
+    loss.backward()
+    assert loss.isfinite()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
 
 
 class PeerannotNet(nn.Module):
@@ -133,15 +268,6 @@ def test_scores_stay_float32_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         scores = layer(torch.randn(2, 3).bfloat16(), torch.tensor([0, 1]), torch.tensor([0, 1]))
     assert scores.dtype == torch.float32
-
-
-def test_the_identity_penalty_is_the_squared_distance_from_the_start() -> None:
-    layer = CrowdLayer(2, 3)
-    assert layer.penalty().item() == 0
-    with torch.no_grad():
-        layer.confusion[1, 0, 2] += 2
-        layer.confusion[0, 1, 1] -= 1
-    assert layer.penalty().item() == pytest.approx(5)
 
 
 def test_the_posterior_is_bayes_rule() -> None:
