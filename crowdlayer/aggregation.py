@@ -1,4 +1,4 @@
-"""What the answers alone say: Dawid & Skene's model of workers and true classes, fitted by EM."""
+"""What the answers alone say: Dawid & Skene's model of workers and true classes, by EM; and where workers start."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .answers import Answers
+from .crowd_layer import WORKER_MODELS, WorkerModel
+from .settings import TrainingSettings
 
 STRENGTH, RIGHT = 10.0, 0.7
 """The prior of a worker's row: so many imaginary answers, of which this share is right and the rest spread evenly.
@@ -68,3 +70,11 @@ def smoothed(counts: Tensor) -> Tensor:
     prior = torch.full((n_classes, n_classes), (1 - RIGHT) / (n_classes - 1)).fill_diagonal_(RIGHT)
     total = counts + STRENGTH * prior
     return total / total.sum(2, keepdim=True)
+
+
+def started(settings: TrainingSettings, answers: Answers, n_classes: int) -> WorkerModel:
+    """The worker model that CROWD_LAYER names, started as CROWD_START says."""
+    model = WORKER_MODELS[settings.crowd_layer](answers.n_workers, n_classes)
+    if settings.crowd_start == "dawid-skene":
+        model.start_at(dawid_skene(answers, n_classes).confusion)
+    return model

@@ -238,10 +238,10 @@ class CrowdModel(nn.Module):
         """(n_workers, n_classes, n_classes), as peerannot's network calls it."""
         return self.crowd_layer.matrices()
 
-    def forward(self, images: Tensor, task: Tensor, worker: Tensor) -> Tensor:
-        """(tasks, 3, size, size) images and their answers' indices → scores (answers, classes)."""
-        scores: Tensor = self.crowd_layer(self.classifier(images), task, worker)
-        return scores
+    def forward(self, images: Tensor, task: Tensor, worker: Tensor) -> tuple[Tensor, Tensor]:
+        """(tasks, 3, size, size) images and their answers' indices → (tasks, classes) logits, (answers, classes) scores."""
+        logits: Tensor = self.classifier(images)
+        return logits, self.crowd_layer(logits, task, worker)
 
 
 class CrowdLoss(nn.Module):

@@ -17,7 +17,7 @@ from torch import Tensor
 from . import metrics
 from .answers import Answers, majority_vote
 from .classifier import build_classifier
-from .crowd_layer import CrowdLayer, posterior
+from .crowd_layer import WORKER_MODELS, log_likelihood, posterior
 from .dataset import Dataset, summary, without_broken
 from .devices import enough_memory, make_accelerator, precision
 from .export import Format, check_export
@@ -156,7 +156,7 @@ def run(dataset: Dataset, images: Images, trainer: Trainer, phases: Phases) -> O
 
 def infer(dataset: Dataset, images: Images, trainer: Trainer, best: Best) -> Inferred:
     """The posterior and the majority vote of every task with answers."""
-    likelihood = CrowdLayer.of(best.confusion).answer_log_likelihood().detach()
+    likelihood = log_likelihood(best.confusion, WORKER_MODELS[trainer.settings.crowd_layer].likelihood)
     held = [] if dataset.held_out is None else [images.validation]
     parts = []
     for part, pixels in zip(dataset.crowd, [images.train, *held], strict=True):

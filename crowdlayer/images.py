@@ -216,6 +216,7 @@ class CrowdLoader:
                 f"got {batch_size} for {len(images)} tasks"
             )
         self.dataset = images
+        self.answers = answers
         self.batch_size = batch_size
         self.seed = seed
         self.augmented = augmented
@@ -224,6 +225,12 @@ class CrowdLoader:
         self.epoch = 0
         self._starts, self._worker, self._label = (
             torch.from_numpy(part) for part in (answers.starts_at, answers.worker, answers.label)
+        )
+
+    def with_answers(self, answers: Answers) -> CrowdLoader:
+        """A loader of the same images in the same order, with other answers to them."""
+        return CrowdLoader(
+            self.dataset, answers, self.batch_size, self.seed, self.augmented, self.device, self.processes
         )
 
     def __len__(self) -> int:

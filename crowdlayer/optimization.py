@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
@@ -16,7 +17,11 @@ def make_optimizer(model: CrowdModel, settings: TrainingSettings) -> Optimizer:
     """
     groups = [
         {"params": [p for p in model.classifier.parameters() if p.requires_grad], "weight_decay": settings.decay},
-        {"params": list(model.crowd_layer.parameters()), "weight_decay": 0.0},
+        {
+            "params": list(model.crowd_layer.parameters()),
+            "weight_decay": 0.0,
+            "lr": settings.lr if settings.lr_crowd is None else settings.lr_crowd,
+        },
     ]
     match settings.optimizer:
         case "sgd":
@@ -36,3 +41,9 @@ def make_scheduler(optimizer: Optimizer, settings: TrainingSettings) -> LRSchedu
             return CosineAnnealingLR(optimizer, settings.n_epochs)
         case "none":
             return MultiStepLR(optimizer, [])
+
+
+def hold(module: nn.Module) -> None:
+    """Let the next step of the optimiser leave the module as it is: without a gradient nothing moves, nor decays."""
+    for parameter in module.parameters():
+        parameter.grad = None

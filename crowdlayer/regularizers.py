@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -10,10 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .crowd_layer import WorkerModel
+from .processes import Processes
 
 Name = Literal["identity", "pooled", "trace", "geo-w", "geo-f"]
-Total = Callable[[Tensor], Tensor]
-"""The sum of a tensor over all processes, without gradient."""
 RIDGE = 1e-6
 """Added to the diagonal of what a logarithm of a determinant is taken of: fewer images than classes are no −∞."""
 
@@ -37,19 +35,17 @@ class Regularizer:
         (GeoCrowdNet(F), equation 8). Sensible: 1e-4 to 1e-2; BATCH_SIZE should be well above the number of classes.
     """
 
-    def __init__(self, name: Name, model: WorkerModel, answers_of: Tensor) -> None:
+    def __init__(self, name: Name, model: WorkerModel, answers_of: Tensor, processes: Processes) -> None:
         """`model` at its start; `answers_of` (n_workers,): how many answers each worker gave."""
         self.name = name
         self.start = model.matrices().detach().clone() if name == "identity" else None
         self.answers_of = answers_of
+        self.processes = processes
 
-    def __call__(self, model: WorkerModel, logits: Tensor, total: Total) -> Tensor:
-        """The term for this step.
+    def __call__(self, model: WorkerModel, logits: Tensor) -> Tensor:
+        """The term for this step, for (tasks, classes) logits of this process's share of it.
 
-        Args:
-            logits: (tasks, classes) of this process's share of the step.
-            total: sums over processes. The gradient of geo-f is that of this process's share, to be summed too; the
-                others' is whole on every process.
+        The gradients' mean over processes is the term's gradient.
         """
         match self.name:
             case "identity":
@@ -64,7 +60,7 @@ class Regularizer:
                 likelihood = model.answer_log_likelihood().exp()
                 return -log_determinant(torch.einsum("jta,jsa->ts", likelihood, likelihood) / len(likelihood))
             case "geo-f":
-                return geo_f(logits, total)
+                return geo_f(logits, self.processes)
 
 
 def pooled(matrices: Tensor, answers_of: Tensor) -> Tensor:
@@ -76,11 +72,15 @@ def pooled(matrices: Tensor, answers_of: Tensor) -> Tensor:
     return torch.einsum("j,jta->", weight, (matrices - crowd).square())
 
 
-def geo_f(logits: Tensor, total: Total) -> Tensor:
+def geo_f(logits: Tensor, processes: Processes) -> Tensor:
     probabilities = F.softmax(logits.double(), dim=1)
-    own = probabilities.T @ probabilities
-    everyones = own + (total(own.detach()) - own.detach())  # the value of all, the gradient of these
-    return -log_determinant(everyones / total(torch.tensor(len(logits), device=logits.device)))
+    gram, n = probabilities.T @ probabilities, len(logits)
+    if processes.count > 1:
+        everyones = processes.gather(gram.detach().unsqueeze(0)).sum(0).to(gram.device)
+        share = processes.count * gram
+        gram = everyones + (share - share.detach())  # the value of all, the gradient of this share
+        n = int(processes.gather(torch.tensor([n])).sum())
+    return -log_determinant(gram / n)
 
 
 def log_determinant(gram: Tensor) -> Tensor:

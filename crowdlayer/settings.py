@@ -197,11 +197,15 @@ class TrainingSettings(Group):
     """Train the last layer only."""
     small_images: Annotated[Literal["auto", "true", "false"], Word] = "auto"
     """A stem without downsampling for resnets (3×3 convolution, no pooling); auto: where IMG_SIZE is below 64."""
-    crowd_layer: Annotated[Literal["matrix"], Word] = "matrix"
-    """The worker model: one matrix per worker (Rodrigues & Pereira 2018)."""
+    crowd_layer: Annotated[Literal["matrix", "scale", "bias", "scale+bias", "scalar", "stochastic"], Word] = "matrix"
+    """The worker model; stochastic: rows of the matrix are probabilities (Tanno 2019), the others Rodrigues 2018."""
+    crowd_start: Annotated[Literal["identity", "dawid-skene"], Word] = "identity"
+    """Where the workers' matrices start: every worker right; or as the answers alone tell, by EM."""
+    crowd_warmup: Annotated[int, Field(ge=0), Unit("epochs")] = 0
+    """How long the workers' matrices are held at their start, while the classifier learns."""
     scale: Annotated[float, Finite, Field(ge=0)] = 0.0
     """The weight of the regulariser in the loss."""
-    regularizer: Annotated[Literal["identity"], Word] = "identity"
+    regularizer: Annotated[Literal["identity", "pooled", "trace", "geo-w", "geo-f"], Word] = "identity"
     """What SCALE weighs; identity: the squared distance of the workers' matrices from their start."""
     loss_reduction: Annotated[Literal["task", "answer"], Word] = "task"
     """task: sum over a task's answers, mean over tasks (the paper's formula); answer: mean over answers."""
@@ -215,6 +219,8 @@ class TrainingSettings(Group):
     """Tasks per step, over all processes."""
     lr: Annotated[float, Finite, Field(gt=0)] = 0.1
     """The learning rate at the start."""
+    lr_crowd: Annotated[float, Finite, Field(gt=0)] | None = None
+    """The learning rate of the workers' matrices at the start; LR, where it is not set."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """The momentum of sgd."""
     decay: Annotated[float, Finite, Field(ge=0)] = 5e-4

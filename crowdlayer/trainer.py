@@ -7,6 +7,7 @@ is random is drawn from SEED, epoch, step and process: there is no random state 
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 import math
@@ -15,19 +16,22 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import metrics
-from .answers import Answers
-from .crowd_layer import CrowdLayer, CrowdLoss, CrowdModel
+from .aggregation import started
+from .answers import Answers, Ints
+from .crowd_layer import CrowdLoss, CrowdModel
 from .devices import devices, synchronised
 from .errors import InterruptedRunError, SettingsError
 from .images import STREAM_DROPOUT, CrowdLoader, ImageLoader, stream_seed
-from .optimization import make_optimizer, make_scheduler
+from .optimization import hold, make_optimizer, make_scheduler
 from .processes import Processes
+from .regularizers import Regularizer
 from .settings import TrainingSettings
 
 log = logging.getLogger(__name__)
@@ -56,6 +60,7 @@ class Best:
     epoch: int
     score: float
     classifier: dict[str, Tensor]
+    crowd_layer: dict[str, Tensor]
     confusion: Tensor
     figures: dict[str, float]
 
@@ -113,13 +118,17 @@ class Trainer:
         self.accelerator = accelerator
         self.processes = Processes.joined()
         self.n_classes = n_classes
-        model = CrowdModel(synchronised(classifier, settings), CrowdLayer(n_workers, n_classes))
+        crowd_layer = started(settings, train.answers, n_classes)
+        answers_of = torch.from_numpy(train.answers.worker).bincount(minlength=n_workers)
+        self.regularizer = Regularizer(settings.regularizer, crowd_layer, answers_of, self.processes)
+        model = CrowdModel(synchronised(classifier, settings), crowd_layer)
         self.criterion = CrowdLoss(settings.loss_reduction)
         self.optimizer: Optimizer = make_optimizer(model, settings)
         self.scheduler = make_scheduler(self.optimizer, settings)
         self.model: CrowdModel
         self.model, self.optimizer = accelerator.prepare(model, self.optimizer)
         self.train = train
+        self.plain = False
         self.validation = validation
         self.progress = Progress()
         self.history = History()  # what is logged of an epoch is logged from here
@@ -179,12 +188,17 @@ class Trainer:
                 stream_seed(self.settings.seed, progress.epoch, STREAM_DROPOUT, progress.step, self.processes.index)
             )
             optimizer.zero_grad()
-            scores = model(batch.images, batch.task, batch.worker)
+            logits, scores = model(batch.images, batch.task, batch.worker)
+            if self.plain:  # the crowd layer has no part in the loss, but DDP must find every weight in it
+                scores = logits[batch.task] + 0 * scores
             loss = criterion(scores, batch.label, batch.n_tasks, batch.n_answers)
             objective = loss * self.processes.count  # of which DDP takes the mean
             if self.settings.scale > 0:
-                objective = objective + self.settings.scale * self._unwrapped(model).crowd_layer.penalty()
+                crowd_layer = self._unwrapped(model).crowd_layer
+                objective = objective + self.settings.scale * self.regularizer(crowd_layer, logits)
             self.accelerator.backward(objective)
+            if self.plain or progress.epoch < self.settings.crowd_warmup:
+                hold(self._unwrapped(model).crowd_layer)
             optimizer.step()
             progress.total += loss.detach() * (batch.n_tasks if criterion.reduction == "task" else batch.n_answers)
             progress.step += 1
@@ -223,7 +237,7 @@ class Trainer:
             at_temperature = lambda temperature: metrics.cross_entropy(logits / temperature, labels)  # noqa: E731
         else:
             assert answers is not None
-            crowd_layer = CrowdLayer.of(self._unwrapped(self.model).confusion.cpu())
+            crowd_layer = copy.deepcopy(self._unwrapped(self.model).crowd_layer).cpu()
             crowd_loss = CrowdLoss("task")
             task, worker, label = (torch.from_numpy(part) for part in (answers.task, answers.worker, answers.label))
             at_temperature = lambda temperature: float(  # noqa: E731
@@ -238,6 +252,16 @@ class Trainer:
             case _:
                 return loss, loss, figures
 
+    def learn_labels(self, labels: Ints) -> None:
+        """From now on the classifier learns a label per task (tasks,), -1 for none, without the crowd layer.
+
+        The workers' matrices stay as they are.
+        """
+        (task,) = (labels >= 0).nonzero()
+        answers = Answers(len(labels), self.train.answers.n_workers, task, np.zeros_like(task), labels[task])
+        self.train = self.train.with_answers(answers)
+        self.plain = True
+
     def restart(self) -> None:
         """Count from the first epoch again, from the weights as they are."""
         self.progress, self.history, self.best = Progress(), History(), None
@@ -246,8 +270,7 @@ class Trainer:
         """Put the weights of `best` back."""
         model = self._unwrapped(self.model)
         model.classifier.load_state_dict(best.classifier)
-        with torch.no_grad():
-            model.confusion.copy_(best.confusion)
+        model.crowd_layer.load_state_dict(best.crowd_layer)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the run's future depends on, in tensors and plain values; collective.
@@ -293,8 +316,12 @@ class Trainer:
 
     def _keep(self, epoch: int, score: float, figures: dict[str, float]) -> Best:
         model = self._unwrapped(self.model)
-        state = {name: tensor.detach().cpu().clone() for name, tensor in model.classifier.state_dict().items()}
-        return Best(epoch, score, state, model.confusion.detach().float().cpu().clone(), figures)
+        classifier, crowd_layer = (
+            {name: tensor.detach().cpu().clone() for name, tensor in part.state_dict().items()}
+            for part in (model.classifier, model.crowd_layer)
+        )
+        confusion = model.confusion.detach().float().cpu().clone()
+        return Best(epoch, score, classifier, crowd_layer, confusion, figures)
 
     def _finite(self, epoch: int, train_loss: float, val_loss: float) -> None:
         for name, value in (("train_loss", train_loss), ("val_loss", val_loss)):

@@ -228,7 +228,7 @@ def test_with_reduction_answer_loss_and_gradients_are_peerannots() -> None:
     torch.autograd.backward(expected)
 
     task, worker = torch.nonzero(dense >= 0, as_tuple=True)
-    loss = CrowdLoss("answer")(ours(x, task, worker), dense[task, worker], n_tasks)
+    loss = CrowdLoss("answer")(ours(x, task, worker)[1], dense[task, worker], n_tasks)
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
     torch.testing.assert_close(ours.confusion.grad, theirs.confusion.grad, rtol=0, atol=1e-6)

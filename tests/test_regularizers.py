@@ -9,15 +9,12 @@ import pytest
 import torch
 
 from crowdlayer.crowd_layer import WORKER_MODELS, CrowdLayer, WorkerModel
-from crowdlayer.regularizers import RIDGE, Name, Regularizer, Total
+from crowdlayer.processes import Processes
+from crowdlayer.regularizers import RIDGE, Name, Regularizer
+from tests.gang import together
 from tests.test_crowd_layer import Floats, slopes, softmax
 
 ANSWERS_OF = torch.tensor([1, 8, 3])
-
-
-def alone(share: torch.Tensor) -> torch.Tensor:
-    """The sum over one process."""
-    return share
 
 
 def log_det(gram: Floats) -> float:
@@ -50,10 +47,10 @@ def expected(name: str, confusion: Floats, z: Floats) -> float:
 def test_a_regulariser_and_its_gradients_are_numpys(name: Name) -> None:
     rng = np.random.default_rng(0)
     confusion, z = rng.normal(0, 1, (3, 4, 4)), rng.normal(0, 1, (6, 4))
-    regularizer = Regularizer(name, CrowdLayer(3, 4).double(), ANSWERS_OF)
+    regularizer = Regularizer(name, CrowdLayer(3, 4).double(), ANSWERS_OF, Processes())
     layer = CrowdLayer.of(torch.from_numpy(confusion.copy()))
     logits = torch.from_numpy(z.copy()).requires_grad_()
-    term = regularizer(layer, logits, alone)
+    term = regularizer(layer, logits)
     torch.autograd.backward(term)
     assert term.item() == pytest.approx(expected(name, confusion, z), rel=1e-10)
     for tensor, array in ((logits, z), (layer.confusion, confusion)):
@@ -61,32 +58,27 @@ def test_a_regulariser_and_its_gradients_are_numpys(name: Name) -> None:
         np.testing.assert_allclose(got, slopes(lambda: expected(name, confusion, z), array), atol=1e-7)
 
 
-def test_the_classifiers_volume_is_that_of_all_processes_and_so_is_its_gradient() -> None:
-    logits = torch.randn(8, 3, dtype=torch.float64)
-    regularizer = Regularizer("geo-f", CrowdLayer(3, 3), ANSWERS_OF)
+def volume(logits: torch.Tensor) -> tuple[float, torch.Tensor]:
+    """geo-f of this process's share of `logits`, and its gradient by them."""
+    processes = Processes.joined()
+    share = processes.mine(logits).clone().requires_grad_()
+    term = Regularizer("geo-f", CrowdLayer(3, 3), ANSWERS_OF, processes)(CrowdLayer(3, 3), share)
+    torch.autograd.backward(term)
+    assert share.grad is not None
+    return term.item(), share.grad
 
-    def value_and_gradient(share: torch.Tensor, total: Total) -> tuple[float, torch.Tensor]:
-        own = share.clone().requires_grad_()
-        term = regularizer(CrowdLayer(3, 3), own, total)
-        torch.autograd.backward(term)
-        assert own.grad is not None
-        return term.item(), own.grad
 
-    whole, gradient = value_and_gradient(logits, alone)
-    p = logits.softmax(1)
-
-    def sum_of_all(share: torch.Tensor) -> torch.Tensor:
-        return p.T @ p if share.dim() else torch.tensor(8)
-
-    for rows in (slice(0, 3), slice(3, 8)):
-        value, part = value_and_gradient(logits[rows], sum_of_all)
-        assert value == pytest.approx(whole)
-        torch.testing.assert_close(part, gradient[rows])
+def test_the_classifiers_volume_is_that_of_all_processes_and_so_is_the_mean_gradient() -> None:
+    logits = torch.from_numpy(np.random.default_rng(1).normal(size=(7, 3)))
+    alone, gradient = volume(logits)
+    shares = together(2, volume, logits)
+    assert [value for value, _ in shares] == pytest.approx([alone, alone])
+    torch.testing.assert_close(torch.cat([part for _, part in shares]) / 2, gradient)
 
 
 def test_fewer_images_than_classes_have_a_finite_volume() -> None:
     logits = torch.randn(2, 10, requires_grad=True)
-    term = Regularizer("geo-f", CrowdLayer(3, 10), ANSWERS_OF)(CrowdLayer(3, 10), logits, alone)
+    term = Regularizer("geo-f", CrowdLayer(3, 10), ANSWERS_OF, Processes())(CrowdLayer(3, 10), logits)
     torch.autograd.backward(term)
     assert term.isfinite()
     assert logits.grad is not None
@@ -97,16 +89,16 @@ def test_fewer_images_than_classes_have_a_finite_volume() -> None:
 @pytest.mark.parametrize("name", get_args(Name))
 def test_every_worker_model_can_be_regularised(name: Name, model: str) -> None:
     layer: WorkerModel = WORKER_MODELS[model](3, 4)
-    regularizer = Regularizer(name, layer, ANSWERS_OF)
+    regularizer = Regularizer(name, layer, ANSWERS_OF, Processes())
     with torch.no_grad():
         for table in layer.parameters():
             table.add_(0.1 * torch.randn_like(table))
     logits = torch.randn(6, 4, requires_grad=True)
-    before = regularizer(layer, logits, alone)
+    before = regularizer(layer, logits)
     torch.autograd.backward(before)
     with torch.no_grad():
         for tensor in (logits, *layer.parameters()):
             if tensor.grad is not None:
                 tensor -= 1e-3 * tensor.grad
-    assert regularizer(layer, logits, alone) < before
-    assert name != "identity" or Regularizer(name, layer, ANSWERS_OF)(layer, logits, alone) == 0
+    assert regularizer(layer, logits) < before
+    assert name != "identity" or Regularizer(name, layer, ANSWERS_OF, Processes())(layer, logits) == 0

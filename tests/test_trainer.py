@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from crowdlayer.aggregation import dawid_skene
 from crowdlayer.answers import Answers
-from crowdlayer.crowd_layer import CrowdLayer, CrowdLoss
+from crowdlayer.crowd_layer import WORKER_MODELS, CrowdLayer, CrowdLoss
 from crowdlayer.devices import enough_memory, make_accelerator, precision
 from crowdlayer.errors import DeviceMemoryError, InterruptedRunError, SettingsError
 from crowdlayer.images import CrowdLoader, normalise
@@ -135,6 +136,34 @@ def test_scale_pulls_the_matrices_to_the_identity() -> None:
         return float((best.confusion - torch.eye(N_CLASSES)).norm())
 
     assert distance(0.5) < 0.5 * distance(0.0)
+
+
+def test_the_crowd_starts_where_the_answers_alone_put_it_and_is_held_while_it_warms_up() -> None:
+    trainer = make(n_epochs=2, crowd_warmup=2, crowd_start="dawid-skene", crowd_layer="stochastic")
+    start = dawid_skene(noisy(coloured(33)[1]), N_CLASSES).confusion
+    torch.testing.assert_close(trainer.model.confusion.detach(), start)
+    before = trainer.model.classifier.get_parameter("fc.weight").detach().clone()
+    best = trainer.fit()
+    torch.testing.assert_close(best.confusion, start)
+    assert not torch.equal(best.classifier["fc.weight"], before)
+    later = make(n_epochs=3, crowd_warmup=2, crowd_start="dawid-skene", crowd_layer="stochastic", select_by="last")
+    assert not torch.allclose(later.fit().confusion, start)
+
+
+@pytest.mark.parametrize("crowd_layer", WORKER_MODELS)
+def test_every_worker_model_trains_is_chosen_and_comes_back(crowd_layer: str) -> None:
+    for with_truth in (True, False):
+        trainer = make(n=60, crowd_layer=crowd_layer, with_truth=with_truth, select_by="calibrated_loss", lr_crowd=0.5)
+        best = trainer.fit()
+        assert not torch.equal(best.confusion, WORKER_MODELS[crowd_layer](4, N_CLASSES).matrices())
+        trainer.load(best)
+        assert torch.equal(trainer.model.confusion, best.confusion)
+
+
+def test_the_crowd_has_a_learning_rate_of_its_own() -> None:
+    groups = make(lr=0.1, lr_crowd=0.02).optimizer.param_groups
+    assert [group["lr"] for group in groups] == [0.1, 0.02]
+    assert [group["lr"] for group in make(lr=0.1).optimizer.param_groups] == [0.1, 0.1]
 
 
 def test_a_frozen_backbone_keeps_weights_and_statistics() -> None:
