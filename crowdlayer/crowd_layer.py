@@ -239,7 +239,7 @@ class CrowdModel(nn.Module):
         return self.crowd_layer.matrices()
 
     def forward(self, images: Tensor, task: Tensor, worker: Tensor) -> tuple[Tensor, Tensor]:
-        """(tasks, 3, size, size) images and their answers' indices → (tasks, classes) logits, (answers, classes) scores."""
+        """Images (tasks, 3, size, size) and their answers → logits (tasks, classes), scores (answers, classes)."""
         logits: Tensor = self.classifier(images)
         return logits, self.crowd_layer(logits, task, worker)
 

@@ -1,0 +1,311 @@
+"""Which worker model, regulariser, start and rule are worth having: paired runs over seeds × folds, with intervals.
+
+    python -m tests.bench.quality run labelme --out runs.jsonl          # goes on where it was stopped
+    python -m tests.bench.quality table runs.jsonl --json table.json
+
+A run trains one variant by the job's own Trainer and writes one line: what each epoch is worth on test images with true
+labels, and what every rule would have seen of it; so one run tells about all rules. A pair is one seed and one fold:
+the same images to train on, the same first weights, the same order. Pairs share images, so the intervals (Student's t
+over pairs) are somewhat narrow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from crowdlayer import metrics
+from crowdlayer.aggregation import dawid_skene
+from crowdlayer.answers import majority_vote
+from crowdlayer.classifier import build_classifier
+from crowdlayer.crowd_layer import CrowdLoss
+from crowdlayer.devices import make_accelerator
+from crowdlayer.images import CrowdLoader
+from crowdlayer.settings import TrainingSettings
+from crowdlayer.trainer import Progress, Trainer, Validation
+from tests.bench.crowds import SIMULATED, Pool, Share, answered, pattern_pool, read_pool, share
+from tests.conftest import SHARED
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A data set, and how much of it a pair gets."""
+
+    name: str
+    size: int
+    n_train: int | None = None
+    per_task: int | None = None
+    n_folds: int = 5
+    budget: dict[str, Any] = field(default_factory=dict)
+
+
+BUDGET = {"optimizer": "adam", "lr": 0.003, "scheduler": "cosine", "n_epochs": 30, "batch_size": 64}
+"""What all variants have in common."""
+CONDITIONS = {
+    "labelme": Condition("labelme", 32),
+    "cifar10n": Condition("cifar10n", 32, n_train=2000, budget={"n_epochs": 15}),
+    "cifar10n-rand1": Condition("cifar10n", 32, n_train=2000, per_task=1, budget={"n_epochs": 15}),
+    "spammers": Condition("spammers", 32, n_train=2000, budget={"n_epochs": 15}),
+    "pairs": Condition("pairs", 32, n_train=2000, budget={"n_epochs": 15}),
+    "few": Condition("few", 16, n_train=6000, budget={"n_epochs": 20}),
+}
+DS = {"crowd_start": "dawid-skene"}
+STOCHASTIC = {"crowd_layer": "stochastic"}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "majority": {"labels": "majority"},
+    "dawid-skene": {"labels": "dawid-skene"},
+    "truth": {"labels": "truth"},
+    "answers": {"labels": "answers"},
+    "matrix": {},
+    "peerannot": {"loss_reduction": "answer", "decay_crowd": 5e-4},
+    "stochastic": STOCHASTIC,
+    "stochastic ds": STOCHASTIC | DS,
+    "matrix ds": DS,
+    "scale": {"crowd_layer": "scale"},
+    "bias": {"crowd_layer": "bias"},
+    "scale+bias": {"crowd_layer": "scale+bias"},
+    "scalar": {"crowd_layer": "scalar"},
+    "stochastic ds held": STOCHASTIC | DS | {"crowd_warmup": 1000},
+    "stochastic ds warmup": STOCHASTIC | DS | {"crowd_warmup": 10},
+    "stochastic ds lr*10": STOCHASTIC | DS | {"lr_crowd": 0.03},
+    "stochastic ds lr/10": STOCHASTIC | DS | {"lr_crowd": 0.0003},
+    "matrix lr*10": {"lr_crowd": 0.03},
+    "matrix lr/10": {"lr_crowd": 0.0003},
+    "matrix identity": {"regularizer": "identity", "scale": 1e-3},
+    "matrix pooled": {"regularizer": "pooled", "scale": 1e-3},
+    "matrix trace": {"regularizer": "trace", "scale": 1e-2},
+    "matrix geo-w": {"regularizer": "geo-w", "scale": 1e-3},
+    "matrix geo-f": {"regularizer": "geo-f", "scale": 1e-2},
+    "stochastic ds pooled": STOCHASTIC | DS | {"regularizer": "pooled", "scale": 1e-2},
+    "stochastic ds identity": STOCHASTIC | DS | {"regularizer": "identity", "scale": 1e-2},
+    "stochastic ds trace": STOCHASTIC | DS | {"regularizer": "trace", "scale": 1e-2},
+    "stochastic ds geo-w": STOCHASTIC | DS | {"regularizer": "geo-w", "scale": 1e-3},
+    "stochastic ds geo-f": STOCHASTIC | DS | {"regularizer": "geo-f", "scale": 1e-2},
+}
+RULES: dict[str, Callable[[dict[str, list[float]]], int]] = {
+    "loss": lambda seen: int(np.argmin(seen["val_loss"])),
+    "accuracy": lambda seen: int(np.argmax(seen["val_accuracy"])),
+    "calibrated_loss": lambda seen: int(np.argmin(seen["val_calibrated"])),
+    "last": lambda seen: len(seen["val_loss"]) - 1,
+    "no truth: loss": lambda seen: int(np.argmin(seen["held_loss"])),
+    "no truth: calibrated_loss": lambda seen: int(np.argmin(seen["held_calibrated"])),
+    "no truth: agreement": lambda seen: int(np.argmax(seen["held_agreement"])),
+}
+"""What picks the epoch (from 0): the first four by images with true labels, or by none; then by held-out answers."""
+
+
+class SmallNet(nn.Module):
+    """Four convolutions, 70,000 weights: an epoch of 600 images of 32 pixels takes a tenth of a second on one core."""
+
+    def __init__(self, n_classes: int, width: int = 16) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for before, after, stride in ((3, 1, 2), (1, 2, 2), (2, 4, 2), (4, 4, 1)):
+            channels = before if before == 3 else before * width
+            layers += [
+                nn.Conv2d(channels, after * width, 3, stride, 1, bias=False),
+                nn.BatchNorm2d(after * width),
+                nn.ReLU(),
+            ]
+        self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.fc = nn.Linear(4 * width, n_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.features(images))
+        return logits
+
+
+def make_trainer(part: Share, size: int, options: dict[str, Any], model: str, seed: int) -> Trainer:
+    """The job's trainer for one variant on one pair's share."""
+    options = dict(options)
+    labels, decay_crowd = options.pop("labels", None), options.pop("decay_crowd", 0.0)
+    settings = TrainingSettings(**options, seed=seed, img_size=size, verbose=False)
+    accelerator = make_accelerator(settings)
+    torch.manual_seed(seed)
+    classifier = (
+        SmallNet(part.n_classes)
+        if model == "small"
+        else build_classifier(model, part.n_classes, size, False, False, "auto")
+    )
+    loader = CrowdLoader(
+        part.train, part.answers, settings.batch_size, seed, settings.data_augmentation, accelerator.device
+    )
+    validation = Validation(part.val, part.val_labels, None)
+    trainer = Trainer(settings, accelerator, classifier, part.n_classes, loader, part.answers.n_workers, validation)
+    trainer.optimizer.param_groups[1]["weight_decay"] = decay_crowd
+    match labels:
+        case "majority":
+            trainer.learn_labels(majority_vote(part.answers, part.n_classes))
+        case "dawid-skene":
+            trainer.learn_labels(dawid_skene(part.answers, part.n_classes).posterior.argmax(1).numpy())
+        case "truth":
+            trainer.learn_labels(part.truth)
+        case "answers":
+            trainer.plain = True
+    return trainer
+
+
+def one_run(part: Share, size: int, options: dict[str, Any], model: str, seed: int) -> dict[str, list[float]]:
+    """Train; per epoch what the test says and what the rules see."""
+    trainer = make_trainer(part, size, options, model, seed)
+    answers = part.held_answers
+    task, worker, label = (torch.from_numpy(x) for x in (answers.task, answers.worker, answers.label))
+    seen: dict[str, list[float]] = defaultdict(list)
+    for epoch in range(trainer.settings.n_epochs):
+        trainer.train_epoch(trainer.model, trainer.train, trainer.criterion, trainer.optimizer, Progress(epoch))
+        trainer.scheduler.step()
+        test, val, held = (trainer.predict(images) for images in (part.test, part.val, part.held))
+        with torch.no_grad():
+            crowd_layer = trainer.model.crowd_layer.cpu()
+
+            def by_labels(temperature: float, val: Tensor = val) -> float:
+                return metrics.cross_entropy(val / temperature, part.val_labels)
+
+            def by_answers(temperature: float, held: Tensor = held, layer: nn.Module = crowd_layer) -> float:
+                scores = layer(held / temperature, task, worker)
+                return float(CrowdLoss("task")(scores, label, answers.n_tasks))
+
+            figures = {
+                "test_accuracy": metrics.accuracy(test.argmax(1), part.test_labels),
+                "test_loss": metrics.cross_entropy(test, part.test_labels),
+                "test_ece": metrics.expected_calibration_error(test, part.test_labels),
+                "val_loss": by_labels(1),
+                "val_calibrated": metrics.calibrated(by_labels, steps=15),
+                "val_accuracy": metrics.accuracy(val.argmax(1), part.val_labels),
+                "held_loss": by_answers(1),
+                "held_calibrated": metrics.calibrated(by_answers, steps=15),
+                "held_agreement": metrics.accuracy(held.argmax(1)[task], label),
+            }
+        trainer.model.crowd_layer.to(trainer.accelerator.device)
+        for name, figure in figures.items():
+            seen[name].append(round(figure, 5))
+    return dict(seen)
+
+
+def pool_of(condition: Condition, seed: int) -> Pool:
+    """The images and answers of a condition; a simulated crowd is drawn anew for every seed."""
+    if condition.name not in SIMULATED:
+        location = SHARED / "data" / ("labelme" if condition.name == "labelme" else f"{condition.name}.zip")
+        return read_pool(str(location), condition.size)
+    rng = np.random.default_rng((seed, 3))
+    if condition.name == "few":
+        pool = pattern_pool(8000, 100, condition.size, rng)
+    else:
+        pool = read_pool(str(SHARED / "data" / "cifar10n.zip"), condition.size)
+    return replace(pool, answers=answered(pool.truth, pool.n_classes, condition.name, rng))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Every variant of every pair that `--out` does not hold yet, pair by pair, so that what is there is paired."""
+    condition = CONDITIONS[arguments.condition]
+    done = {
+        (line["condition"], line["model"], line["variant"], line["seed"], line["fold"]) for line in read(arguments.out)
+    }
+    for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
+        pool: Pool | None = None
+        for fold in range(min(condition.n_folds, arguments.folds)):
+            for variant in arguments.variants or VARIANTS:
+                key = (arguments.condition, arguments.model, variant, seed, fold)
+                if key in done:
+                    continue
+                pool = pool or pool_of(condition, seed)
+                part = share(pool, seed, fold, condition.n_folds, condition.n_train, condition.per_task)
+                started = time.monotonic()
+                options = BUDGET | condition.budget | VARIANTS[variant]
+                seen = one_run(part, condition.size, options, arguments.model, 100 * seed + fold)
+                names = ("condition", "model", "variant", "seed", "fold")
+                line = dict(zip(names, key, strict=True)) | {"seconds": round(time.monotonic() - started, 1)} | seen
+                with arguments.out.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines so far; the last may have been cut off when a run was stopped."""
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+    return [json.loads(line) for line in lines]
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean and half the 95 % interval (Student's t)."""
+    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0
+    return float(np.mean(values)), float(half)
+
+
+def summarise(lines: list[dict[str, Any]], baseline: str) -> list[dict[str, Any]]:
+    """A row per condition, backbone, variant and rule: test accuracy, its difference from the baseline's under the same
+    rule over the pairs that both have, test loss and ECE."""
+    runs = {(line["condition"], line["model"], line["variant"], line["seed"], line["fold"]): line for line in lines}
+    rows = []
+    for condition, model, variant in dict.fromkeys(key[:3] for key in runs):
+        pairs = [key[3:] for key in runs if key[:3] == (condition, model, variant)]
+        pairs = [pair for pair in pairs if (condition, model, baseline, *pair) in runs]
+        if not pairs:
+            continue
+        for rule, pick in RULES.items():
+            mine, theirs = (
+                [(line, pick(line)) for line in (runs[condition, model, name, *pair] for pair in pairs)]
+                for name in (variant, baseline)
+            )
+            at = {f: [line[f][epoch] for line, epoch in mine] for f in ("test_accuracy", "test_loss", "test_ece")}
+            gains = [a - line["test_accuracy"][e] for a, (line, e) in zip(at["test_accuracy"], theirs, strict=True)]
+            gain, half = interval(gains)
+            rows.append(
+                {"condition": condition, "model": model, "variant": variant, "rule": rule, "n": len(pairs)}
+                | {name: round(float(np.mean(values)), 4) for name, values in at.items()}
+                | {"epoch": round(float(np.mean([epoch for _, epoch in mine])) + 1, 1)}
+                | {"baseline": baseline, "gain": round(gain, 3), "gain_half_interval": round(half, 3)}
+            )
+    return rows
+
+
+def table(arguments: argparse.Namespace) -> None:
+    rows = summarise([line for path in arguments.runs for line in read(path)], arguments.baseline)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    for condition in dict.fromkeys((row["condition"], row["model"]) for row in rows):
+        here = [row for row in rows if (row["condition"], row["model"]) == condition]
+        print(f"\n{' '.join(condition)}: test accuracy in %, and the gain over {arguments.baseline} by the same rule")
+        print(f"{'variant':24} {'n':>3}  " + "  ".join(f"{rule[-22:]:>22}" for rule in RULES))
+        for variant in dict.fromkeys(row["variant"] for row in here):
+            cells = {row["rule"]: row for row in here if row["variant"] == variant}
+            text = (
+                f"{cells[r]['test_accuracy']:5.1f} ({cells[r]['gain']:+5.1f} ± {cells[r]['gain_half_interval']:3.1f})"
+                for r in RULES
+            )
+            print(f"{variant:24} {cells['loss']['n']:3}  " + "  ".join(f"{cell:>22}" for cell in text))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    runs = commands.add_parser("run")
+    runs.add_argument("condition", choices=CONDITIONS)
+    runs.add_argument("--out", type=Path, required=True)
+    runs.add_argument("--variants", nargs="*", choices=VARIANTS)
+    runs.add_argument("--first-seed", type=int, default=0)
+    runs.add_argument("--seeds", type=int, default=4)
+    runs.add_argument("--folds", type=int, default=5)
+    runs.add_argument("--model", default="small", help="small, or a model of torchvision for a GPU")
+    runs.set_defaults(command=run)
+    tables = commands.add_parser("table")
+    tables.add_argument("runs", nargs="+", type=Path)
+    tables.add_argument("--json", type=Path)
+    tables.add_argument("--baseline", default="majority", choices=VARIANTS)
+    tables.set_defaults(command=table)
+    arguments = parser.parse_args()
+    arguments.command(arguments)
+
+
+if __name__ == "__main__":
+    main()
