@@ -206,7 +206,7 @@ class TrainingSettings(Group):
     scale: Annotated[float, Finite, Field(ge=0)] = 0.0
     """The weight of the regulariser in the loss."""
     regularizer: Annotated[Literal["identity", "pooled", "trace", "geo-w", "geo-f"], Word] = "identity"
-    """What SCALE weighs; identity: the squared distance of the workers' matrices from their start."""
+    """What SCALE weighs: distance from the start, or from the crowd's mean; Tanno's trace; GeoCrowdNet's volumes."""
     loss_reduction: Annotated[Literal["task", "answer"], Word] = "task"
     """task: sum over a task's answers, mean over tasks (the paper's formula); answer: mean over answers."""
     select_by: Annotated[Literal["loss", "accuracy", "calibrated_loss", "last"], Word] = "loss"

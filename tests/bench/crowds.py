@@ -54,7 +54,7 @@ def read_pool(location: str, size: int) -> Pool:
         synced = sync(location, Path(folder), belongs)
         answers = synced.root / "answers.json"
         data = read_dataset(synced.root, synced.digests, DataSettings(tasks=location), answers, None, 0)
-        images = load_images(data, synced.root, TrainingSettings(img_size=size), None)
+        data, images = load_images(data, synced.root, TrainingSettings(img_size=size), 0, None)
         assert data.val is not None
         assert data.test is not None
         assert images.test is not None
