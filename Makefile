@@ -17,6 +17,8 @@ lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/shellcheck .ci/run .docker/update-requirements crowdlayer/platforms/slurm/crowdlayer.sbatch
 
 format: .venv/.dev
 	$(BIN)/ruff check --fix .
