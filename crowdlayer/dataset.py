@@ -85,6 +85,20 @@ class Dataset:
         """All images with answers: those trained on, then those held out."""
         return [part for part in (self.train, self.held_out) if part is not None]
 
+    @property
+    def answers(self) -> Answers:
+        """The answers to all tasks, in the order of `crowd`."""
+        parts = [part.answers for part in self.crowd]
+        before = np.cumsum([0, *(part.n_tasks for part in parts)])
+        task = np.concatenate([part.task + start for part, start in zip(parts, before, strict=False)])
+        worker, label = (np.concatenate([getattr(part, name) for part in parts]) for name in ("worker", "label"))
+        return Answers(int(before[-1]), len(self.workers), task, worker, label)
+
+    @property
+    def truth(self) -> Ints:
+        """(tasks,): the true class of all tasks in the order of `crowd`, -1 where it is not known."""
+        return np.concatenate([part.truth for part in self.crowd])
+
 
 def read_dataset(
     root: Path,

@@ -10,18 +10,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from . import metrics
-from .answers import Answers, majority_vote
 from .classifier import build_classifier
-from .crowd_layer import WORKER_MODELS, log_likelihood, posterior
+from .crowd_layer import WORKER_MODELS, log_likelihood
 from .dataset import Dataset, summary, without_broken
 from .devices import enough_memory, make_accelerator, precision
 from .export import Format, check_export
 from .images import CrowdLoader, decode_all
+from .inference import Inferred, Predictions, infer
 from .processes import Processes
 from .settings import TrainingSettings
 from .trainer import Best, History, Trainer, Validation
@@ -54,24 +53,14 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Inferred:
-    """What classifier and answers together say about every task with answers, those trained on first.
-
-    `posterior` (tasks, classes) float64; `majority` (tasks,) the majority vote.
-    """
-
-    posterior: Tensor
-    majority: Tensor
-
-
-@dataclass(frozen=True)
 class Outcome:
     """A finished run."""
 
     history: History
     best: Best
     figures: dict[str, float]
-    """The seed's figures of val (of the chosen epoch) and test, for those that exist."""
+    """The seed's figures of val (of the chosen epoch) and test, for those that exist; and `temperature`."""
+    predictions: Predictions
     inferred: Inferred
 
 
@@ -145,47 +134,16 @@ def run(dataset: Dataset, images: Images, trainer: Trainer, phases: Phases) -> O
         best = trainer.fit()
     with phases("evaluate"), enough_memory(trainer.settings):
         trainer.load(best)
+        test = None if images.test is None else trainer.predict(images.test)
+        predictions = Predictions(trainer.predict(images.train), trainer.predict(images.validation), test)
         figures = dict(best.figures)
-        if dataset.test is not None and images.test is not None:
-            logits, labels = trainer.predict(images.test), torch.from_numpy(dataset.test.labels)
-            figures |= metrics.evaluation(logits, labels, "test")
-            figures["test_ece"] = metrics.expected_calibration_error(logits, labels)
-        inferred = infer(dataset, images, trainer, best)
-    return Outcome(trainer.history, best, figures, inferred)
-
-
-def infer(dataset: Dataset, images: Images, trainer: Trainer, best: Best) -> Inferred:
-    """The posterior and the majority vote of every task with answers."""
-    likelihood = log_likelihood(best.confusion, WORKER_MODELS[trainer.settings.crowd_layer].likelihood)
-    held = [] if dataset.held_out is None else [images.validation]
-    parts = []
-    for part, pixels in zip(dataset.crowd, [images.train, *held], strict=True):
-        task, worker, label = _tensors(part.answers)
-        parts.append(posterior(trainer.predict(pixels), likelihood, task, worker, label))
-    votes = [majority_vote(part.answers, len(dataset.classes)) for part in dataset.crowd]
-    return Inferred(torch.cat(parts), torch.from_numpy(np.concatenate(votes)))
-
-
-def crowd_figures(dataset: Dataset, inferred: Inferred) -> dict[str, float | None]:
-    """Percent right, of the tasks whose true class is known from train/'s folders; None where none is.
-
-    `train_accuracy` of the inferred labels, `majority_vote_accuracy` of the majority's, `answer_accuracy` of single
-    answers; and `majority_vote_agreement`, the percent of all tasks where the inferred label is the majority's.
-    """
-    truth = torch.from_numpy(np.concatenate([part.truth for part in dataset.crowd]))
-    known = truth >= 0
-    label = inferred.posterior.argmax(1)
-    right = [
-        (part.answers.label == part.truth[part.answers.task])[part.truth[part.answers.task] >= 0]
-        for part in dataset.crowd
-    ]
-    answers = np.concatenate(right)
-    return {
-        "train_accuracy": metrics.accuracy(label[known], truth[known]) if known.any() else None,
-        "majority_vote_accuracy": metrics.accuracy(inferred.majority[known], truth[known]) if known.any() else None,
-        "answer_accuracy": 100 * float(answers.mean()) if len(answers) else None,
-        "majority_vote_agreement": metrics.accuracy(label, inferred.majority),
-    }
+        if dataset.test is not None and test is not None:
+            labels = torch.from_numpy(dataset.test.labels)
+            figures |= metrics.evaluation(test, labels, "test")
+            figures["test_ece"] = metrics.expected_calibration_error(test, labels)
+        likelihood = log_likelihood(best.confusion, WORKER_MODELS[trainer.settings.crowd_layer].likelihood)
+        figures["temperature"], inferred = infer(dataset, predictions, likelihood)
+    return Outcome(trainer.history, best, figures, predictions, inferred)
 
 
 def log_dataset(dataset: Dataset) -> None:
@@ -198,7 +156,3 @@ def log_dataset(dataset: Dataset) -> None:
         dataset.name, counts["n_tasks"], counts["n_answers"], counts["n_workers"], counts["n_classes"],
         chosen_on, test, extra=counts,
     )  # fmt: skip
-
-
-def _tensors(answers: Answers) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.from_numpy(answers.task), torch.from_numpy(answers.worker), torch.from_numpy(answers.label)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -34,19 +35,49 @@ def top_k(logits: Tensor, labels: Tensor, k: int) -> tuple[float, float]:
 def expected_calibration_error(logits: Tensor, labels: Tensor, n_bins: int = 15) -> float:
     """The top label's ECE over equal bins of confidence, in [0, 1] (Guo et al., ICML 2017)."""
     confidence, predicted = logits.double().softmax(1).max(1)
-    edges = torch.linspace(0, 1, n_bins + 1, dtype=torch.float64)
-    place = (torch.bucketize(confidence, edges, right=True) - 1).clamp(0, n_bins - 1)
+    place = _bins(confidence, n_bins)
     gap = torch.zeros(n_bins, dtype=torch.float64).index_add_(0, place, (predicted == labels).double() - confidence)
     return float(gap.abs().sum() / len(labels))
 
 
-def calibrated(loss: Callable[[float], float], low: float = 0.05, high: float = 20.0, steps: int = 40) -> float:
-    """The least `loss(temperature)` over temperatures from low to high, by golden-section search in the logarithm."""
+def brier(logits: Tensor, labels: Tensor) -> float:
+    """The mean squared distance, in [0, 2], of (n, classes) probabilities from the (n,) labels (Brier 1950)."""
+    probabilities = logits.double().softmax(1)
+    return float((probabilities - F.one_hot(labels, logits.shape[1])).square().sum(1).mean())
+
+
+def calibration(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """How far the probabilities can be believed: `ece`, `brier`, `log_loss`; each is better the lower it is."""
+    return {
+        "ece": expected_calibration_error(logits, labels),
+        "brier": brier(logits, labels),
+        "log_loss": cross_entropy(logits, labels),
+    }
+
+
+def reliability_bins(logits: Tensor, labels: Tensor, n_bins: int = 15) -> list[dict[str, float]]:
+    """The reliability diagram: the mean `confidence`, `accuracy` and the `count` of each bin that is not empty."""
+    confidence, predicted = logits.double().softmax(1).max(1)
+    place, hit = _bins(confidence, n_bins), (predicted == labels).double()
+    sums = torch.zeros(n_bins, 3, dtype=torch.float64)
+    sums.index_add_(0, place, torch.stack([confidence, hit, torch.ones_like(hit)], 1))
+    return [
+        {"confidence": float(c / n), "accuracy": float(h / n), "count": int(n)} for c, h, n in sums.tolist() if n > 0
+    ]
+
+
+def confusion_matrix(predicted: Tensor, labels: Tensor, n_classes: int) -> Tensor:
+    """(true, predicted) counts."""
+    return torch.bincount(labels * n_classes + predicted, minlength=n_classes**2).view(n_classes, n_classes)
+
+
+def best_temperature(loss: Callable[[float], float], low: float = 0.05, high: float = 20.0, steps: int = 40) -> float:
+    """The temperature from `low` to `high` with the least `loss`, by golden-section search in the logarithm."""
     shrink = (5**0.5 - 1) / 2
-    a, b = (float(torch.tensor(x, dtype=torch.float64).log()) for x in (low, high))
+    a, b = math.log(low), math.log(high)
 
     def at(x: float) -> float:
-        return loss(float(torch.tensor(x, dtype=torch.float64).exp()))
+        return loss(math.exp(x))
 
     left, right = b - shrink * (b - a), a + shrink * (b - a)
     f_left, f_right = at(left), at(right)
@@ -59,7 +90,13 @@ def calibrated(loss: Callable[[float], float], low: float = 0.05, high: float = 
             a, left, f_left = left, right, f_right
             right = a + shrink * (b - a)
             f_right = at(right)
-    return min(f_left, f_right, loss(1.0))
+    found = math.exp(left if f_left <= f_right else right)
+    return found if min(f_left, f_right) <= loss(1.0) else 1.0
+
+
+def calibrated(loss: Callable[[float], float], steps: int = 40) -> float:
+    """The least `loss(temperature)`."""
+    return loss(best_temperature(loss, steps=steps))
 
 
 def evaluation(logits: Tensor, labels: Tensor, split: str) -> dict[str, float]:
@@ -72,3 +109,9 @@ def evaluation(logits: Tensor, labels: Tensor, split: str) -> dict[str, float]:
         for k in (2, 5):
             figures[f"{split}_micro_top{k}"], figures[f"{split}_macro_top{k}"] = top_k(logits, labels, k)
     return figures
+
+
+def _bins(confidence: Tensor, n_bins: int) -> Tensor:
+    """(n,): which of `n_bins` equal bins of [0, 1] each of the (n,) confidences lies in."""
+    edges = torch.linspace(0, 1, n_bins + 1, dtype=torch.float64)
+    return (torch.bucketize(confidence, edges, right=True) - 1).clamp(0, n_bins - 1)

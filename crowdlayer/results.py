@@ -17,11 +17,12 @@ from . import __version__
 from .dataset import Dataset, summary
 from .deploy import Description, rebuilt, write_model
 from .errors import SettingsError, StoreError, one_line
-from .experiment import Outcome, Phases, crowd_figures
+from .experiment import Outcome, Phases
 from .export import export
 from .files import disk_errors, file_digest
-from .report import write_labels, write_workers
+from .inference import calibration, crowd_figures
 from .storage import Place
+from .tables import worker_columns, write_confusion, write_labels, write_workers
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +53,9 @@ def model_name(output_name: str) -> str:
 
 def stage(folder: Path, output_name: str, dataset: Dataset, outcome: Outcome, provenance: Provenance) -> list[str]:
     """Write every file but the results below `folder`; returns their names, relative to the output."""
-    names = [model_name(output_name), f"results/{output_name}/labels.csv", f"results/{output_name}/workers.csv"]
-    model, labels, workers = (folder / name for name in names)
+    tables = [f"results/{output_name}/{name}.csv" for name in ("labels", "workers", "confusion")]
+    names = [model_name(output_name), *tables]
+    model, labels, workers, matrices = (folder / name for name in names)
     with disk_errors(str(folder)):
         model.parent.mkdir(parents=True, exist_ok=True)
         labels.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +64,8 @@ def stage(folder: Path, output_name: str, dataset: Dataset, outcome: Outcome, pr
         except RuntimeError as error:  # torch's word for a full disk
             raise StoreError(f"{folder}: the model must be written whole: {one_line(str(error))}") from error
         write_labels(labels, dataset, outcome.inferred)
-        write_workers(workers, dataset, outcome.inferred)
+        write_workers(workers, dataset, outcome.inferred.workers)
+        write_confusion(matrices, dataset, outcome.inferred)
     deployed = f"best_models/{output_name}"
     names += [f"{deployed}/{name}" for name in deploy_model(folder / deployed, dataset, outcome, provenance)]
     return names
@@ -146,6 +149,12 @@ def document(
         "left_out": dataset.left_out,
         "broken_images": dataset.broken,
         **crowd_figures(dataset, outcome.inferred),
+        "n_label_issues": int(outcome.inferred.labels.issue.sum()),
+        "temperature": figures["temperature"],
+        "temperature_fitted_on": "val" if dataset.val is not None else "held-out answers",
+        "posterior_temperature": outcome.inferred.temperature,
+        "calibration": calibration(dataset, outcome.predictions, figures["temperature"]),
+        "workers": worker_columns(dataset, outcome.inferred.workers),
         "job": {
             "version": __version__,
             "data_set": dataset.name,

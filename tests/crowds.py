@@ -9,7 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
+
+from crowdlayer.answers import Answers
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,41 @@ def mixed_crowd(n_workers: int, n_classes: int, rng: np.random.Generator) -> Cro
             case _:
                 matrices.append(0.9 * following + 0.1 * uniform)
     return Crowd(np.stack(matrices))
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """A crowd whose truth is known, on a classifier that knows nothing of the answers."""
+
+    truth: npt.NDArray[np.int64]
+    confusion: npt.NDArray[np.float64]
+    answers: Answers
+    logits: torch.Tensor
+
+
+def simulate(
+    seed: int,
+    *,
+    n_classes: int = 10,
+    n_tasks: int = 1000,
+    n_workers: int = 30,
+    per_task: int = 3,
+    signal: float = 2.5,
+    overconfidence: float = 1.0,
+) -> Simulated:
+    """A mixed crowd; the images are normal noise with `signal` in the true class's place, so signal · image are the
+    logits of a classifier that is calibrated, but for `overconfidence`, which multiplies them."""
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(n_classes, size=n_tasks)
+    confusion = mixed_crowd(n_workers, n_classes, rng).confusion
+    worker = np.stack([np.sort(rng.permutation(n_workers)[:per_task]) for _ in truth]).ravel()
+    task = np.repeat(np.arange(n_tasks), len(worker) // n_tasks)
+    chance = rng.random((len(worker), 1))
+    label = (confusion[worker, truth[task]].cumsum(1) < chance).sum(1).clip(max=n_classes - 1)
+    images = rng.standard_normal((n_tasks, n_classes))
+    images[np.arange(n_tasks), truth] += signal
+    logits = torch.from_numpy(overconfidence * signal * images)
+    return Simulated(truth, confusion, Answers(n_tasks, n_workers, task, worker, label), logits)
 
 
 def write_digits(

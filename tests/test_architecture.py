@@ -14,10 +14,10 @@ FLOORS = [
     {"logs", "settings", "answers", "files", "processes"},
     {"answer_files"},
     {"classes", "s3", "archive", "crowd_layer", "metrics", "classifier", "images", "devices"},
-    {"aggregation", "regularizers", "dataset", "storage", "optimization", "deploy"},
-    {"sync", "trainer", "export", "predictor"},
+    {"aggregation", "regularizers", "dataset", "storage", "optimization", "deploy", "quality"},
+    {"sync", "trainer", "export", "predictor", "inference"},
     {"experiment"},
-    {"report"},
+    {"tables"},
     {"results"},
     {"job", "peerannot", "predict"},
 ]

@@ -9,7 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import accuracy_score, brier_score_loss, log_loss, top_k_accuracy_score
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
 from crowdlayer import metrics
@@ -79,3 +80,33 @@ def test_an_infinite_logit_does_not_make_the_figures_nan() -> None:
     logits = torch.tensor([[0.0, 1e30], [1e30, 0.0]])
     assert math.isfinite(metrics.cross_entropy(logits, torch.tensor([1, 0])))
     assert metrics.accuracy(logits.argmax(1), torch.tensor([1, 0])) == 100
+
+
+def test_brier_and_the_reliability_diagram_agree_with_scikit_learn() -> None:
+    logits, labels = sample(4, 600, 2)
+    probability = logits.double().softmax(1)
+    assert metrics.brier(logits, labels) == pytest.approx(2 * brier_score_loss(labels, probability[:, 1]))
+    bins = metrics.reliability_bins(logits, labels)
+    confidence, predicted = probability.max(1)
+    hit, mean = calibration_curve(predicted == labels, confidence, n_bins=15)
+    assert [found["accuracy"] for found in bins] == pytest.approx(hit.tolist())
+    assert [found["confidence"] for found in bins] == pytest.approx(mean.tolist())
+    weighted = sum(found["count"] * abs(found["accuracy"] - found["confidence"]) for found in bins)
+    assert weighted / 600 == pytest.approx(metrics.expected_calibration_error(logits, labels))
+
+
+@pytest.mark.parametrize("factor", [0.3, 1.0, 5.0])
+def test_the_temperature_undoes_a_factor_of_the_logits(factor: float) -> None:
+    rng = np.random.default_rng(1)
+    truth = rng.integers(5, size=4000)
+    images = rng.standard_normal((4000, 5))
+    images[np.arange(4000), truth] += 2
+    logits, labels = torch.from_numpy(factor * 2 * images), torch.from_numpy(truth)  # calibrated but for the factor
+    found = metrics.best_temperature(lambda t: metrics.cross_entropy(logits / t, labels))
+    assert found == pytest.approx(factor, rel=0.1)
+    assert metrics.expected_calibration_error(logits / found, labels) < 0.02
+
+
+def test_the_confusion_matrix_has_the_truth_in_its_rows() -> None:
+    predicted, labels = torch.tensor([0, 2, 1, 1]), torch.tensor([0, 0, 1, 2])
+    assert metrics.confusion_matrix(predicted, labels, 3).tolist() == [[1, 0, 1], [0, 1, 0], [0, 1, 0]]

@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 import torch
 import torchvision
@@ -33,6 +34,12 @@ OUR_KEYS = {
     "majority_vote_accuracy",
     "answer_accuracy",
     "majority_vote_agreement",
+    "n_label_issues",
+    "temperature",
+    "temperature_fitted_on",
+    "posterior_temperature",
+    "calibration",
+    "workers",
     "job",
 }
 
@@ -152,6 +159,7 @@ def test_the_digests_are_those_of_the_files(finished: Finished) -> None:
         "best_models/crowdlayer.pth",
         "results/crowdlayer/labels.csv",
         "results/crowdlayer/workers.csv",
+        "results/crowdlayer/confusion.csv",
     }
     for name, digest in files.items():
         assert hashlib.sha256((out / name).read_bytes()).hexdigest() == digest
@@ -178,9 +186,67 @@ def test_the_tables_have_a_row_per_task_and_per_worker(finished: Finished) -> No
     assert {row["task"] for row in labels} == {str(task) for task in range(24) if task != 7}
     assert {row["consensus_label"] for row in labels} <= set(results["class_names"])
     assert all(0 <= float(row["consensus_quality_score"]) <= 1 for row in labels)
-    assert [(row["worker"], row["confusion_row"]) for row in workers] == [(str(i), str(i)) for i in range(4)]
+    assert sorted((row["worker"], row["confusion_row"]) for row in workers) == [(str(i), str(i)) for i in range(4)]
     assert sum(int(row["num_annotations"]) for row in labels) == results["n_answers"]
     assert sum(int(row["num_examples_labeled"]) for row in workers) == results["n_answers"]
+
+
+def test_pandas_reads_the_tables_without_a_word(finished: Finished) -> None:
+    out, _, results = finished
+    labels, workers, confusion = (
+        pandas.read_csv(out / "results" / "crowdlayer" / f"{name}.csv") for name in ("labels", "workers", "confusion")
+    )
+
+    assert labels.columns[:6].tolist() == [
+        "task",
+        "consensus_label",
+        "consensus_quality_score",
+        "majority_label",
+        "entropy",
+        "is_label_issue",
+    ]
+    assert labels.is_label_issue.dtype == bool
+    assert labels["rank"].tolist() == list(range(1, len(labels) + 1))
+    posterior = labels[[f"posterior_{name}" for name in results["class_names"]]]
+    assert posterior.sum(axis=1).tolist() == pytest.approx([1] * len(labels), abs=1e-5)
+    assert posterior.max(axis=1).tolist() == pytest.approx(labels.consensus_quality_score.tolist())
+    assert workers.columns[:8].tolist() == [
+        "worker",
+        "num_examples_labeled",
+        "annotator_quality",
+        "annotator_quality_low",
+        "annotator_quality_high",
+        "agreement_with_consensus",
+        "worst_class",
+        "spammer_score",
+    ]
+    assert workers.annotator_quality.is_monotonic_increasing
+    assert (workers.annotator_quality_low <= workers.annotator_quality).all()
+    assert workers.worker.tolist()[0] == 3  # the spammer
+    assert workers.spammer_score.idxmax() == 0
+    assert confusion.columns.tolist() == ["worker", "true_label", "observed_label", "prob", "count"]
+    assert confusion.groupby(["worker", "true_label"])["prob"].sum().tolist() == pytest.approx([1] * 12, abs=1e-5)
+    assert confusion["count"].sum() == pytest.approx(results["n_answers"], abs=1e-3)
+
+
+def test_the_figures_of_the_workers_are_in_the_results_too(finished: Finished) -> None:
+    out, _, results = finished
+    table = pandas.read_csv(out / "results" / "crowdlayer" / "workers.csv", dtype={"worker": str})
+
+    assert results["workers"] == table.to_dict(orient="list")
+
+
+def test_the_temperature_is_there_and_the_seeds_figures_are_those_without_it(finished: Finished) -> None:
+    _, _, results = finished
+    before, after = (results["calibration"]["test"][when] for when in ("before", "after"))
+
+    assert results["temperature_fitted_on"] == "val"
+    assert 0.05 <= results["temperature"] <= 20
+    assert results["posterior_temperature"] >= results["temperature"]
+    assert before["ece"] == results["test_ece"]
+    assert before["log_loss"] == results["test_loss"]
+    assert results["calibration"]["val"]["after"]["log_loss"] <= results["calibration"]["val"]["before"]["log_loss"]
+    assert after.keys() == {"ece", "brier", "log_loss"}
 
 
 @pytest.mark.parametrize(("names", "expected"), [(7, set[str]()), (8, TOP_K_KEYS)])
@@ -215,6 +281,8 @@ def test_what_does_not_exist_is_null(tmp_path: Path, monkeypatch: pytest.MonkeyP
     unknown = TOP_K_KEYS | {"test_loss", "test_accuracy", "test_ece", "train_accuracy", "majority_vote_accuracy"}
     assert {name for name in unknown | {"answer_accuracy"} if results[name] is not None} == set()
     assert results["val_accuracy"] == [None]
+    assert results["calibration"] == {"val": None, "test": None}
+    assert results["temperature_fitted_on"] == "held-out answers"
     assert results["class_names"] == [str(i) for i in range(10)]
 
 

@@ -1,0 +1,126 @@
+"""Tables for people and their tools: labels.csv, workers.csv, confusion.csv. UTF-8, commas, a line of names first."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .dataset import Dataset
+from .inference import Inferred
+from .quality import Workers
+
+MOST_CELLS = 10**7
+"""Beyond so many cells labels.csv leaves the posterior out, and confusion.csv the pairs that nobody answered."""
+LEAST_COUNT = 0.005
+"""What rounds to no answer."""
+NUMBER = re.compile(r"[+-]?\d[\d_]*(\.\d*)?(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
+FORMULA = tuple("=+-@\t\r\n＝＋－＠")
+"""What a spreadsheet takes for the start of a formula (OWASP, CSV injection)."""
+
+Cell = str | int | float | bool
+
+
+def cell(value: Cell) -> str:
+    """A value for a table: numbers with six digits after the point, text that no spreadsheet takes for a formula.
+
+    Text that could be one begins with an apostrophe; negative numbers, also as names, stay what they are.
+    """
+    if isinstance(value, bool | int):
+        return str(value)
+    if isinstance(value, float):
+        return f"{value:.6f}".rstrip("0").rstrip(".") if abs(value) >= 5e-7 else "0"
+    if value.startswith(FORMULA) and not NUMBER.fullmatch(value):
+        value = f"'{value}"
+    if re.search(r'[,;"\s]', value):
+        return '"' + value.replace('"', '""') + '"'
+    return value
+
+
+def write_table(path: Path, names: Sequence[str], rows: Iterable[Iterable[Cell]]) -> None:
+    """Write a table with a line of names."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        file.write(",".join(map(cell, names)) + "\n")
+        file.writelines(",".join(map(cell, row)) + "\n" for row in rows)
+
+
+def write_labels(path: Path, dataset: Dataset, inferred: Inferred) -> None:
+    """labels.csv: per task the label that classifier and answers together make likeliest; look at the first rows again.
+
+    `consensus_quality_score` is the probability that it is right; `is_label_issue` is True where the majority's label
+    is more likely wrong than right; `entropy` in nats; `rank` 1 is to be looked at first; `posterior_<class>` add to 1.
+    """
+    labels = inferred.labels
+    columns = ["task", "consensus_label", "consensus_quality_score", "majority_label", "entropy", "is_label_issue"]
+    columns += ["rank", "num_annotations", "split", "image"]
+    whole = inferred.posterior.numel() <= MOST_CELLS
+    if whole:
+        columns += [f"posterior_{name}" for name in dataset.classes]
+    tasks, images = ([name for part in dataset.crowd for name in getattr(part, what)] for what in ("tasks", "names"))
+    count = np.diff(dataset.answers.starts_at)
+    n_train = len(dataset.train.tasks)
+
+    def rows() -> Iterator[list[Cell]]:
+        for rank, task in enumerate(labels.order.tolist(), 1):
+            row: list[Cell] = [
+                tasks[task],
+                dataset.classes[int(labels.label[task])],
+                float(labels.score[task]),
+                dataset.classes[int(inferred.majority[task])],
+                float(labels.entropy[task]),
+                bool(labels.issue[task]),
+                rank,
+                int(count[task]),
+                "train" if task < n_train else "held_out",
+                images[task],
+            ]
+            yield row + (inferred.posterior[task].tolist() if whole else [])
+
+    write_table(path, columns, rows())
+
+
+def write_workers(path: Path, dataset: Dataset, workers: Workers) -> None:
+    """workers.csv: a row per worker, the worst first; `confusion_row` is its row in the model's `confusion`."""
+    columns = worker_columns(dataset, workers)
+    write_table(path, list(columns), zip(*columns.values(), strict=True))
+
+
+def worker_columns(dataset: Dataset, workers: Workers) -> dict[str, list[Any]]:
+    """The columns of workers.csv."""
+    order = workers.order
+    figures = {
+        "annotator_quality": workers.quality,
+        "annotator_quality_low": workers.low,
+        "annotator_quality_high": workers.high,
+        "agreement_with_consensus": workers.agreement,
+    }
+    return {
+        "worker": [dataset.workers[row] for row in order.tolist()],
+        "num_examples_labeled": workers.n[order].tolist(),
+        **{name: [round(value, 6) for value in figure[order].tolist()] for name, figure in figures.items()},
+        "worst_class": [dataset.classes[worst] for worst in workers.worst[order].tolist()],
+        "spammer_score": [round(value, 6) for value in workers.spam[order].tolist()],
+        "confusion_row": order.tolist(),
+    }
+
+
+def write_confusion(path: Path, dataset: Dataset, inferred: Inferred) -> None:
+    """confusion.csv: a row per worker, true label and observed label, in the order of workers.csv.
+
+    `prob` is P(observed | true, worker); `count` how many of the worker's answers the posterior puts there.
+    """
+    workers, counts, classes = inferred.workers, inferred.consensus.counts, dataset.classes
+    least = -1.0 if counts.numel() <= MOST_CELLS else LEAST_COUNT
+
+    def rows() -> Iterator[list[Cell]]:
+        for worker in workers.order.tolist():
+            name, mine, prob = dataset.workers[worker], counts[worker].tolist(), workers.matrices[worker].tolist()
+            for true, observed in product(range(len(classes)), repeat=2):
+                if mine[true][observed] >= least:
+                    yield [name, classes[true], classes[observed], prob[true][observed], mine[true][observed]]
+
+    write_table(path, ["worker", "true_label", "observed_label", "prob", "count"], rows())
