@@ -19,6 +19,7 @@ from .crowd_layer import WORKER_MODELS, log_likelihood
 from .dataset import Dataset, summary, without_broken
 from .devices import enough_memory, make_accelerator, precision
 from .export import Format, check_export
+from .features import on_features
 from .images import CrowdLoader, decode_all
 from .inference import Inferred, Predictions, infer
 from .processes import Processes
@@ -128,9 +129,9 @@ def _make_trainer(dataset: Dataset, images: Images, settings: TrainingSettings, 
     return Trainer(settings, accelerator, classifier, len(dataset.classes), loader, len(dataset.workers), validation)
 
 
-def run(dataset: Dataset, images: Images, trainer: Trainer, phases: Phases) -> Outcome:
+def run(dataset: Dataset, images: Images, trainer: Trainer, phases: Phases, folder: Path | None = None) -> Outcome:
     """Train, then evaluate the chosen epoch on test/ and on the tasks with answers."""
-    with phases("train"), enough_memory(trainer.settings):
+    with phases("train"), enough_memory(trainer.settings), on_features(trainer, folder):
         best = trainer.fit()
     with phases("evaluate"), enough_memory(trainer.settings):
         trainer.load(best)

@@ -134,6 +134,11 @@ def normalise(images: Tensor, device: torch.device) -> Tensor:
     return (images.to(device).permute(0, 3, 1, 2).float() / 255 - mean) / std
 
 
+def on_device(rows: Tensor, device: torch.device) -> Tensor:
+    """What a network takes: images (n, size, size, 3) uint8 normalised, features (n, …) float32 as they are."""
+    return normalise(rows, device) if rows.dtype == torch.uint8 else rows.to(device)
+
+
 def augment(images: Tensor, draws: Tensor) -> Tensor:
     """Peerannot's augmentation by the batch: of shear, flip and random resized crop, each image gets one.
 
@@ -248,7 +253,7 @@ class CrowdLoader:
         draws = torch.rand(len(self.dataset), DRAWS, generator=noise) if self.augmented else None
         for whole in order.tensor_split(len(self))[first:]:
             rows = self.processes.mine(whole)
-            batch = normalise(self.dataset[rows], self.device)
+            batch = on_device(self.dataset[rows], self.device)
             if draws is not None:
                 batch = augment(batch, draws[rows])
             task, flat = self._answers_of(rows)
@@ -282,4 +287,4 @@ class ImageLoader:
         for rows, labels in zip(
             torch.split(self.dataset, self.batch_size), torch.split(self.labels, self.batch_size), strict=True
         ):
-            yield normalise(rows, self.device), labels.to(self.device)
+            yield on_device(rows, self.device), labels.to(self.device)

@@ -40,7 +40,7 @@ def train(settings: Settings) -> str:
         if not fresh:
             _probe(output, settings.output_name, workdir)
         images, trainer = _ready(settings, inputs, workdir, phases)
-        outcome = run(inputs.dataset, images, trainer, phases)
+        outcome = run(inputs.dataset, images, trainer, phases, workdir)
         small_stem = has_small_stem(trainer.model.classifier)
         provenance = Provenance(stored_settings, inputs.digest, devices(trainer.accelerator.device), small_stem)
         with tempfile.TemporaryDirectory(dir=workdir, prefix="out-") as folder:

@@ -210,8 +210,7 @@ class Trainer:
 
         Each process predicts its share of the images; all get all logits, the same bits.
         """
-        classifier = self._unwrapped(self.model).classifier
-        classifier.eval()
+        classifier = self.classifier.eval()
         self.processes.agree(classifier)
         size = max(EVALUATION_BATCHES * self.settings.batch_size // self.processes.count, 1)
         logits = [torch.empty(0, self.n_classes)]
@@ -261,6 +260,11 @@ class Trainer:
         answers = Answers(len(labels), self.train.answers.n_workers, task, np.zeros_like(task), labels[task])
         self.train = self.train.with_answers(answers)
         self.plain = True
+
+    @property
+    def classifier(self) -> nn.Module:
+        """The network below the crowd layer."""
+        return self._unwrapped(self.model).classifier
 
     def restart(self) -> None:
         """Count from the first epoch again, from the weights as they are."""

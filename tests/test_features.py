@@ -1,0 +1,83 @@
+"""FREEZE=true: a frozen network is run once per image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from crowdlayer.features import features, on_features
+from crowdlayer.trainer import Best, Trainer
+from tests.gang import together
+from tests.test_trainer import Small, coloured, make
+
+
+def fit(trainer: Trainer) -> Best:
+    with on_features(trainer, None):
+        return trainer.fit()
+
+
+def test_the_frozen_part_sees_each_image_once_whatever_the_epochs() -> None:
+    trainer = make(freeze=True, n_epochs=5)
+    seen: list[int] = []
+
+    def count(_: nn.Module, given: tuple[Tensor], __: Tensor) -> None:
+        seen.append(len(given[0]))
+
+    trainer.classifier.get_submodule("features").register_forward_hook(count)
+    fit(trainer)
+    assert sum(seen) == 33 + 12 + 2  # train, validation, and the two of the question whether the head is last
+
+
+@pytest.mark.parametrize("with_truth", [True, False])
+def test_it_learns_what_it_learns_from_images(with_truth: bool) -> None:
+    on_images = make(freeze=True, dropout=0.5, with_truth=with_truth)
+    ours, theirs = fit(make(freeze=True, dropout=0.5, with_truth=with_truth)), on_images.fit()
+    assert ours.epoch == theirs.epoch
+    torch.testing.assert_close(ours.confusion, theirs.confusion, atol=1e-5, rtol=1e-4)
+    assert list(ours.classifier) == list(theirs.classifier)
+    for name, tensor in theirs.classifier.items():
+        torch.testing.assert_close(ours.classifier[name], tensor, atol=1e-5, rtol=1e-4)
+
+
+def test_afterwards_the_classifier_takes_images_again() -> None:
+    trainer = make(freeze=True)
+    images = trainer.train.dataset
+    best = fit(trainer)
+    trainer.load(best)
+    assert trainer.train.dataset is images
+    assert trainer.predict(coloured(5)[0]).shape == (5, 3)
+
+
+class Doubled(Small):
+    """A network that goes on after its head, as squeezenet does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("why", ["not frozen", "augmented", "goes on after its head"])
+def test_where_features_would_change_or_not_suffice_it_trains_on_images(why: str) -> None:
+    options: dict[str, Any] = {"freeze": why != "not frozen"}
+    trainer = make(**options)
+    trainer.train.augmented = why == "augmented"
+    if why == "goes on after its head":
+        trainer.model.classifier = Doubled()
+    images = trainer.train.dataset
+    with on_features(trainer, None):
+        assert trainer.train.dataset is images
+
+
+def features_of_seven(folder: Path) -> Tensor:
+    return features(make(freeze=True, batch_size=8), coloured(33)[0], folder).clone()
+
+
+def test_several_processes_share_the_work_and_have_the_same_bits(tmp_path: Path) -> None:
+    alone = features_of_seven(tmp_path)
+    first, second = together(2, features_of_seven, tmp_path)
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, alone)
+    assert list(tmp_path.iterdir()) == []
