@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
 import errno
 import gzip
 import hashlib
+import io
 import lzma
+import os
 import stat
 import tarfile
 import zipfile
@@ -25,6 +28,10 @@ BROKEN = (
     NotImplementedError, RuntimeError, ValueError,
 )  # fmt: skip
 """What the libraries raise for archives that are damaged, encrypted or packed in ways that they do not know."""
+ALWAYS, RATIO = 2**30, 100
+"""An archive may unpack to so many bytes, or to so many times its own: images hardly shrink, bombs do by a thousand."""
+HEADER = 16 * 2**20
+"""Bytes of a tar that are ever asked for at once; a header that claims more would come whole into the memory."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +49,11 @@ def unpack(path: Path, location: str, root: Path, belongs: Callable[[str], bool]
     Raises:
         DataError: the archive of `location` is damaged, or has a name that must not become a file.
     """
+    at_most = max(ALWAYS, RATIO * path.stat().st_size)
     try:
-        with _opened(path) as members:
+        with _opened(path, at_most) as members:
+            if sum(member.size for member in members) > at_most:
+                raise DataError(f"{location}: must not unpack to more than {at_most / 1e9:.1f} GB, declares more")
             return _write(_top_stripped(members), root, belongs)
     except (*BROKEN, OSError) as error:
         if not isinstance(error, BROKEN) and error.errno != errno.EINVAL:  # an offset that cannot be
@@ -51,8 +61,33 @@ def unpack(path: Path, location: str, root: Path, belongs: Callable[[str], bool]
         raise DataError(f"{location}: must be a whole archive: {one_line(str(error))}") from error
 
 
+class _Bounded(io.RawIOBase):
+    """A tar's bytes, of which nobody reads too many: neither at once nor in all."""
+
+    def __init__(self, stream: IO[bytes], at_most: int) -> None:
+        self._stream = stream
+        self._at_most = at_most
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= HEADER:
+            raise tarfile.ReadError("a header claims an impossible size")
+        self._within(self._stream.tell())
+        return self._stream.read(size)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._within(offset)
+        return self._stream.seek(offset, whence)
+
+    def _within(self, position: int) -> None:
+        if position > self._at_most:
+            raise tarfile.ReadError(f"it must not unpack to more than {self._at_most / 1e9:.1f} GB, goes on beyond")
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+
 @contextmanager
-def _opened(path: Path) -> Iterator[list[Member]]:
+def _opened(path: Path, at_most: int) -> Iterator[list[Member]]:
     """The regular files of a tar or zip; folders, links and devices are not among them."""
     if path.name.lower().endswith(".zip"):
         with zipfile.ZipFile(path) as archive:
@@ -62,7 +97,7 @@ def _opened(path: Path) -> Iterator[list[Member]]:
                 if not info.filename.endswith("/") and not stat.S_ISLNK(info.external_attr >> 16)
             ]
         return
-    with tarfile.open(path) as tar:
+    with _decompressed(path) as stream, tarfile.open(fileobj=_Bounded(stream, at_most), mode="r:") as tar:
 
         def reader(info: tarfile.TarInfo) -> Callable[[], IO[bytes]]:
             def opened() -> IO[bytes]:
@@ -72,9 +107,24 @@ def _opened(path: Path) -> Iterator[list[Member]]:
 
             return opened
 
-        members = [Member(info.name, info.size, reader(info)) for info in tar if info.isreg()]
+        members, at = [], -1
+        for info in tar:
+            if info.size < 0 or tar.offset <= at:  # Pythons before 3.11.14 and 3.12.12 go round in circles
+                raise tarfile.ReadError("a header claims an impossible size")
+            at = tar.offset
+            if info.isreg():
+                members.append(Member(info.name, info.size, reader(info)))
         _to_the_end(tar)
         yield members
+
+
+def _decompressed(path: Path) -> IO[bytes]:
+    """The tar itself, whatever it is packed in and named."""
+    with path.open("rb") as file:
+        start = file.read(6)
+    packed = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+    opener = next((opener for magic, opener in packed.items() if start.startswith(magic)), open)
+    return opener(path, "rb")  # type: ignore[operator, no-any-return]
 
 
 def _to_the_end(tar: tarfile.TarFile) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,10 @@ def find_classes(
         raise DataError(
             f"class names must be printable text in UTF-8, got {few([n for n in classes if not n.isprintable()])}"
         )
+    if len({unicodedata.normalize("NFC", name) for name in classes}) < len(classes):
+        raise DataError(f"class names must differ in more than the form of their letters, got {few(classes)}")
+    if len({name.casefold() for name in classes}) < len(classes):
+        log.warning("some class names differ in capitals only: %s", few(classes))
     if len(classes) < 2:
         raise DataError(f"the data set must have at least 2 classes, has {len(classes)} ({few(classes)})")
     return classes

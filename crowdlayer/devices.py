@@ -21,13 +21,21 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def enough_memory(settings: TrainingSettings) -> Iterator[None]:
-    """Say which settings need less memory when there is too little.
+    """Say which settings need less memory when there is too little, or more images per step.
 
     Raises:
         DeviceMemoryError: out of memory on the device; on the CPU torch says so in a RuntimeError.
+        SettingsError: one image alone, of which batch norm makes nothing.
     """
     try:
         yield
+    except ValueError as error:
+        if "more than 1 value per channel" in str(error):
+            raise SettingsError(
+                f"BATCH_SIZE: at least 2 images per step and process are needed for MODEL={settings.model} with "
+                f"IMG_SIZE={settings.img_size}"
+            ) from error
+        raise
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error):
             raise DeviceMemoryError(

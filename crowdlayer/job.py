@@ -15,7 +15,7 @@ from .files import disk_errors, working_folder
 from .results import Provenance, done_before, headline, publish, results_name
 from .settings import Settings
 from .storage import Place, place
-from .sync import Synced, digest_of, fetch, must_be_there, sync
+from .sync import Synced, digest_of, fetch, must_be_there, must_stay_apart, sync
 from .trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,7 @@ def train(settings: Settings) -> str:
     output = place(settings.output_location)
     location = f"{output.location}/{results_name(settings.output_name)}"
     must_be_there(settings.tasks)
+    must_stay_apart(settings.tasks, {"OUTPUT": settings.output, "WORKDIR": settings.workdir}, belongs)
     check_possible(settings, settings.export)
     with working_folder(settings.workdir) as workdir:
         fresh = output.find(results_name(settings.output_name)) is None
@@ -56,6 +57,7 @@ def check(settings: Settings) -> None:
     phases = Phases()
     output = place(settings.output_location)
     must_be_there(settings.tasks)
+    must_stay_apart(settings.tasks, {"OUTPUT": settings.output, "WORKDIR": settings.workdir}, belongs)
     check_possible(settings, settings.export)
     with working_folder(settings.workdir) as workdir:
         _probe(output, settings.output_name, workdir)

@@ -92,6 +92,29 @@ def must_be_there(location: str, setting: str = "TASKS") -> None:
             raise SettingsError(f"{setting}: must be a folder, an s3:// URI or an archive; there is none at {location}")
 
 
+def must_stay_apart(location: str, others: dict[str, str | None], belongs: Callable[[str], bool]) -> None:
+    """Refuse to write where the images of the data set are: the next run would take what was written for some more.
+
+    Args:
+        others: settings that name a place to write to.
+
+    Raises:
+        SettingsError: such a place is among the images.
+    """
+    for setting, other in others.items():
+        inside = None if other is None else _inside(other, location)
+        if inside is not None and belongs(f"{inside}/picture.png"):
+            raise SettingsError(f"{setting}: must not be among the images of {location}, is {other}")
+
+
+def _inside(location: str, folder: str) -> str | None:
+    """The name of `location` relative to `folder`; None where it is elsewhere."""
+    if location.startswith("s3://") or folder.startswith("s3://"):
+        return location.removeprefix(f"{folder}/") if location.startswith(f"{folder}/") else None
+    path, above = Path(location).resolve(), Path(folder).resolve()
+    return path.relative_to(above).as_posix() if path.is_relative_to(above) else None
+
+
 def fetch(location: str, workdir: Path, setting: str) -> tuple[Path, str]:
     """One file that a setting names, on this machine: its path and SHA-256.
 

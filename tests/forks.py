@@ -1,0 +1,108 @@
+"""Jobs by the hundred: a process that has imported what a job imports, and forks one job after another.
+
+`python entrypoint.py` spends seconds on importing torch. Here the import is paid once; all else is as in a process of
+its own: arguments, environment, standard streams, signals, exit code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Forks:
+    """Starts jobs by forking; see `forking`."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def run(self, arguments: list[str], environment: dict[str, str], timeout: float = 120) -> tuple[int, str, str]:
+        """The exit code of `python entrypoint.py …`, its standard output and its standard error.
+
+        A job that takes longer than `timeout` seconds ends with -14, by SIGALRM.
+        """
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+            order = {
+                "arguments": arguments,
+                "environment": environment,
+                "streams": [f"/proc/{os.getpid()}/fd/{stream.fileno()}" for stream in (out, err)],
+                "timeout": timeout,
+            }
+            assert self._process.stdin is not None
+            assert self._process.stdout is not None
+            print(json.dumps(order), file=self._process.stdin, flush=True)
+            code = int(self._process.stdout.readline())
+            return code, _whole(out), _whole(err)
+
+
+def _whole(stream: IO[str]) -> str:
+    stream.seek(0)
+    return stream.read()
+
+
+@contextmanager
+def forking() -> Iterator[Forks]:
+    """A process that forks, for as long as the context lasts."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("CROWDLAYER_", "AWS_"))}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.forks"],
+        cwd=ROOT,
+        env=clean | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            yield Forks(process)
+        finally:
+            process.kill()
+
+
+def _job(order: dict[str, Any]) -> None:
+    import signal
+
+    for number, path in zip((1, 2), order["streams"], strict=True):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
+    os.environ.clear()
+    os.environ.update(order["environment"])
+    tempfile.tempdir = None
+    signal.alarm(int(order["timeout"]))
+    script = str(ROOT / "entrypoint.py")
+    sys.argv = [script, *order["arguments"]]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def main() -> None:
+    """Fork a job per line of standard input; its exit code goes to standard output."""
+    import crowdlayer.job  # noqa: F401  paid once
+
+    for line in sys.stdin:
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                _job(json.loads(line))
+                code = 0
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+
+
+if __name__ == "__main__":
+    main()
