@@ -108,3 +108,11 @@ def majority_vote(answers: Answers, n_classes: int) -> Ints:
     vote = np.full(answers.n_tasks, -1, dtype=np.int64)
     vote[task[order]] = label[order]
     return vote
+
+
+if __name__ == "__main__":  # `python -m crowdlayer.answers convert …`; what it does lives above this floor
+    import sys
+
+    from crowdlayer.convert import main
+
+    sys.exit(main(sys.argv[1:]))

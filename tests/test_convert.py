@@ -1,0 +1,166 @@
+"""Answers from one form into another; Label Studio's exports in, its import list out."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from crowdlayer.answer_files import read_answers
+from crowdlayer.convert import answers_in, convert, main
+from crowdlayer.errors import DataError, SettingsError
+from crowdlayer.label_studio import import_list
+
+ANSWERS: dict[str, dict[str, Any]] = {"7": {"ann": "cat", "bob": "dog"}, "x-9": {"ann": "cat", "3": "cat"}}
+ROWS = {("7", "ann", "cat"), ("7", "bob", "dog"), ("x-9", "ann", "cat"), ("x-9", "3", "cat")}
+
+
+def annotation(worker: object, *choices: str, **more: object) -> dict[str, Any]:
+    """As Label Studio exports it."""
+    result = [{"type": "choices", "from_name": "choice", "to_name": "image", "value": {"choices": list(choices)}}]
+    return {"completed_by": worker, "was_cancelled": False, "result": result if choices else []} | more
+
+
+def exported(folder: Path, content: object, name: str = "export.json") -> Path:
+    path = folder / name
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.fixture
+def answers(tmp_path: Path) -> Path:
+    return exported(tmp_path, ANSWERS, "answers.json")
+
+
+@pytest.mark.parametrize("ending", ["json", "csv", "parquet"])
+def test_any_form_holds_the_same_answers(answers: Path, tmp_path: Path, ending: str) -> None:
+    assert convert(answers, tmp_path / f"a.{ending}") == 4
+    assert set(answers_in(tmp_path / f"a.{ending}")) == ROWS
+    convert(tmp_path / f"a.{ending}", tmp_path / "back.json")
+    assert json.loads((tmp_path / "back.json").read_text()) == ANSWERS
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_labels_that_are_numbers_stay_numbers(tmp_path: Path, ending: str) -> None:
+    convert(exported(tmp_path, {"1": {"a": 0, "b": 2}}, "answers.json"), tmp_path / f"a.{ending}")
+    assert read_answers(tmp_path / f"a.{ending}").labels in ([0, 2], ["0", "2"])
+
+
+def test_crowd_kit_and_pandas_read_the_long_table_without_a_word(answers: Path, tmp_path: Path) -> None:
+    convert(answers, tmp_path / "long.csv")
+    table = pd.read_csv(tmp_path / "long.csv")
+    assert list(table.columns) == ["task", "worker", "label"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # crowd-kit's own, about pandas
+        aggregation = pytest.importorskip("crowdkit.aggregation", reason="brings transformers along: not in [dev]")
+        assert aggregation.MajorityVote().fit_predict(table)["x-9"] == "cat"
+
+
+def test_the_command_converts_and_says_how_many(answers: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "error", "-m", "crowdlayer.answers", "convert"]
+    done = subprocess.run([*command, str(answers), str(tmp_path / "long.csv")], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'long.csv'}: 4 answers\n"), done.stderr
+
+
+def test_the_commands_exit_codes_are_a_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", str(tmp_path / "none.json"), "a.csv"]) == 65
+    assert "none.json: must be a file of answers" in capsys.readouterr().err
+    assert main(["convert"]) == 78
+    assert capsys.readouterr().err.startswith("Usage: python -m crowdlayer.answers convert FROM TO")
+    assert main(["--help"]) == 0
+
+
+def test_another_ending_is_refused(answers: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"a\.xlsx: must end in \.json, \.csv or \.parquet"):
+        convert(answers, tmp_path / "a.xlsx")
+
+
+# --- Label Studio ----------------------------------------------------------------------------------------------------
+
+
+def test_an_export_gives_the_votes_of_its_annotators_for_the_images(tmp_path: Path) -> None:
+    content = [
+        {
+            "id": 1,
+            "data": {"image": "/data/upload/4/0a1b2c3d-cat-12.jpg", "title": "the first"},
+            "annotations": [annotation(1, "cat"), annotation({"id": 2, "email": "bob@example.org"}, "dog")],
+        },
+        {
+            "id": 2,
+            "data": {"image": "/data/local-files/?d=birds/train/cat-13.PNG"},
+            "annotations": [annotation(1, "dog"), annotation(3, "cat", was_cancelled=True), annotation(4)],
+        },
+        {"id": 3, "data": {"image": "s3://bucket/train/cat-14.jpg"}, "annotations": []},
+    ]
+    assert set(answers_in(exported(tmp_path, content))) == {
+        ("cat-12", "1", "cat"),
+        ("cat-12", "bob@example.org", "dog"),
+        ("cat-13", "1", "dog"),
+    }
+
+
+@pytest.mark.parametrize("form", ["json", "csv"])
+def test_flat_exports_say_the_same(tmp_path: Path, form: str) -> None:
+    flat = [
+        {"image": "s3://b/train/a-1.jpg", "id": 1, "choice": "cat", "annotator": 5, "updated_at": "2026-01-01"},
+        {"image": "s3://b/train/a-1.jpg", "id": 1, "choice": "dog", "annotator": 6, "updated_at": "2026-01-01"},
+        {"image": "s3://b/train/a-2.jpg", "id": 2, "choice": "", "annotator": 6, "updated_at": "2026-01-01"},
+    ]
+    path = exported(tmp_path, flat, "export.json")
+    if form == "csv":
+        path = tmp_path / "export.csv"
+        with path.open("w", newline="") as file:
+            rows = csv.DictWriter(file, flat[0])
+            rows.writeheader()
+            rows.writerows(flat)
+    assert set(answers_in(path)) == {("a-1", "5", "cat"), ("a-1", "6", "dog")}
+
+
+def test_of_several_annotations_by_one_person_the_latest_counts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    votes = [annotation(1, "dog", updated_at="2026-02-02"), annotation(1, "cat", updated_at="2026-01-01")]
+    content = [{"id": 1, "data": {"image": "a-1.jpg"}, "annotations": votes}]
+    assert set(answers_in(exported(tmp_path, content))) == {("a-1", "1", "dog")}
+    assert "1 annotations were replaced" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (
+            [{"id": 1, "data": {"image": "a-1.jpg"}, "annotations": [annotation(1, "cat", "dog")]}],
+            r"image a-1, annotator 1: must have one choice, has \['cat', 'dog'\]",
+        ),
+        ([{"id": 8, "data": {"image": "a-1.jpg"}, "annotations": []}], "must have at least one annotation"),
+        (
+            [{"id": 8, "data": {"text": "hello"}, "annotations": [annotation(1, "cat")]}],
+            "task 8: must have one image, has 0",
+        ),
+        (
+            [{"image": "a-1.jpg", "annotator": 1, "mood": "good", "kind": "cat"}],
+            r"must have one field with the label, or one named choice, has \['kind', 'mood'\]",
+        ),
+    ],
+)
+def test_what_does_not_map_cleanly_is_refused(tmp_path: Path, content: object, complaint: str) -> None:
+    with pytest.raises(DataError, match=complaint):
+        list(answers_in(exported(tmp_path, content)))
+
+
+def test_what_is_imported_comes_back_under_the_same_tasks(tmp_path: Path) -> None:
+    names = ["train/cat/a-1.jpg", "train/über uns/b 7.png"]
+    for tasks in ("s3://bucket/birds", str(tmp_path)):
+        items = import_list(tasks, names, ["cat", "dog"], [0.25, 0.5], "crowdlayer 1")
+        assert [item["predictions"][0]["score"] for item in items] == [0.25, 0.5]
+        for item in items:  # as a person who agrees with every prediction
+            result = item["predictions"][0]["result"]
+            item["annotations"] = [{"completed_by": 1, "was_cancelled": False, "result": result}]
+        assert set(answers_in(exported(tmp_path, items))) == {("a-1", "1", "cat"), ("b 7", "1", "dog")}
