@@ -1,0 +1,140 @@
+"""Figures reach the trackers, and a tracker that fails, hangs or is away never hurts a run."""
+
+from __future__ import annotations
+
+import logging
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate import PartialState
+from accelerate.tracking import GeneralTracker
+
+from crowdlayer import trackers
+from crowdlayer.trackers import Textfile, Trackers, wanted
+
+CONFIG: dict[str, Any] = {"n_epochs": 2, "lr": 0.1, "classes": None, "milestones": [50]}
+pytestmark = pytest.mark.usefixtures("process_state")
+
+
+@pytest.fixture(scope="module")
+def process_state() -> PartialState:
+    """Accelerate's trackers ask it whether this process is the first."""
+    return PartialState(cpu=True)
+
+
+def track(made: dict[str, Callable[[], GeneralTracker]]) -> None:
+    """A run of two epochs."""
+    with Trackers(made, CONFIG) as told:
+        told.log({"train/loss": 1.5}, 1)
+        told.log({"train/loss": 0.5}, 2)
+        told.log({"test/accuracy": 80.0})
+
+
+def test_tensorboard_shows_a_curve_per_figure(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    track(wanted("my run", str(tmp_path), None))
+    events = EventAccumulator(str(tmp_path / "my run")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1, 1.5), (2, 0.5)]
+
+
+def test_prometheus_reads_the_newest_figures(tmp_path: Path) -> None:
+    path = tmp_path / "textfile" / "crowdlayer.prom"
+    track(wanted('a "run"', None, str(path)))
+    text = path.read_text()
+    assert text.endswith("# EOF\n")
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    sample = re.compile(r'crowdlayer_\w+\{run="a \\"run\\""\} -?[\d.e+-]+')
+    assert all(sample.fullmatch(line) for line in lines)
+    values = {line.partition("{")[0]: float(line.rpartition(" ")[2]) for line in lines}
+    assert values.pop("crowdlayer_written_timestamp_seconds") == pytest.approx(time.time(), abs=600)
+    assert values == {
+        "crowdlayer_epochs": 2,
+        "crowdlayer_epoch": 2,
+        "crowdlayer_train_loss": 0.5,
+        "crowdlayer_test_accuracy": 80,
+    }
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+class Broken(Textfile):
+    def log(self, values: Any, step: int | None, **kwargs: Any) -> None:
+        raise ConnectionError("the server\nis away")
+
+
+class Hanging(Textfile):
+    def start(self) -> None:
+        threading.Event().wait()
+
+
+def test_a_tracker_that_fails_is_one_warning_and_the_others_go_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    track({"broken": lambda: Broken(tmp_path / "b", "r"), "whole": lambda: Textfile(tmp_path / "w", "r")})
+    warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert warnings == ["tracker broken: fails, and is not used any more: the server is away"]
+    assert "crowdlayer_test_accuracy" in (tmp_path / "w").read_text()
+
+
+def test_a_tracker_that_hangs_keeps_nobody_waiting(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trackers, "PATIENCE", 0.1)
+    track({"hanging": lambda: Hanging(tmp_path / "h", "r")})
+    assert "tracker hanging: does not answer" in caplog.text
+
+
+@pytest.fixture
+def silent_server() -> Iterator[str]:
+    """Takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_mlflow_whose_server_is_silent_does_not_hold_the_run(
+    silent_server: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", silent_server)
+    monkeypatch.setattr(trackers, "PATIENCE", 0.1)
+    track(wanted("r", None, None))
+    assert "tracker mlflow: does not answer" in caplog.text
+
+
+def test_mlflow_gets_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tmp_path.as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    track(wanted("my run", None, None))
+    (found,) = tmp_path.glob("*/*/metrics/train/loss")
+    assert [line.split()[1:] for line in found.read_text().splitlines()] == [["1.5", "1"], ["0.5", "2"]]
+
+
+def test_wandb_is_asked_for_by_its_own_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert wanted("r", None, None) == {}
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    track(wanted("r", None, None))
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_what_nobody_asked_for_is_not_used() -> None:
+    assert wanted("r", None, None) == {}
+
+
+def test_what_is_asked_for_but_not_installed_is_a_warning(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert wanted("r", "/tmp/tb", None) == {}
+    assert "tracker mlflow: is asked for, but not installed: pip install mlflow" in caplog.text
+    assert "tracker tensorboard" in caplog.text
