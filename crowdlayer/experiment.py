@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import metrics
+from . import advice, metrics
 from .classifier import build_classifier
 from .crowd_layer import WORKER_MODELS, log_likelihood
 from .dataset import Dataset, summary, without_broken
@@ -131,8 +131,10 @@ def _make_trainer(dataset: Dataset, images: Images, settings: TrainingSettings, 
 
 def run(dataset: Dataset, images: Images, trainer: Trainer, phases: Phases, folder: Path | None = None) -> Outcome:
     """Train, then evaluate the chosen epoch on test/ and on the tasks with answers."""
+    _advise(advice.before(dataset, trainer.settings))
     with phases("train"), enough_memory(trainer.settings), on_features(trainer, folder):
         best = trainer.fit()
+    _advise(advice.after(trainer.history, best.epoch, trainer.settings))
     with phases("evaluate"), enough_memory(trainer.settings):
         trainer.load(best)
         test = None if images.test is None else trainer.predict(images.test)
@@ -145,6 +147,11 @@ def run(dataset: Dataset, images: Images, trainer: Trainer, phases: Phases, fold
         likelihood = log_likelihood(best.confusion, WORKER_MODELS[trainer.settings.crowd_layer].likelihood)
         figures["temperature"], inferred = infer(dataset, predictions, likelihood)
     return Outcome(trainer.history, best, figures, predictions, inferred)
+
+
+def _advise(warnings: Iterable[str]) -> None:
+    for warning in warnings if Processes.joined().index == 0 else ():
+        log.warning("%s", warning)
 
 
 def log_dataset(dataset: Dataset) -> None:

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from .answers import Answers
 from .errors import SettingsError, StoreError, one_line
 from .files import disk_errors
+from .logs import track
 from .processes import Processes
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -108,7 +109,7 @@ def decode_all(
 
     with warnings.catch_warnings(), ThreadPoolExecutor(max(threads, 1)) as pool:
         warnings.simplefilter("ignore")  # damage that could be put up with
-        reasons = list(pool.map(one, range(len(names))))
+        reasons = list(track(pool.map(one, range(len(names))), "decode", len(names), "images"))
     whole = [row for row, reason in enumerate(reasons) if reason is None]
     for to, row in enumerate(whole):  # in place: the array may be larger than the memory
         if to != row:

@@ -1,16 +1,24 @@
-"""The log: lines on standard error, as text or as JSON."""
+"""The log: lines on standard error, as text or as JSON, and how far a long piece of work is."""
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pythonjsonlogger.json import JsonFormatter
+from tqdm import tqdm
 
 from .errors import one_line
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+LINE_EVERY = 60.0
+"""Seconds between two lines about the same piece of work, where there is no terminal to draw a bar on."""
 
 
 class LineFormatter(logging.Formatter):
@@ -20,9 +28,17 @@ class LineFormatter(logging.Formatter):
         return one_line(super().formatMessage(record).rstrip("\n"))
 
 
+class TerminalHandler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Lines above the bar that `track` draws."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=self.stream)
+
+
 def start(log_format: Literal["text", "json"]) -> None:
     """Send this package's log to standard error; other libraries' warnings too."""
-    handler = logging.StreamHandler(sys.stderr)
+    at_terminal = log_format == "text" and sys.stderr.isatty()
+    handler = (TerminalHandler if at_terminal else logging.StreamHandler)(sys.stderr)
     if log_format == "json":
         handler.setFormatter(
             JsonFormatter(
@@ -53,3 +69,54 @@ def shown(verbose: bool) -> Iterator[logging.Logger]:
     finally:
         log.removeHandler(handler)
         log.setLevel(before)
+
+
+def track(
+    items: Iterable[T], what: str, total: int, unit: str, done: int = 0, size: Callable[[T], int] = lambda _: 1
+) -> Iterator[T]:
+    """Give `items` on, and show how far that is: a bar on a terminal, elsewhere a line a minute.
+
+    Args:
+        what: is done, in a word or two.
+        total, unit: how much there is of what; a unit of B counts bytes.
+        done: how much was already there.
+        size: of an item, in units.
+    """
+    if any(isinstance(handler, TerminalHandler) for handler in logging.getLogger().handlers):
+        with tqdm(
+            desc=what,
+            total=total,
+            initial=done,
+            unit=unit if unit == "B" else f" {unit}",
+            unit_scale=unit == "B",
+            leave=False,
+            dynamic_ncols=True,
+        ) as bar:
+            for item in items:
+                yield item
+                bar.update(size(item))
+        return
+    started = said = time.monotonic()
+    before = done
+    for item in items:
+        yield item
+        done += size(item)
+        if (now := time.monotonic()) - said >= LINE_EVERY and done < total:
+            said = now
+            rate = (done - before) / (now - started)
+            left = (total - done) / rate if rate else float("inf")
+            scale, shown_unit = (1e6, "MB") if unit == "B" else (1, unit)
+            log.info(
+                "%s: %.0f of %.0f %s, %.3g per second, %s left",
+                what, done / scale, total / scale, shown_unit, rate / scale, duration(left),
+                extra={"phase": what, "done": done, "total": total, "rate": round(rate, 3)},
+            )  # fmt: skip
+
+
+def duration(seconds: float) -> str:
+    """For people: `8 s`, `5 min`, `3.2 h`, `2.1 days`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 100 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

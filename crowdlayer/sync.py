@@ -18,6 +18,7 @@ from pathlib import Path
 from .archive import unpack
 from .errors import DataError, SettingsError
 from .files import Stored, disk_errors, enough_space, file_digest, safe_names, size_of
+from .logs import track
 from .s3 import THREADS
 from .settings import is_archive
 from .storage import Place, place
@@ -169,12 +170,16 @@ def _sync_bucket(source: Place, workdir: Path, belongs: Callable[[str], bool]) -
         )  # fmt: skip
         digests = dict(have)
         with _manifest(workdir, source.location, wanted, have) as record, _pool() as pool:
-            for some in _batched(missing, 64 * THREADS):
-                for stored, digest in zip(
-                    some, pool.map(lambda s: _download(source, s, root / s.name, workdir), some), strict=True
-                ):
-                    record(stored, digest)
-                    digests[stored.name] = digest
+
+            def arriving() -> Iterator[tuple[Stored, str]]:
+                for some in _batched(missing, 64 * THREADS):
+                    yield from zip(
+                        some, pool.map(lambda s: _download(source, s, root / s.name, workdir), some), strict=True
+                    )
+
+            for stored, digest in track(arriving(), "sync", size, "B", size=lambda arrived: arrived[0].size):
+                record(stored, digest)
+                digests[stored.name] = digest
     return Synced(root, digests)
 
 

@@ -11,6 +11,7 @@ import copy
 import itertools
 import logging
 import math
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -29,6 +30,7 @@ from .crowd_layer import CrowdLoss, CrowdModel
 from .devices import devices, synchronised
 from .errors import InterruptedRunError, SettingsError
 from .images import STREAM_DROPOUT, CrowdLoader, ImageLoader, stream_seed
+from .logs import duration, track
 from .optimization import hold, make_optimizer, make_scheduler
 from .processes import Processes
 from .regularizers import Regularizer
@@ -182,7 +184,8 @@ class Trainer:
         if self.settings.freeze:  # a frozen network keeps its batch norm statistics and drops nothing out
             self._unwrapped(model).classifier.eval()
         progress.total = progress.total.to(loader.device)
-        for batch in loader.batches(progress.epoch, progress.step):
+        batches = loader.batches(progress.epoch, progress.step)
+        for batch in track(batches, f"epoch {progress.epoch + 1}", len(loader), "steps", progress.step):
             self._stop_if_asked()
             torch.manual_seed(
                 stream_seed(self.settings.seed, progress.epoch, STREAM_DROPOUT, progress.step, self.processes.index)
@@ -357,6 +360,7 @@ class Trainer:
 
     def _log_epoch(self, epoch: int, best_epoch: int) -> None:
         history = self.history
+        left = self._seconds_left(epoch)
         fields = {
             "epoch": epoch,
             "train_loss": history.train_loss[-1],
@@ -364,11 +368,18 @@ class Trainer:
             "val_accuracy": history.val_accuracy[-1],
             "lr": history.lr[-1],
             "seconds": round(history.seconds[-1], 3),
+            "seconds_left": round(left, 1),
             "best_epoch": best_epoch,
         }
         accuracy = "" if fields["val_accuracy"] is None else f"  val_accuracy {fields['val_accuracy']:5.1f} %"
         log.info(
-            "epoch %*d/%d  train_loss %.4f  val_loss %.4f%s  %.1f s%s",
+            "epoch %*d/%d  train_loss %.4f  val_loss %.4f%s  %.1f s%s%s",
             len(str(self.settings.n_epochs)), epoch, self.settings.n_epochs, fields["train_loss"], fields["val_loss"],
-            accuracy, fields["seconds"], "  best" if best_epoch == epoch else "", extra=fields,
+            accuracy, fields["seconds"], f"  {duration(left)} left" if left else "",
+            "  best" if best_epoch == epoch else "", extra=fields,
         )  # fmt: skip
+
+    def _seconds_left(self, epoch: int) -> float:
+        """For the epochs that remain, at the median of those done; the first, which warms up, counts while alone."""
+        done = self.history.seconds[1:] or self.history.seconds
+        return (self.settings.n_epochs - epoch) * statistics.median(done)

@@ -13,18 +13,24 @@ FLOORS = [
     {"errors"},
     {"logs", "settings", "answers", "files", "processes"},
     {"answer_files"},
+    {"label_studio", "trackers"},
+    {"convert"},
     {"classes", "s3", "archive", "crowd_layer", "metrics", "classifier", "images", "devices"},
     {"aggregation", "regularizers", "dataset", "storage", "optimization", "deploy", "quality"},
     {"sync", "trainer", "export", "predictor", "inference"},
-    {"aggregation", "regularizers", "dataset", "storage", "optimization", "deploy"},
-    {"sync", "trainer", "export", "predictor"},
     {"features"},
+    {"advice"},
     {"experiment"},
     {"tables"},
     {"results"},
     {"job", "peerannot", "predict"},
 ]
-OWNERS = {"boto3": {"s3"}, "botocore": {"s3"}, "accelerate": {"devices", "trainer"}, "pydantic_settings": {"settings"}}
+OWNERS = {
+    "boto3": {"s3"},
+    "botocore": {"s3"},
+    "accelerate": {"devices", "trainer", "trackers"},
+    "pydantic_settings": {"settings"},
+}
 
 
 def imports(module: str) -> set[str]:
@@ -61,6 +67,10 @@ def test_a_library_at_the_edge_has_one_owner(library: str) -> None:
     assert {module for module in modules() if library in imports(module)} == OWNERS[library]
 
 
-def test_the_environment_is_read_in_one_place_and_by_the_store() -> None:
+def test_the_environment_is_read_in_one_place_and_where_others_variables_count() -> None:
     readers = {module for module in modules() if "os.environ" in (PACKAGE / f"{module}.py").read_text()}
-    assert readers == {"settings", "s3"}  # the store asks whether the user chose botocore's checksums and retries
+    assert readers == {
+        "settings",
+        "s3",  # whether the user chose botocore's checksums and retries
+        "trackers",  # whether MLflow's and W&B's own variables ask for them
+    }

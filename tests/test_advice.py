@@ -1,0 +1,79 @@
+"""Warnings come where there is reason, name the setting that helps, and are silent elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from crowdlayer import advice
+from crowdlayer.answers import Answers
+from crowdlayer.dataset import CrowdImages, Dataset, LabelledImages
+from crowdlayer.settings import TrainingSettings
+from crowdlayer.trainer import History
+
+SOUND: dict[str, Any] = {"n_epochs": 100, "milestones": (50,), "batch_size": 64, "img_size": 32}
+
+
+def crowd(n_tasks: int, n_workers: int) -> CrowdImages:
+    """A task each, three answers each, shared out evenly."""
+    task = np.repeat(np.arange(n_tasks), 3)
+    worker = np.arange(len(task)) % n_workers
+    names = [f"train/{i}.png" for i in range(n_tasks)]
+    answers = Answers(n_tasks, n_workers, task, worker, np.zeros_like(task))
+    return CrowdImages(names, [str(i) for i in range(n_tasks)], answers, np.full(n_tasks, -1))
+
+
+def data(n_tasks: int = 1000, n_workers: int = 20, n_classes: int = 10, n_held_out: int | None = None) -> Dataset:
+    val = LabelledImages(["val/0/a.png"], np.array([0])) if n_held_out is None else None
+    held_out = None if n_held_out is None else crowd(n_held_out, n_workers)
+    classes = [str(i) for i in range(n_classes)]
+    return Dataset("d", classes, [str(i) for i in range(n_workers)], crowd(n_tasks, n_workers), held_out, val, None)
+
+
+def warnings_before(dataset: Dataset, **settings: Any) -> list[str]:
+    return list(advice.before(dataset, TrainingSettings(**SOUND | settings)))
+
+
+def test_a_sound_run_has_no_warnings() -> None:
+    assert warnings_before(data()) == []
+    assert warnings_before(data(n_held_out=100)) == []
+
+
+@pytest.mark.parametrize(
+    ("dataset", "settings", "remedy"),
+    [
+        (data(), {"n_epochs": 20}, "consider MILESTONES=10 or SCHEDULER=cosine"),
+        (data(n_tasks=100), {}, "an epoch of 100 tasks has 2 steps: consider BATCH_SIZE=8"),
+        (data(), {"img_size": 224}, "1000 images are few to train resnet18 from scratch: consider PRETRAINED=true"),
+        (data(n_held_out=10), {}, "10 held-out tasks, which are few: add val/, or raise VAL_FRACTION"),
+        (data(n_workers=600), {}, "600 of 600 workers gave fewer answers than there are classes"),
+    ],
+)
+def test_a_reason_to_warn_has_one_warning_with_its_remedy(
+    dataset: Dataset, settings: dict[str, Any], remedy: str
+) -> None:
+    (warning,) = warnings_before(dataset, **settings)
+    assert remedy in warning
+
+
+@pytest.mark.parametrize(
+    ("train_loss", "best", "remedy"),
+    [
+        ([2.0, 1.5, 1.2, 1.0], 3, None),
+        ([2.0, 1.5, 1.2, 1.0], 4, "the best epoch is the last: consider more than N_EPOCHS=100"),
+        ([2.0, 1.5, 1.2, 1.0], 1, "nothing was gained after epoch 1 of 4"),
+        ([2.0, 2.1, 2.2, 2.3], 1, "train_loss did not fall in 4 epochs: consider a lower LR than 0.1"),
+        ([2.0, 1.0], 2, None),
+    ],
+)
+def test_what_the_training_tells(train_loss: Sequence[float], best: int, remedy: str | None) -> None:
+    found = list(advice.after(History(train_loss=list(train_loss)), best, TrainingSettings(**SOUND)))
+    assert found == [] if remedy is None else remedy in found[0]
+
+
+def test_who_takes_the_last_epoch_is_not_told_that_it_is_the_last() -> None:
+    history = History(train_loss=[2.0, 1.5, 1.0])
+    assert list(advice.after(history, 3, TrainingSettings(**SOUND | {"select_by": "last"}))) == []
