@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
+from .cpus import cpus
 from .errors import DeviceMemoryError, SettingsError
 from .processes import Processes
 from .settings import TrainingSettings
@@ -66,6 +67,7 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
             "there is an NVIDIA driver, but torch %s (CUDA %s) sees no GPU: training on the CPU",
             torch.__version__, torch.version.cuda,
         )  # fmt: skip
+    torch.set_num_threads(min(torch.get_num_threads(), cpus()))  # torch counts the machine's, not a container's
     # Accelerate keeps the first precision of a process for good; a notebook may ask for another.
     AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision=precision(settings), cpu=not torch.cuda.is_available())

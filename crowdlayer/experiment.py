@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from . import advice, metrics
 from .classifier import build_classifier
+from .cpus import cpus
 from .crowd_layer import WORKER_MODELS, log_likelihood
 from .dataset import Dataset, summary, without_broken
 from .devices import enough_memory, make_accelerator, precision
@@ -72,7 +72,7 @@ def load_images(
 
     Returns the data set without the images that are broken, and the others.
     """
-    threads = (os.cpu_count() or 1) if settings.num_workers == "auto" else settings.num_workers
+    threads = cpus() if settings.num_workers == "auto" else settings.num_workers
     validation = dataset.val or dataset.held_out
     assert validation is not None  # one of the two is there
     broken: dict[str, str] = {}

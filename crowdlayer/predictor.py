@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +17,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from .cpus import cpus
 from .deploy import DESCRIPTION, WEIGHTS, Deployed, Description, read_model
 from .errors import DataError, one_line
 from .images import decode, square
@@ -71,7 +71,7 @@ class Predictor:
         rest = iter(images)
         steps: deque[Future[Probabilities]] = deque()
         with (
-            ThreadPoolExecutor(os.cpu_count()) as readers,
+            ThreadPoolExecutor(cpus()) as readers,
             ThreadPoolExecutor(len(self._replicas)) as devices,
         ):
             number = 0

@@ -246,7 +246,7 @@ class TrainingSettings(Group):
     sync_batchnorm: Annotated[Literal["auto", "true", "false"], Word] = "auto"
     """Batch norm over the batch of all processes; auto: on several GPUs."""
     num_workers: Annotated[Annotated[int, Field(ge=0)] | Literal["auto"], Word, Unit("threads")] = "auto"
-    """Threads that load images; auto: one per CPU."""
+    """Threads that load images; auto: one for each CPU that is this job's."""
     verbose: bool = True
     """Log every epoch."""
 

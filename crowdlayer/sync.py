@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .archive import unpack
+from .cpus import cpus
 from .errors import DataError, SettingsError
 from .files import Stored, disk_errors, enough_space, file_digest, safe_names, size_of
 from .logs import track
@@ -73,7 +74,7 @@ def sync(
             with disk_errors(f"{location}/{name}"):
                 return file_digest(root / name)
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(cpus()) as pool:
             synced = Synced(root, dict(zip(names, pool.map(digest, names), strict=True)))
     if not synced.digests:
         raise DataError(f"{location}: must hold {needed}, holds no such file")

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "crowdlayer"
 
 FLOORS = [
-    {"errors"},
+    {"errors", "cpus"},
     {"logs", "settings", "answers", "files", "processes"},
     {"answer_files"},
     {"label_studio", "trackers"},
