@@ -63,6 +63,9 @@ class Outcome:
     """The seed's figures of val (of the chosen epoch) and test, for those that exist; and `temperature`."""
     predictions: Predictions
     inferred: Inferred
+    crowd_layer: str
+    """The worker model of the chosen epoch: CROWD_LAYER, or the guard's."""
+    collapsed_since: int | None
 
 
 def load_images(
@@ -146,7 +149,9 @@ def run(dataset: Dataset, images: Images, trainer: Trainer, phases: Phases, fold
             figures["test_ece"] = metrics.expected_calibration_error(test, labels)
         likelihood = log_likelihood(best.confusion, WORKER_MODELS[trainer.settings.crowd_layer].likelihood)
         figures["temperature"], inferred = infer(dataset, predictions, likelihood)
-    return Outcome(trainer.history, best, figures, predictions, inferred)
+    return Outcome(
+        trainer.history, best, figures, predictions, inferred, trainer.settings.crowd_layer, trainer.collapsed_since
+    )
 
 
 def _advise(warnings: Iterable[str]) -> None:

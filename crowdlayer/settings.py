@@ -209,6 +209,8 @@ class TrainingSettings(Group):
     """What SCALE weighs: distance from the start, or from the crowd's mean; Tanno's trace; GeoCrowdNet's volumes."""
     loss_reduction: Annotated[Literal["task", "answer"], Word] = "task"
     """task: sum over a task's answers, mean over tasks (the paper's formula); answer: mean over answers."""
+    guard: bool = True
+    """Start a run that collapses again, with the workers' matrices held where the answers alone put them."""
     select_by: Annotated[Literal["loss", "accuracy", "calibrated_loss", "last"], Word] = "loss"
     """What picks the best epoch, on val/ or on the answers of the held-out tasks."""
     optimizer: Annotated[Literal["sgd", "adam", "adamw"], Word] = "sgd"

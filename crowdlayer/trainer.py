@@ -29,6 +29,7 @@ from .answers import Answers, Ints
 from .crowd_layer import CrowdLoss, CrowdModel
 from .devices import devices, synchronised
 from .errors import InterruptedRunError, SettingsError
+from .guard import Guard, fallback
 from .images import STREAM_DROPOUT, CrowdLoader, ImageLoader, stream_seed
 from .logs import duration, track
 from .optimization import hold, make_optimizer, make_scheduler
@@ -88,6 +89,11 @@ class Progress:
     total: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
 
 
+def on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A copy of the tensors."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+
+
 class Watch:
     """What the loop asks of its surroundings, and tells them; this one asks for nothing."""
 
@@ -116,28 +122,35 @@ class Trainer:
         n_workers: int,
         validation: Validation,
     ) -> None:
-        self.settings = settings
         self.accelerator = accelerator
         self.processes = Processes.joined()
         self.n_classes = n_classes
-        crowd_layer = started(settings, train.answers, n_classes)
-        answers_of = torch.from_numpy(train.answers.worker).bincount(minlength=n_workers)
-        self.regularizer = Regularizer(settings.regularizer, crowd_layer, answers_of, self.processes)
-        model = CrowdModel(synchronised(classifier, settings), crowd_layer)
-        self.criterion = CrowdLoss(settings.loss_reduction)
-        self.optimizer: Optimizer = make_optimizer(model, settings)
-        self.scheduler = make_scheduler(self.optimizer, settings)
-        self.model: CrowdModel
-        self.model, self.optimizer = accelerator.prepare(model, self.optimizer)
         self.train = train
         self.plain = False
         self.validation = validation
+        self.guard = Guard(train.answers, n_classes, settings.n_epochs, self.processes)
+        self.collapsed_since: int | None = None
         self.progress = Progress()
         self.history = History()  # what is logged of an epoch is logged from here
         self.best: Best | None = None
         self.watch = Watch()
         if settings.select_by == "accuracy" and validation.labels is None:
             raise SettingsError("SELECT_BY: accuracy needs true labels, the data set has no val/")
+        self._first = on_cpu(classifier.state_dict()) if settings.guard else None
+        self._build(settings, classifier)
+
+    def _build(self, settings: TrainingSettings, classifier: nn.Module) -> None:
+        """A fresh crowd layer on the classifier, and all that moves them."""
+        self.settings = settings
+        crowd_layer = started(settings, self.train.answers, self.n_classes)
+        answers_of = torch.from_numpy(self.train.answers.worker).bincount(minlength=self.train.answers.n_workers)
+        self.regularizer = Regularizer(settings.regularizer, crowd_layer, answers_of, self.processes)
+        model = CrowdModel(synchronised(classifier, settings), crowd_layer)
+        self.criterion = CrowdLoss(settings.loss_reduction)
+        self.optimizer: Optimizer = make_optimizer(model, settings)
+        self.scheduler = make_scheduler(self.optimizer, settings)
+        self.model: CrowdModel
+        self.model, self.optimizer = self.accelerator.prepare(model, self.optimizer)
 
     def fit(self) -> Best:
         """Train until N_EPOCHS are done, from wherever `progress` is, and return the best epoch.
@@ -166,6 +179,8 @@ class Trainer:
             if self.settings.verbose:
                 self._log_epoch(epoch, self.best.epoch)
             self.progress = Progress(epoch)
+            if self.guard.collapsed(epoch) and self.collapsed_since is None:
+                self._collapse(self.guard.suspicious_since)
             self.watch.epoch_done(self)
         assert self.best is not None  # N_EPOCHS is at least 1
         self._log_choice(self.best)
@@ -192,6 +207,7 @@ class Trainer:
             )
             optimizer.zero_grad()
             logits, scores = model(batch.images, batch.task, batch.worker)
+            self.guard.see(logits, batch.task, batch.label)
             if self.plain:  # the crowd layer has no part in the loss, but DDP must find every weight in it
                 scores = logits[batch.task] + 0 * scores
             loss = criterion(scores, batch.label, batch.n_tasks, batch.n_answers)
@@ -269,6 +285,25 @@ class Trainer:
         """The network below the crowd layer."""
         return self._unwrapped(self.model).classifier
 
+    def _collapse(self, since: int | None) -> None:
+        """Say so; with GUARD start again from the first weights, below matrices that the answers alone have given."""
+        self.collapsed_since = since
+        log.warning(
+            "collapsed since epoch %d: the classifier learns little of what the crowd says%s", since,
+            "; starting again with CROWD_LAYER=stochastic held at CROWD_START=dawid-skene" if self._first else "",
+            extra={"collapsed_since": since},
+        )  # fmt: skip
+        if self._first is not None:
+            self._fall_back(self._first)
+            self.restart()
+
+    def _fall_back(self, first: dict[str, Tensor]) -> None:
+        """The fall-back's crowd layer, optimiser and schedule, and the first weights."""
+        classifier = self.classifier
+        classifier.load_state_dict(first)
+        self.accelerator.free_memory()
+        self._build(fallback(self.settings), classifier)
+
     def restart(self) -> None:
         """Count from the first epoch again, from the weights as they are."""
         self.progress, self.history, self.best = Progress(), History(), None
@@ -290,6 +325,7 @@ class Trainer:
             "progress": progress,
             "history": asdict(self.history),
             "best": None if self.best is None else vars(self.best).copy(),
+            "collapsed_since": self.collapsed_since,
             **{name: part.state_dict() for name, part in self._stateful().items()},
         }
 
@@ -303,6 +339,9 @@ class Trainer:
         self.progress = Progress(**state["progress"] | {"total": totals[self.processes.index]})
         self.history = History(**state["history"])
         self.best = None if state["best"] is None else Best(**state["best"])
+        if state["collapsed_since"] is not None and self.collapsed_since is None and self._first is not None:
+            self._fall_back(self._first)
+        self.collapsed_since = state["collapsed_since"]
         for name, part in self._stateful().items():
             part.load_state_dict(state[name])
         vars(self.scheduler.optimizer)["_opt_called"] = True  # by the earlier process; torch would warn: by nobody
@@ -310,6 +349,7 @@ class Trainer:
     def _stateful(self) -> dict[str, Any]:
         """What has a state beside the progress, by its name in the checkpoint."""
         parts = {"model": self._unwrapped(self.model), "optimizer": self.optimizer, "scheduler": self.scheduler}
+        parts["guard"] = self.guard
         return parts if self.accelerator.scaler is None else parts | {"scaler": self.accelerator.scaler}
 
     def _stop_if_asked(self) -> None:
@@ -323,10 +363,7 @@ class Trainer:
 
     def _keep(self, epoch: int, score: float, figures: dict[str, float]) -> Best:
         model = self._unwrapped(self.model)
-        classifier, crowd_layer = (
-            {name: tensor.detach().cpu().clone() for name, tensor in part.state_dict().items()}
-            for part in (model.classifier, model.crowd_layer)
-        )
+        classifier, crowd_layer = (on_cpu(part.state_dict()) for part in (model.classifier, model.crowd_layer))
         confusion = model.confusion.detach().float().cpu().clone()
         return Best(epoch, score, classifier, crowd_layer, confusion, figures)
 

@@ -16,7 +16,7 @@ FLOORS = [
     {"label_studio", "trackers"},
     {"convert"},
     {"classes", "s3", "archive", "crowd_layer", "metrics", "classifier", "images", "devices"},
-    {"aggregation", "regularizers", "dataset", "storage", "optimization", "deploy", "quality"},
+    {"aggregation", "guard", "regularizers", "dataset", "storage", "optimization", "deploy", "quality"},
     {"sync", "trainer", "export", "predictor", "inference"},
     {"features"},
     {"advice"},
