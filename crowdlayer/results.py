@@ -186,7 +186,7 @@ def done_before(place: Place, output_name: str, settings: dict[str, Any], data_d
         job = json.loads(raw)["job"]
         same = _influential(job["settings"]) == _influential(settings) and job["data_digest"] == data_digest
         return same and all(place.find(name) is not None for name in job["files"])
-    except (ValueError, KeyError, TypeError, AttributeError):  # peerannot's, or somebody else's
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # peerannot's, or somebody else's
         return False
 
 

@@ -95,7 +95,7 @@ def _folder(value: str) -> str:
     return value
 
 
-def _location(value: str) -> str:
+def as_location(value: str) -> str:
     """A folder, a file, or an s3:// URI without credentials or query."""
     if _is_path(value):
         return value
@@ -143,7 +143,7 @@ def _class_names(value: tuple[str, ...] | None) -> tuple[str, ...] | None:
     return value
 
 
-Location = Annotated[str, AfterValidator(_location)]
+Location = Annotated[str, AfterValidator(as_location)]
 Word = BeforeValidator(_lower)
 ListOf = (NoDecode, BeforeValidator(_split))
 Finite = Field(allow_inf_nan=False)
@@ -327,12 +327,12 @@ def setting_complaints(error: ValidationError, prefix: str = "") -> list[str]:
         values.setdefault(name, problem["input"])
     return [
         f"{prefix + name.upper() if prefix else name}: {' or '.join(dict.fromkeys(found))}"  # a union has several rules
-        + ("" if found == ["must be set"] else f", got {_quoted(values[name])}")
+        + ("" if found == ["must be set"] else f", got {quoted(values[name])}")
         for name, found in rules.items()
     ]
 
 
-def _quoted(value: object, longest: int = 200) -> str:
+def quoted(value: object, longest: int = 200) -> str:
     """`value` for a message: no credentials or signature of a URI, and not pages of it."""
     if isinstance(value, str) and "://" in value:
         value = re.sub(r"([?#]).*", r"\1***", re.sub(r"://.*@", "://***@", value, flags=re.DOTALL), flags=re.DOTALL)

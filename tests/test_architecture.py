@@ -23,7 +23,7 @@ FLOORS = [
     {"experiment"},
     {"tables"},
     {"results"},
-    {"job", "peerannot", "predict"},
+    {"job", "peerannot", "predict", "verify"},
 ]
 OWNERS = {
     "boto3": {"s3"},

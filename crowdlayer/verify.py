@@ -1,0 +1,102 @@
+"""Whether what a run has published is still what it wrote: `python -m crowdlayer.verify <output>`."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import tempfile
+import traceback
+
+import msgspec
+
+from . import logs
+from .errors import Complaints, CrowdlayerError, DataError, SettingsError, one_line
+from .files import Stored, decode_json
+from .settings import as_location, quoted
+from .storage import Place, place
+
+log = logging.getLogger("crowdlayer.verify")  # __name__ is another, run as a program
+
+
+class _Job(msgspec.Struct):
+    files: dict[str, str]
+
+
+class _Results(msgspec.Struct):
+    """What of the results is needed here."""
+
+    job: _Job
+
+
+def verify(location: str) -> int:
+    """Read every file that the results at `location` name, and compare it with its digest; returns how many.
+
+    Args:
+        location: an OUTPUT, with the results of one run or of many.
+
+    Raises:
+        DataError: naming each file that is missing or not the same.
+        SettingsError: there are no results.
+    """
+    try:
+        output = place(as_location(location))
+    except ValueError as error:
+        raise SettingsError(f"output: {error}, got {quoted(location)}") from error
+    stored = {file.name: file for file in output.listing()}
+    results = [name for name in stored if re.fullmatch(r"results/[^/]+\.json", name)]
+    if not results:
+        raise SettingsError(f"{output.location}: must hold results/<name>.json, holds none")
+    complaints = Complaints()
+    n_files = 0
+    for name in sorted(results):
+        with complaints:
+            files = _digests(output, name)
+            n_files += len(files)
+            log.info("%s: %d files", name, len(files))
+            _compare(output, stored, files)
+    complaints.close()
+    return n_files
+
+
+def _digests(output: Place, name: str) -> dict[str, str]:
+    """{file: SHA-256} of the results `name`."""
+    try:
+        return decode_json(output.read(name) or b"", _Results).job.files
+    except ValueError as error:
+        raise DataError(f"{name}: must be the results of a run: {error}") from error
+
+
+def _compare(output: Place, stored: dict[str, Stored], files: dict[str, str]) -> None:
+    complaints = []
+    for name, digest in files.items():
+        if name not in stored:
+            complaints.append(f"{name}: must be there, is missing")
+            continue
+        with tempfile.TemporaryFile() as file:
+            found = output.download(stored[name], file)
+        if found != digest:
+            complaints.append(f"{name}: must have the SHA-256 {digest}, has {found}")
+    if complaints:
+        raise DataError(*complaints)
+
+
+def main(arguments: list[str]) -> int:
+    """Verify; returns the contract's exit code: 65 where a file is not what it was, 74 and 77 as the store says."""
+    logs.start("text")
+    try:
+        if len(arguments) != 1:
+            raise SettingsError("usage: python -m crowdlayer.verify <output>, a folder or an s3:// prefix")
+        log.info("verified: all %d files are what the runs wrote", verify(arguments[0]))
+        return 0
+    except CrowdlayerError as error:
+        code, line = error.exit_code, str(error)
+    except Exception as error:  # as in the job: a traceback for a fault of the program, and for nothing else
+        traceback.print_exc()
+        code, line = 70, f"a fault of the program: {type(error).__name__}: {error}"
+    print(f"crowdlayer: {one_line(line)}", file=sys.stderr)  # noqa: T201  the last line, as the job's
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
