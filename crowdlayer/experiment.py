@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from . import advice, metrics
 from .classifier import build_classifier
 from .cpus import cpus
 from .crowd_layer import WORKER_MODELS, log_likelihood
-from .dataset import Dataset, summary, without_broken
+from .dataset import CrowdImages, Dataset, LabelledImages, summary, without_broken
+from .decoding import Decoded, decode_all
 from .devices import enough_memory, make_accelerator, precision
 from .export import Format, check_export
 from .features import on_features
-from .images import CrowdLoader, decode_all
+from .images import CrowdLoader, resident
 from .inference import Inferred, Predictions, infer
 from .processes import Processes
 from .settings import TrainingSettings
@@ -48,9 +49,9 @@ class Phases:
 class Images:
     """The decoded images, (n, size, size, 3) uint8 each, in the order of the data set's parts."""
 
-    train: Tensor
-    validation: Tensor
-    test: Tensor | None
+    train: Decoded
+    validation: Decoded
+    test: Decoded | None
 
 
 @dataclass(frozen=True)
@@ -69,25 +70,40 @@ class Outcome:
 
 
 def load_images(
-    dataset: Dataset, root: Path, settings: TrainingSettings, max_bad_images: float, folder: Path | None
+    dataset: Dataset,
+    root: Path,
+    settings: TrainingSettings,
+    max_bad_images: float,
+    folder: Path | None,
+    digests: Mapping[str, str] | None = None,
 ) -> tuple[Dataset, Images]:
     """Decode every image once, to IMG_SIZE; the arrays lie in `folder`, by default under TMPDIR.
 
-    Returns the data set without the images that are broken, and the others.
+    Args:
+        digests: the files' SHA-256 by name; with these the arrays are kept, and found by other processes and starts.
+
+    Returns:
+        The data set without the images that are broken, and the others.
     """
     threads = cpus() if settings.num_workers == "auto" else settings.num_workers
-    validation = dataset.val or dataset.held_out
-    assert validation is not None  # one of the two is there
+    at_most = math.inf if settings.max_cache == "auto" else settings.max_cache * 1e9
     broken: dict[str, str] = {}
-    decoded: list[Tensor | None] = []
-    for part in (dataset.train, validation, dataset.test):
-        images, bad = (None, {}) if part is None else decode_all(root, part.names, settings.img_size, threads, folder)
-        decoded.append(images)
-        broken |= bad
-    train, val, test = decoded
-    assert train is not None
-    assert val is not None
-    return without_broken(dataset, broken, max_bad_images), Images(train, val, test)
+
+    def decoded(split: str, *parts: CrowdImages | LabelledImages) -> list[Decoded]:
+        """The images of the parts of a split: the file does not depend on which tasks are held out."""
+        names = sorted(name for part in parts for name in part.names)
+        kept = None if digests is None else (split, [digests[name] for name in names])
+        images, bad = decode_all(root, names, settings.img_size, threads, folder, kept, at_most)
+        broken.update(bad)
+        row = {name: row for row, name in enumerate(name for name in names if name not in bad)}
+        rows = [[row[name] for name in part.names if name in row] for part in parts]
+        return [images.chosen(torch.tensor(chosen, dtype=torch.int64)) for chosen in rows]
+
+    train, *validation = decoded("train", *dataset.crowd)
+    if dataset.val is not None:
+        validation = decoded("val", dataset.val)
+    test = None if dataset.test is None else decoded("test", dataset.test)[0]
+    return without_broken(dataset, broken, max_bad_images), Images(train, validation[0], test)
 
 
 def check_possible(settings: TrainingSettings, formats: Sequence[Format] = ()) -> None:
@@ -116,7 +132,7 @@ def _make_trainer(dataset: Dataset, images: Images, settings: TrainingSettings, 
         settings.model, len(dataset.classes), settings.img_size, pretrained, settings.freeze, settings.small_images
     )
     loader = CrowdLoader(
-        images.train,
+        resident(images.train, accelerator.device),
         dataset.train.answers,
         settings.batch_size,
         settings.seed,
@@ -125,7 +141,7 @@ def _make_trainer(dataset: Dataset, images: Images, settings: TrainingSettings, 
         Processes.joined(),
     )
     validation = Validation(
-        images.validation,
+        resident(images.validation, accelerator.device),
         None if dataset.val is None else torch.from_numpy(dataset.val.labels),
         None if dataset.held_out is None else dataset.held_out.answers,
     )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .classifier import head
-from .images import on_device
+from .images import Rows, on_device, resident
 from .trainer import EVALUATION_BATCHES, Trainer
 
 log = logging.getLogger(__name__)
@@ -33,8 +33,9 @@ def on_features(trainer: Trainer, folder: Path | None) -> Iterator[None]:
         return
     images = loader.dataset
     log.info("frozen: the features of %d images are computed once", len(images) + len(validation.images))
-    loader.dataset = features(trainer, images, folder)
-    trainer.validation = replace(validation, images=features(trainer, validation.images, folder))
+    device = trainer.accelerator.device
+    loader.dataset = resident(features(trainer, images, folder), device)
+    trainer.validation = replace(validation, images=resident(features(trainer, validation.images, folder), device))
     classifier.forward = head(classifier).forward
     try:
         yield
@@ -43,18 +44,16 @@ def on_features(trainer: Trainer, folder: Path | None) -> Iterator[None]:
         loader.dataset, trainer.validation = images, validation
 
 
-def features(trainer: Trainer, images: Tensor, folder: Path | None) -> Tensor:
+def features(trainer: Trainer, images: Rows, folder: Path | None) -> Tensor:
     """(images, …) float32: the input of the head for (images, size, size, 3) uint8; the same bits on all processes."""
     found: Tensor | None = None
-    at = 0
-    for part in torch.split(images, EVALUATION_BATCHES * trainer.settings.batch_size):
-        given = trainer.processes.gather(_head_input(trainer, trainer.processes.mine(part))[0])
+    for rows in torch.split(torch.arange(len(images)), EVALUATION_BATCHES * trainer.settings.batch_size):
+        given = trainer.processes.gather(_head_input(trainer, images[trainer.processes.mine(rows)])[0])
         if found is None:
             shape = (len(images), *given.shape[1:])
             with tempfile.TemporaryFile(dir=folder) as file:
                 found = torch.from_numpy(np.memmap(file, dtype=np.float32, mode="w+", shape=shape))
-        found[at : at + len(given)] = given
-        at += len(given)
+        found[rows] = given
     assert found is not None  # no data set is without images
     return found
 

@@ -1,30 +1,23 @@
-"""Image files → one array of bytes, decoded once → batches, augmented and normalised on the device."""
+"""Decoded images → batches, augmented and normalised on the device."""
 
 from __future__ import annotations
 
 import math
-import os
-import shutil
-import tempfile
-import threading
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
 from .answers import Answers
-from .errors import SettingsError, StoreError, one_line
-from .files import disk_errors
-from .logs import track
+from .errors import SettingsError
 from .processes import Processes
+
+T = TypeVar("T")
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's training images, per RGB channel in [0, 1]; peerannot's and torchvision's."""
@@ -32,90 +25,15 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STREAM_ORDER, STREAM_AUGMENT, STREAM_DROPOUT = 1, 2, 3
 """Names of the random streams, so that no two of one epoch share their draws."""
 
-
-FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
-"""What an image may be, whatever its name ends with. Pillow knows many more, and some start other programs."""
-LARGE = 2**24
-"""Images of more pixels are decoded one at a time; those above Pillow's limit, 2**27.4, not at all."""
-_large = threading.Lock()
+RESIDENT = 0.25
+"""The share of a GPU's free memory that the images of a split may take; the rest is the network's."""
 
 
-def _one_at_a_time(large: bool) -> AbstractContextManager[object]:
-    return _large if large else nullcontext()
+class Rows(Protocol):
+    """Images (n, size, size, 3) uint8 or their features (n, …) float32, by row: a tensor, or what acts like one."""
 
-
-class BrokenImageError(ValueError):
-    """The file is no image that can be used; the text is the reason."""
-
-
-def decode(path: Path, size: int) -> np.ndarray:
-    """(size, size, 3) uint8 RGB, the whole image resized as peerannot does (bilinear, aspect ratio not kept).
-
-    16-bit images keep their upper 8 bits; EXIF rotation is applied; of an animation it is the first picture.
-
-    Raises:
-        BrokenImageError: Pillow cannot read it, whatever its reason: decoders meet damage in many ways.
-        OSError: the disk failed.
-    """
-    try:
-        with Image.open(path, formats=FORMATS) as opened, _one_at_a_time(opened.width * opened.height > LARGE):
-            return square(opened, size)
-    except UnidentifiedImageError as error:
-        raise BrokenImageError("it is of no known format") from error
-    except Exception as error:
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
-            raise
-        raise BrokenImageError(one_line(str(error)) or type(error).__name__) from error
-
-
-def square(opened: Image.Image, size: int) -> np.ndarray:
-    """(size, size, 3) uint8 RGB of an open image, as `decode` says."""
-    image: Image.Image = ImageOps.exif_transpose(opened)
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
-    elif image.mode == "F":
-        image = Image.fromarray((np.nan_to_num(np.asarray(image)).clip(0, 1) * 255).astype(np.uint8))
-    elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
-
-
-def decode_all(
-    root: Path, names: Sequence[str], size: int, threads: int, folder: Path | None
-) -> tuple[Tensor, dict[str, str]]:
-    """(images, size, size, 3) uint8, each file decoded once; and the broken ones, which are not there: {name: reason}.
-
-    The array lies in a nameless file of `folder` (default: TMPDIR), so the page cache holds what memory allows.
-
-    Raises:
-        StoreError: not enough disk space.
-    """
-    shape = (len(names), size, size, 3)
-    need, free = math.prod(shape), shutil.disk_usage(folder or tempfile.gettempdir()).free
-    if need > free:
-        raise StoreError(f"disk: {need / 1e9:.1f} GB are needed for {len(names)} decoded images, {free / 1e9:.1f} free")
-    with tempfile.TemporaryFile(dir=folder) as file:
-        with disk_errors(f"{folder or tempfile.gettempdir()}: {need / 1e9:.1f} GB for decoded images"):
-            os.posix_fallocate(file.fileno(), 0, max(need, 1))  # a hole that cannot be filled ends a process by SIGBUS
-        held = np.memmap(file, dtype=np.uint8, mode="r+", shape=shape)
-
-    def one(row: int) -> str | None:
-        try:
-            with disk_errors(names[row]):
-                held[row] = decode(root / names[row], size)
-        except BrokenImageError as error:
-            return str(error)
-        return None
-
-    with warnings.catch_warnings(), ThreadPoolExecutor(max(threads, 1)) as pool:
-        warnings.simplefilter("ignore")  # damage that could be put up with
-        reasons = list(track(pool.map(one, range(len(names))), "decode", len(names), "images"))
-    whole = [row for row, reason in enumerate(reasons) if reason is None]
-    for to, row in enumerate(whole):  # in place: the array may be larger than the memory
-        if to != row:
-            held[to] = held[row]
-    broken = {name: reason for name, reason in zip(names, reasons, strict=True) if reason is not None}
-    return torch.from_numpy(held)[: len(whole)], broken
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: Tensor | slice, /) -> Tensor: ...
 
 
 def stream_seed(seed: int, epoch: int, purpose: int, *place: int) -> int:
@@ -132,7 +50,7 @@ def stream(seed: int, epoch: int, purpose: int) -> torch.Generator:
 def normalise(images: Tensor, device: torch.device) -> Tensor:
     """(n, size, size, 3) uint8 → (n, 3, size, size) float32 on `device`, channels last in memory."""
     mean, std = (torch.tensor(x, device=device).view(1, 3, 1, 1) for x in (MEAN, STD))
-    return (images.to(device).permute(0, 3, 1, 2).float() / 255 - mean) / std
+    return images.to(device).permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
 
 
 def on_device(rows: Tensor, device: torch.device) -> Tensor:
@@ -203,7 +121,7 @@ class CrowdLoader:
 
     def __init__(
         self,
-        images: Tensor,
+        images: Rows,
         answers: Answers,
         batch_size: int,
         seed: int,
@@ -249,6 +167,10 @@ class CrowdLoader:
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` (from 0), from the batch `first` on."""
+        made = self._batches(epoch, first)
+        return made if at_hand(self.dataset, self.device) else ahead(made)
+
+    def _batches(self, epoch: int, first: int) -> Iterator[Batch]:
         order = torch.randperm(len(self.dataset), generator=stream(self.seed, epoch, STREAM_ORDER))
         noise = stream(self.seed, epoch, STREAM_AUGMENT)
         draws = torch.rand(len(self.dataset), DRAWS, generator=noise) if self.augmented else None
@@ -271,21 +193,61 @@ class CrowdLoader:
 
 
 class ImageLoader:
-    """Batches of images with their labels, in order, each image once: for evaluation."""
+    """Batches of images with their labels, in order, each image once: for evaluation; a share for each process."""
 
-    def __init__(self, images: Tensor, labels: Tensor | None, batch_size: int, device: torch.device) -> None:
-        """`images`: (images, size, size, 3) uint8; `labels`: (images,), -1 for all when there are none."""
+    def __init__(
+        self,
+        images: Rows,
+        labels: Tensor | None,
+        batch_size: int,
+        device: torch.device,
+        processes: Processes = Processes(),  # noqa: B008  frozen
+    ) -> None:
+        """`labels`: (images,), -1 for all when there are none."""
         self.dataset = images
         self.labels = torch.full((len(images),), -1) if labels is None else labels
         self.batch_size = batch_size
         self.device = device
+        self._rows = processes.mine(torch.arange(len(images)))
 
     def __len__(self) -> int:
-        return -(-len(self.dataset) // self.batch_size)
+        return -(-len(self._rows) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(n, 3, size, size) float32 and (n,) each."""
-        for rows, labels in zip(
-            torch.split(self.dataset, self.batch_size), torch.split(self.labels, self.batch_size), strict=True
-        ):
-            yield on_device(rows, self.device), labels.to(self.device)
+        made = self._batches()
+        return made if at_hand(self.dataset, self.device) else ahead(made)
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        if len(self._rows) == 0:
+            return
+        for rows in torch.split(self._rows, self.batch_size):
+            yield on_device(self.dataset[rows], self.device), self.labels[rows].to(self.device)
+
+
+def at_hand(images: Rows, device: torch.device) -> bool:
+    """Whether nothing is to wait for when a batch is gathered: neither a decoder nor the way to another device."""
+    there = images.device == device if isinstance(images, Tensor) else device.type == "cpu"
+    return there and getattr(images, "all_held", True)
+
+
+def ahead(batches: Iterator[T]) -> Generator[T, None, None]:
+    """The same; each is made in a thread while the one before is in use."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = thread.submit(next, batches, None)
+            yield batch
+
+
+def resident(images: Rows, device: torch.device) -> Rows:
+    """The images on the device, where they take at most `RESIDENT` of its free memory; else as they are."""
+    if device.type != "cuda" or not getattr(images, "all_held", True):
+        return images
+    one = images[:1]
+    if len(images) * one.nbytes > RESIDENT * torch.cuda.mem_get_info(device)[0]:
+        return images
+    copy = torch.empty(len(images), *one.shape[1:], dtype=one.dtype, device=device)
+    for first in range(0, len(images), 1024):
+        copy[first : first + 1024] = images[first : first + 1024]
+    return copy

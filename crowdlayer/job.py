@@ -111,7 +111,7 @@ def _inputs(settings: Settings, workdir: Path, phases: Phases) -> _Inputs:
 def _ready(settings: Settings, inputs: _Inputs, workdir: Path, phases: Phases) -> tuple[Images, Trainer]:
     with phases("decode"):
         inputs.dataset, images = load_images(
-            inputs.dataset, inputs.synced.root, settings, settings.max_bad_images, workdir
+            inputs.dataset, inputs.synced.root, settings, settings.max_bad_images, workdir, inputs.synced.digests
         )
     with phases("build"):
         trainer = make_trainer(inputs.dataset, images, settings, inputs.pretrained)

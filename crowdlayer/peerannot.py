@@ -17,7 +17,7 @@ from .dataset import ANSWERS, belongs, read_dataset
 from .devices import devices
 from .errors import SettingsError, listed
 from .experiment import Phases, load_images, log_dataset, make_trainer, run
-from .images import CrowdLoader, ImageLoader
+from .images import CrowdLoader, ImageLoader, Rows
 from .results import Provenance, headline, publish, results_name
 from .settings import DataSettings, TrainingSettings, nearest, setting_complaints
 from .storage import Folder
@@ -192,7 +192,7 @@ class Crowdlayer:
             return None
         return self._loader(self._images.test, torch.from_numpy(test.labels))
 
-    def _loader(self, images: Tensor, labels: Tensor | None) -> ImageLoader:
+    def _loader(self, images: Rows, labels: Tensor | None) -> ImageLoader:
         size = EVALUATION_BATCHES * self._training.batch_size
         return ImageLoader(images, labels, size, self._ready.accelerator.device)
 

@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 
 from .cpus import cpus
+from .decoding import decode, square
 from .deploy import DESCRIPTION, WEIGHTS, Deployed, Description, read_model
 from .errors import DataError, one_line
-from .images import decode, square
 from .storage import place
 
 log = logging.getLogger(__name__)

@@ -249,6 +249,8 @@ class TrainingSettings(Group):
     """Batch norm over the batch of all processes; auto: on several GPUs."""
     num_workers: Annotated[Annotated[int, Field(ge=0)] | Literal["auto"], Word, Unit("threads")] = "auto"
     """Threads that load images; auto: one for each CPU that is this job's."""
+    max_cache: Annotated[Annotated[float, Finite, Field(ge=0)] | Literal["auto"], Word, Unit("GB per split")] = "auto"
+    """Decoded images held in WORKDIR; auto: all that the disk has room for. The others are decoded in every epoch."""
     verbose: bool = True
     """Log every epoch."""
 

@@ -30,7 +30,7 @@ from .crowd_layer import CrowdLoss, CrowdModel
 from .devices import devices, synchronised
 from .errors import InterruptedRunError, SettingsError
 from .guard import Guard, fallback
-from .images import STREAM_DROPOUT, CrowdLoader, ImageLoader, stream_seed
+from .images import STREAM_DROPOUT, CrowdLoader, ImageLoader, Rows, stream_seed
 from .logs import duration, track
 from .optimization import hold, make_optimizer, make_scheduler
 from .processes import Processes
@@ -72,7 +72,7 @@ class Best:
 class Validation:
     """What chooses the epoch: images with `labels` (images,), or with the `answers` of their held-out tasks."""
 
-    images: Tensor
+    images: Rows
     labels: Tensor | None
     answers: Answers | None
 
@@ -224,7 +224,7 @@ class Trainer:
         return float(self.processes.gather(progress.total.view(1)).sum()) / len(loader.dataset)
 
     @torch.inference_mode()
-    def predict(self, images: Tensor) -> Tensor:
+    def predict(self, images: Rows) -> Tensor:
         """(images, classes) logits of the classifier alone, float32 on the CPU, for (images, size, size, 3) uint8.
 
         Each process predicts its share of the images; all get all logits, the same bits.
@@ -233,7 +233,7 @@ class Trainer:
         self.processes.agree(classifier)
         size = max(EVALUATION_BATCHES * self.settings.batch_size // self.processes.count, 1)
         logits = [torch.empty(0, self.n_classes)]
-        batches = iter(ImageLoader(self.processes.mine(images), None, size, self.accelerator.device))
+        batches = iter(ImageLoader(images, None, size, self.accelerator.device, self.processes))
         with self.accelerator.autocast():
             for _ in range(0, -(-len(images) // self.processes.count), size):  # as often on all, to stop together
                 self._stop_if_asked()

@@ -11,11 +11,11 @@ PACKAGE = Path(__file__).resolve().parent.parent / "crowdlayer"
 
 FLOORS = [
     {"errors", "cpus"},
-    {"logs", "settings", "answers", "files", "processes"},
+    {"logs", "settings", "answers", "files", "processes", "memory"},
     {"answer_files"},
     {"label_studio", "trackers"},
     {"convert"},
-    {"classes", "s3", "archive", "crowd_layer", "metrics", "classifier", "images", "devices"},
+    {"classes", "s3", "archive", "crowd_layer", "metrics", "classifier", "images", "decoding", "devices"},
     {"aggregation", "guard", "regularizers", "dataset", "storage", "optimization", "deploy", "quality"},
     {"sync", "trainer", "export", "predictor", "inference"},
     {"features"},

@@ -14,10 +14,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from crowdlayer.classifier import build_classifier
+from crowdlayer.decoding import decode
 from crowdlayer.deploy import Deployed, Description, read_model, write_model
 from crowdlayer.errors import DataError, SettingsError
 from crowdlayer.export import export
-from crowdlayer.images import decode, normalise
+from crowdlayer.images import normalise
 from crowdlayer.predictor import Predictor, load, model_folder
 
 SIZE = 24

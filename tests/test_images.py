@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import threading
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +15,16 @@ from torch.nn import functional as F
 from torchvision import transforms
 
 from crowdlayer.answers import Answers
-from crowdlayer.errors import StoreError
+from crowdlayer.decoding import decode_all
+from crowdlayer.errors import DataError
 from crowdlayer.images import (
     DRAWS,
     MEAN,
     STD,
-    BrokenImageError,
     CrowdLoader,
     ImageLoader,
+    ahead,
     augment,
-    decode,
-    decode_all,
     normalise,
 )
 
@@ -33,96 +35,6 @@ def picture(size: int = 40) -> Image.Image:
     """A smooth picture whose corners differ."""
     y, x = np.mgrid[0:size, 0:size] / size
     return Image.fromarray((np.stack([x, y, x * y], -1) * 255).astype(np.uint8))
-
-
-def test_images_are_decoded_and_normalised_as_peerannot_does(tmp_path: Path) -> None:
-    picture().resize((50, 40)).save(tmp_path / "x.png")
-    theirs = transforms.Compose(
-        [transforms.Resize((24, 24)), transforms.ToTensor(), transforms.Normalize(list(MEAN), list(STD))]
-    )(Image.open(tmp_path / "x.png").convert("RGB"))
-    ours = normalise(torch.from_numpy(decode(tmp_path / "x.png", 24).copy())[None], CPU)
-    torch.testing.assert_close(ours[0], theirs, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK", "YCbCr"])
-def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
-    path = tmp_path / ("x.jpg" if mode in ("CMYK", "YCbCr") else "x.png")
-    picture().convert(mode).save(path)
-    pixels = decode(path, 16)
-    assert pixels.shape == (16, 16, 3)
-    assert pixels.dtype == np.uint8
-    expected = np.asarray(picture().convert(mode).convert("RGB").resize((16, 16), Image.Resampling.BILINEAR))
-    assert np.abs(pixels.astype(int) - expected).mean() < 12
-
-
-def test_sixteen_bits_keep_their_upper_eight(tmp_path: Path) -> None:
-    wide = (np.linspace(0, 65535, 256).reshape(16, 16)).astype(np.uint16)
-    for name in ("x.png", "x.tif"):
-        Image.fromarray(wide).save(tmp_path / name)
-        assert np.abs(decode(tmp_path / name, 16)[..., 0].astype(int) - (wide >> 8)).max() <= 1
-
-
-def test_float_images_are_taken_from_zero_to_one(tmp_path: Path) -> None:
-    Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)).save(tmp_path / "x.tiff")
-    assert decode(tmp_path / "x.tiff", 8)[..., 0].ravel()[[0, -1]].tolist() == [0, 255]
-
-
-def test_a_palette_with_transparency_does_not_warn(tmp_path: Path) -> None:
-    picture().convert("P").save(tmp_path / "x.png", transparency=bytes([0, 128, 255]))
-    assert decode(tmp_path / "x.png", 8).shape == (8, 8, 3)
-
-
-def test_exif_rotation_is_applied(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    picture().save(tmp_path / "x.jpg", exif=exif, quality=95)
-    upright = np.asarray(picture().rotate(-90).resize((8, 8), Image.Resampling.BILINEAR)).astype(int)
-    assert np.abs(decode(tmp_path / "x.jpg", 8) - upright).mean() < 6
-
-
-def test_files_that_are_no_images_are_all_named(tmp_path: Path) -> None:
-    picture().save(tmp_path / "good.png")
-    whole = (tmp_path / "good.png").read_bytes()
-    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "page.jpg").write_text("<html>")
-    (tmp_path / "empty.png").touch()
-    (tmp_path / "other.png").write_bytes(whole)
-    images, broken = decode_all(tmp_path, ["cut.png", "good.png", "page.jpg", "empty.png", "other.png"], 8, 2, None)
-    assert list(broken) == ["cut.png", "page.jpg", "empty.png"]
-    assert all(reason and str(tmp_path) not in reason for reason in broken.values())
-    assert images.tolist() == [decode(tmp_path / "good.png", 8).tolist()] * 2
-
-
-def test_a_picture_of_too_many_pixels_is_not_decoded(tmp_path: Path) -> None:
-    Image.new("1", (30_000, 30_000)).save(tmp_path / "bomb.png")
-    assert (tmp_path / "bomb.png").stat().st_size < 2**20
-    with pytest.raises(BrokenImageError, match="900000000 pixels"):
-        decode(tmp_path / "bomb.png", 8)
-
-
-def test_a_format_that_starts_other_programs_is_no_image(tmp_path: Path) -> None:
-    picture().save(tmp_path / "x.eps")
-    (tmp_path / "x.eps").rename(tmp_path / "x.jpg")
-    with pytest.raises(BrokenImageError, match="no known format"):
-        decode(tmp_path / "x.jpg", 8)
-
-
-def test_a_file_that_is_gone_is_a_failing_disk_and_no_broken_image(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=r"x\.png: No such file"):
-        decode_all(tmp_path, ["x.png"], 8, 1, None)
-
-
-def test_disk_space_is_checked_before_decoding(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=r"disk: .* GB are needed for 1000000000 decoded images"):
-        decode_all(tmp_path, range(10**9), 4096, 1, None)  # type: ignore[arg-type]
-
-
-def test_decoded_images_leave_no_file_behind(tmp_path: Path) -> None:
-    picture().save(tmp_path / "x.png")
-    (tmp_path / "work").mkdir()
-    images, _ = decode_all(tmp_path, ["x.png"], 8, 1, tmp_path / "work")
-    assert images.shape == (1, 8, 8, 3)
-    assert list((tmp_path / "work").iterdir()) == []
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------
@@ -191,6 +103,40 @@ def test_evaluation_takes_every_image_once_in_order() -> None:
     assert [i for images, _ in batches for i in identities(images)] == list(range(10))
     assert [int(label) for _, labels in batches for label in labels] == list(range(10))
     assert len(loader) == len(batches) == 3
+
+
+def test_batches_made_ahead_are_the_same_and_their_errors_arrive() -> None:
+    def numbers(n: int) -> Generator[int, None, None]:
+        yield from range(n)
+        raise DataError("no more")
+
+    made = ahead(numbers(5))
+    assert [next(made) for _ in range(5)] == list(range(5))
+    with pytest.raises(DataError, match="no more"):
+        next(made)
+
+
+def test_an_epoch_that_is_left_early_leaves_no_thread() -> None:
+    before = threading.active_count()
+    made = ahead(iter(range(5)))
+    assert next(made) == 0
+    made.close()
+    assert threading.active_count() == before
+
+
+def test_images_that_are_decoded_again_give_the_same_batches(tmp_path: Path) -> None:
+    for i in range(9):
+        Image.new("RGB", (4, 4), (i, i, i)).save(tmp_path / f"{i}.png")
+    names = [f"{i}.png" for i in range(9)]
+    epochs = []
+    for at_most in (math.inf, 0):
+        images, _ = decode_all(tmp_path, names, 4, 2, None, at_most=at_most)
+        loader = CrowdLoader(images, uneven(9), 4, 0, True, CPU)
+        epochs.append([batch.images for _ in range(2) for batch in loader])
+        predicted = [images for images, _ in ImageLoader(images, None, 4, CPU)]
+        assert [i for part in predicted for i in identities(part)] == list(range(9))
+    for held, again in zip(*epochs, strict=True):
+        assert torch.equal(held, again)
 
 
 # --- augmentation ----------------------------------------------------------------------------------------------------

@@ -58,9 +58,9 @@ def read_pool(location: str, size: int) -> Pool:
         assert data.val is not None
         assert data.test is not None
         assert images.test is not None
-        labelled = torch.cat([images.validation, images.test])
+        labelled = torch.cat([images.validation[:], images.test[:]])
         labels = np.concatenate([data.val.labels, data.test.labels])
-        return Pool(len(data.classes), images.train.clone(), data.train.truth, data.train.answers, labelled, labels)
+        return Pool(len(data.classes), images.train[:], data.train.truth, data.train.answers, labelled, labels)
 
 
 def patterns(n: int, n_classes: int, size: int, rng: np.random.Generator, noise: float = 1.0) -> tuple[Tensor, Ints]:
