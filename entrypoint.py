@@ -60,7 +60,9 @@ def main(arguments: list[str]) -> int:
                 settings = load_settings()
                 logs.start(settings.log_format)
                 from crowdlayer import job, predict
+                from crowdlayer.s3 import patience
 
+                patience.timeout, patience.attempts = settings.store_timeout, settings.store_attempts
                 match arguments:
                     case ["--check"]:
                         job.check(settings)

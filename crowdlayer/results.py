@@ -29,7 +29,10 @@ log = logging.getLogger(__name__)
 TOP_K_FROM = 8
 """From so many classes on the results hold the top-2 and top-5 figures."""
 LIBRARIES = ("torch", "torchvision", "accelerate", "boto3", "numpy", "pillow")
-NO_INFLUENCE = frozenset({"workdir", "log_format", "verbose", "num_workers", "max_cache", "predict", "predict_format"})
+NO_INFLUENCE = frozenset(
+    {"workdir", "log_format", "store_timeout", "store_attempts", "verbose", "num_workers", "max_cache"}
+    | {"predict", "predict_format"}
+)
 """Settings that change nothing in the results."""
 
 

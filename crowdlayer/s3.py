@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import logging
 import os
 import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -52,8 +54,23 @@ THREADS = 32
 """Requests at once: small objects wait for latency, not for bandwidth."""
 PART = 64 * 2**20
 """Bytes per part of an upload; a constant, so that the ETag of a multi-part upload can be foretold."""
-ATTEMPTS = 8
-"""How often a request, or the reading of an object, is tried; the waits between grow to 20 s, with jitter."""
+ETAG = re.compile('"?(?P<md5>[0-9a-f]{32})(?:-(?P<parts>[0-9]+))?"?')
+"""Of an object put at once, and of one put in parts."""
+PART_SIZES = tuple(n * 2**20 for n in (5, 8, 10, 15, 16, 20, 25, 32, 50, 64, 100, 128, 200, 256, 500, 512, 1024))
+"""Bytes per part that the usual tools upload with; an ETag does not tell them."""
+
+
+@dataclass
+class Patience:
+    """How long a store may take, and how often it is asked: the setting's, for the whole process."""
+
+    timeout: float = 60
+    """Seconds without a byte."""
+    attempts: int = 8
+    """How often a request, or the reading of an object, is tried; the waits between grow to 20 s, with jitter."""
+
+
+patience = Patience()
 
 
 class Bucket:
@@ -63,6 +80,7 @@ class Bucket:
         self.bucket = bucket
         self.prefix = f"{prefix}/" if prefix else ""
         self.location = f"s3://{bucket}/{prefix}".rstrip("/")
+        self._said = False
 
     @cached_property
     def client(self) -> S3Client:
@@ -75,7 +93,7 @@ class Bucket:
             def unless_said(option: str, value: str) -> str | None:
                 return None if option in said or f"AWS_{option.upper()}" in os.environ else value
 
-            attempts = None if "AWS_MAX_ATTEMPTS" in os.environ or "max_attempts" in said else ATTEMPTS
+            attempts = None if "AWS_MAX_ATTEMPTS" in os.environ or "max_attempts" in said else patience.attempts
             mode = unless_said("retry_mode", "standard")
             retries: dict[str, Any] = {} if mode is None else {"mode": mode}
             if attempts is not None:
@@ -83,8 +101,8 @@ class Bucket:
             config = Config(
                 signature_version="s3v4",
                 max_pool_connections=THREADS,
-                connect_timeout=10,
-                read_timeout=60,
+                connect_timeout=min(10, patience.timeout),
+                read_timeout=patience.timeout,
                 retries=retries or None,  # type: ignore[arg-type]
                 request_checksum_calculation=unless_said("request_checksum_calculation", "when_required"),  # type: ignore[arg-type]
                 response_checksum_validation=unless_said("response_checksum_validation", "when_required"),  # type: ignore[arg-type]
@@ -142,8 +160,9 @@ class Bucket:
     def download(self, stored: Stored, file: IO[bytes]) -> str:
         """Read the version that was listed, and no other, into `file`; returns the SHA-256.
 
-        The size is compared always, the store's checksum where it gives one, the MD5 where the ETag is one. An ETag
-        that only looks like an MD5 (encrypted objects) is outvoted by two readings that agree.
+        The size is compared always, the store's checksum where it gives one, the MD5 or the parts' MD5s where the ETag
+        is made of them. An ETag that only looks like that (encrypted objects, parts of an unknown size) is outvoted by
+        two readings that agree.
         """
         thing = one_line(f"{self.location}/{stored.name}")
         suspect: str | None = None
@@ -151,8 +170,12 @@ class Bucket:
             for attempt in _retrying():
                 with attempt:
                     for _ in range(2):
-                        sha256, md5 = self._read_whole(stored, file, thing)
-                        if not _is_md5(stored.etag) or stored.etag.strip('"') == md5 or sha256 == suspect:
+                        checked = self._read_whole(stored, file, thing)
+                        sha256 = _hashed(file, hashlib.sha256()).hexdigest()
+                        fits = checked or self._fits(stored, file)
+                        if fits is None:
+                            self._unverifiable(thing)
+                        if fits is not False or sha256 == suspect:
                             return sha256
                         suspect = sha256
                         _empty(file)
@@ -160,14 +183,46 @@ class Bucket:
                     raise StoreError(f"{thing}: must read the same twice where its MD5 is not its ETag, does not")
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    def _read_whole(self, stored: Stored, file: IO[bytes], thing: str) -> tuple[str, str]:
-        """One pass from where `file` ends; a body that broke goes on from there at the next attempt."""
+    def _fits(self, stored: Stored, file: IO[bytes]) -> bool | None:
+        """Whether `file` has the MD5, or the parts' MD5s, that its ETag is made of; None where it is made of none."""
+        form = ETAG.fullmatch(stored.etag)
+        if form is None:
+            return None
+        if form["parts"] is None:
+            return _hashed(file, _md5()).hexdigest() == form["md5"]
+        etag, count = stored.etag.strip('"'), int(form["parts"])
+        sizes = [size for size in (*PART_SIZES, stored.size) if size and -(-stored.size // size) == count]
+        return any(_etag_of_parts(file, size) == etag for size in itertools.chain(sizes, self._first_part(stored)))
+
+    def _first_part(self, stored: Stored) -> Iterator[int]:
+        """The size of the object's first part, where the store tells it; asked only when the usual ones do not fit."""
+        try:
+            head = self.client.head_object(
+                Bucket=self.bucket, Key=self.prefix + stored.name, IfMatch=stored.etag, PartNumber=1
+            )
+        except ClientError:
+            return
+        if head.get("PartsCount") and head["ContentLength"]:
+            yield head["ContentLength"]
+
+    def _unverifiable(self, thing: str) -> None:
+        if not self._said:
+            log.warning("%s: the store gives no digest of it and its like: only their sizes are compared", thing)
+        self._said = True
+
+    def _read_whole(self, stored: Stored, file: IO[bytes], thing: str) -> bool:
+        """One pass from where `file` ends; a body that broke goes on from there at the next attempt.
+
+        Returns whether a checksum of the store's has been compared: there is none for a part of an object.
+        """
+        checked = False
         offset = file.seek(0, os.SEEK_END)
         request: dict[str, Any] = {"Range": f"bytes={offset}-"} if offset else {"ChecksumMode": "ENABLED"}
         if offset < stored.size or not offset:
             answer = self.client.get_object(
                 Bucket=self.bucket, Key=self.prefix + stored.name, IfMatch=stored.etag, **request
             )
+            checked = any(name.startswith("Checksum") for name in answer) and answer.get("ChecksumType") != "COMPOSITE"
             try:
                 for chunk in answer["Body"].iter_chunks(CHUNK):
                     file.write(chunk)
@@ -179,12 +234,7 @@ class Bucket:
         if (size := file.tell()) != stored.size:
             _empty(file)
             raise StoreError(f"{thing}: must have the listed {stored.size} bytes, {size} came")
-        file.seek(0)
-        sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
-        while chunk := file.read(CHUNK):
-            sha256.update(chunk)
-            md5.update(chunk)
-        return sha256.hexdigest(), md5.hexdigest()
+        return checked
 
     def upload(self, source: Path, name: str) -> None:
         """Put an object and compare it with the source: by its ETag where that is an MD5, else by reading it back.
@@ -266,9 +316,33 @@ def _empty(file: IO[bytes]) -> None:
     file.truncate()
 
 
-def _is_md5(etag: str) -> bool:
-    """Whether it looks like one: an upload in parts has another, and so do some stores."""
-    return re.fullmatch('"?[0-9a-f]{32}"?', etag) is not None
+def _md5() -> hashlib._Hash:
+    return hashlib.md5(usedforsecurity=False)
+
+
+def _hashed(file: IO[bytes], digest: hashlib._Hash) -> hashlib._Hash:
+    file.seek(0)
+    while chunk := file.read(CHUNK):
+        digest.update(chunk)
+    return digest
+
+
+def _etag_of_parts(file: IO[bytes], size: int) -> str:
+    """S3's ETag of an upload by parts of `size` bytes: the MD5 of the parts' MD5s, and their number."""
+    file.seek(0)
+    parts = []
+    left, part = size, _md5()
+    while chunk := file.read(min(CHUNK, left)):
+        part.update(chunk)
+        left -= len(chunk)
+        if not left:
+            parts.append(part.digest())
+            left, part = size, _md5()
+    if left < size:
+        parts.append(part.digest())
+    joined = _md5()
+    joined.update(b"".join(parts))
+    return f"{joined.hexdigest()}-{len(parts)}"
 
 
 def _retrying() -> tenacity.Retrying:
@@ -276,18 +350,14 @@ def _retrying() -> tenacity.Retrying:
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(StoreError),
         wait=tenacity.wait_random_exponential(max=20),
-        stop=tenacity.stop_after_attempt(ATTEMPTS),
+        stop=tenacity.stop_after_attempt(patience.attempts),
         reraise=True,
     )
 
 
 def _expected_etag(source: Path) -> str:
-    """S3's ETag of an upload by parts of `PART`: the MD5, or the MD5 of the parts' MD5s and their number."""
-    digests = []
+    """S3's ETag of an upload of ours: the MD5, or that of parts of `PART` bytes."""
     with source.open("rb") as file:
-        while part := file.read(PART):
-            digests.append(hashlib.md5(part, usedforsecurity=False))
-    if source.stat().st_size < PART:
-        return digests[0].hexdigest() if digests else hashlib.md5(usedforsecurity=False).hexdigest()
-    joined = b"".join(digest.digest() for digest in digests)
-    return f"{hashlib.md5(joined, usedforsecurity=False).hexdigest()}-{len(digests)}"
+        if source.stat().st_size < PART:
+            return _hashed(file, _md5()).hexdigest()
+        return _etag_of_parts(file, PART)

@@ -275,6 +275,10 @@ class JobSettings(Group):
     """What `entrypoint.py predict` labels: a folder, an s3://bucket/prefix or one archive of images."""
     predict_format: Annotated[Literal["csv", "parquet"], Word] = "csv"
     """The format of the predictions; parquet is an extra."""
+    store_timeout: Annotated[float, Field(ge=1, le=3600), Unit("seconds")] = 60
+    """How long a store may be silent before a request has failed."""
+    store_attempts: Annotated[int, Field(ge=1, le=100)] = 8
+    """How often a request or the reading of an object is tried; for requests AWS_MAX_ATTEMPTS goes before."""
     log_format: Annotated[Literal["text", "json"], Word] = "text"
     """The form of the log's lines."""
 

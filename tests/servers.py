@@ -256,6 +256,17 @@ def flipped(position: int) -> Spoiler:
     return spoiler
 
 
+def bit_flipped(number: int) -> Spoiler:
+    """One bit of the body is another."""
+
+    def spoiler(answer: Answer) -> None:
+        body = bytearray(answer.body)
+        body[number // 8] ^= 1 << number % 8
+        answer.body = bytes(body)
+
+    return spoiler
+
+
 def refused(status: int, code: str, *, sts: bool = False) -> Spoiler:
     """An error of S3 or STS without a message, as Ceph gives them."""
 
