@@ -53,6 +53,10 @@ class WorkerModel(nn.Module, ABC):
     def scores(self, probabilities: Tensor, worker: Tensor) -> Tensor:
         """(answers, classes), to which a softmax gives h, for the answers' σ(z), (answers, classes)."""
 
+    def mixed(self, scores: Tensor, others: Tensor, weight: Tensor) -> Tensor:
+        """The scores under weight · own matrices + (1 − weight) · others', from those under each; weight (answers,)."""
+        return torch.lerp(others, scores, weight.to(scores.dtype).unsqueeze(1))
+
     @abstractmethod
     def matrices(self) -> Tensor:
         """The equivalent matrices, (n_workers, true, answered): P(answer | truth), or the scores of it."""
@@ -193,6 +197,9 @@ class Stochastic(WorkerModel):
         mixed = torch.bmm(probabilities.unsqueeze(1), self.weight[worker].softmax(2)).squeeze(1)
         return mixed.clamp_min(torch.finfo(mixed.dtype).tiny).log()
 
+    def mixed(self, scores: Tensor, others: Tensor, weight: Tensor) -> Tensor:
+        return super().mixed(scores.exp(), others.exp(), weight).clamp_min(torch.finfo(scores.dtype).tiny).log()
+
     def matrices(self) -> Tensor:
         return self.weight.softmax(2)
 
@@ -254,13 +261,19 @@ class CrowdLoss(nn.Module):
         super().__init__()
         self.reduction = reduction
 
-    def forward(self, scores: Tensor, label: Tensor, n_tasks: int, n_answers: int | None = None) -> Tensor:
+    def forward(
+        self, scores: Tensor, label: Tensor, n_tasks: int, n_answers: int | None = None, weight: Tensor | None = None
+    ) -> Tensor:
         """The loss of (answers, classes) scores and (answers,) labels in a batch of `n_tasks` and `n_answers`.
 
         Where several processes share a batch, the two are its counts, not the share's, and the losses add up.
-        Tasks without answers count in the mean over tasks; without any answer the loss is 0.
+        Tasks without answers count in the mean over tasks; without any answer the loss is 0. With `weight` (answers,)
+        an answer counts so much.
         """
-        total = F.cross_entropy(scores, label, reduction="sum")
+        if weight is None:
+            total = F.cross_entropy(scores, label, reduction="sum")
+        else:
+            total = F.cross_entropy(scores, label, reduction="none") @ weight.to(scores.dtype)
         return total / max(n_tasks if self.reduction == "task" else len(label) if n_answers is None else n_answers, 1)
 
 

@@ -42,7 +42,7 @@ def train(settings: Settings) -> str:
             _probe(output, settings.output_name, workdir)
         images, trainer = _ready(settings, inputs, workdir, phases)
         outcome = run(inputs.dataset, images, trainer, phases, workdir)
-        small_stem = has_small_stem(trainer.model.classifier)
+        small_stem = has_small_stem(trainer.classifier)
         provenance = Provenance(stored_settings, inputs.digest, devices(trainer.accelerator.device), small_stem)
         with tempfile.TemporaryDirectory(dir=workdir, prefix="out-") as folder:
             results = publish(output, Path(folder), settings.output_name, inputs.dataset, outcome, provenance, phases)

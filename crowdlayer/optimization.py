@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .crowd_layer import CrowdModel
 from .settings import TrainingSettings
@@ -47,3 +48,10 @@ def hold(module: nn.Module) -> None:
     """Let the next step of the optimiser leave the module as it is: without a gradient nothing moves, nor decays."""
     for parameter in module.parameters():
         parameter.grad = None
+
+
+def averaged(model: CrowdModel, decay: float) -> AveragedModel:
+    """A copy that follows the model: after each step decay · itself + (1 − decay) · the model, buffers too."""
+    follow = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    average = AveragedModel(model, multi_avg_fn=follow, use_buffers=True)
+    return average.requires_grad_(False)

@@ -156,7 +156,7 @@ class Crowdlayer:
     @property
     def model(self) -> nn.Module:
         """The classifier."""
-        return self._ready.model.classifier
+        return self._ready.classifier
 
     @property
     def criterion(self) -> CrowdLoss:

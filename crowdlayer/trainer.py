@@ -30,9 +30,10 @@ from .crowd_layer import CrowdLoss, CrowdModel
 from .devices import devices, synchronised
 from .errors import InterruptedRunError, SettingsError
 from .guard import Guard, fallback
-from .images import STREAM_DROPOUT, CrowdLoader, ImageLoader, Rows, stream_seed
+from .images import STREAM_DROPOUT, Batch, CrowdLoader, ImageLoader, Rows, stream_seed
 from .logs import duration, track
-from .optimization import hold, make_optimizer, make_scheduler
+from .mixup import mix
+from .optimization import averaged, hold, make_optimizer, make_scheduler
 from .processes import Processes
 from .regularizers import Regularizer
 from .settings import TrainingSettings
@@ -151,6 +152,7 @@ class Trainer:
         self.scheduler = make_scheduler(self.optimizer, settings)
         self.model: CrowdModel
         self.model, self.optimizer = self.accelerator.prepare(model, self.optimizer)
+        self.average = averaged(self._unwrapped(self.model), settings.ema) if settings.ema > 0 else None
 
     def fit(self) -> Best:
         """Train until N_EPOCHS are done, from wherever `progress` is, and return the best epoch.
@@ -206,11 +208,8 @@ class Trainer:
                 stream_seed(self.settings.seed, progress.epoch, STREAM_DROPOUT, progress.step, self.processes.index)
             )
             optimizer.zero_grad()
-            logits, scores = model(batch.images, batch.task, batch.worker)
+            logits, loss = self._loss(model, batch, criterion)
             self.guard.see(logits, batch.task, batch.label)
-            if self.plain:  # the crowd layer has no part in the loss, but DDP must find every weight in it
-                scores = logits[batch.task] + 0 * scores
-            loss = criterion(scores, batch.label, batch.n_tasks, batch.n_answers)
             objective = loss * self.processes.count  # of which DDP takes the mean
             if self.settings.scale > 0:
                 crowd_layer = self._unwrapped(model).crowd_layer
@@ -219,9 +218,31 @@ class Trainer:
             if self.plain or progress.epoch < self.settings.crowd_warmup:
                 hold(self._unwrapped(model).crowd_layer)
             optimizer.step()
+            if self.average is not None:
+                self.average.update_parameters(self._unwrapped(model))
             progress.total += loss.detach() * (batch.n_tasks if criterion.reduction == "task" else batch.n_answers)
             progress.step += 1
         return float(self.processes.gather(progress.total.view(1)).sum()) / len(loader.dataset)
+
+    def _loss(self, model: CrowdModel, batch: Batch, criterion: CrowdLoss) -> tuple[Tensor, Tensor]:
+        """The logits of a step and its loss, this process's part of it."""
+        if self.settings.mixup == 0:
+            logits, scores = model(batch.images, batch.task, batch.worker)
+            scores = self._below(logits, batch.task, scores)
+            return logits, criterion(scores, batch.label, batch.n_tasks, batch.n_answers)
+        mixed = mix(batch, self.settings.mixup)
+        task = mixed.task.repeat(2)
+        logits, scores = model(mixed.images, task, mixed.worker.flatten())
+        own, others = self._below(logits, task, scores).chunk(2)
+        if not self.plain:
+            own = self._unwrapped(model).crowd_layer.mixed(own, others, mixed.weight)
+        parts = zip(mixed.label, (mixed.weight, 1 - mixed.weight), strict=True)
+        losses = [criterion(own, label, batch.n_tasks, batch.n_answers, weight) for label, weight in parts]
+        return logits, losses[0] + losses[1]
+
+    def _below(self, logits: Tensor, task: Tensor, scores: Tensor) -> Tensor:
+        """The answers' scores, or without the crowd layer the logits: DDP must find every weight in the loss."""
+        return logits[task] + 0 * scores if self.plain else scores
 
     @torch.inference_mode()
     def predict(self, images: Rows) -> Tensor:
@@ -255,7 +276,7 @@ class Trainer:
             at_temperature = lambda temperature: metrics.cross_entropy(logits / temperature, labels)  # noqa: E731
         else:
             assert answers is not None
-            crowd_layer = copy.deepcopy(self._unwrapped(self.model).crowd_layer).cpu()
+            crowd_layer = copy.deepcopy(self._evaluated.crowd_layer).cpu()
             crowd_loss = CrowdLoss("task")
             task, worker, label = (torch.from_numpy(part) for part in (answers.task, answers.worker, answers.label))
             at_temperature = lambda temperature: float(  # noqa: E731
@@ -282,8 +303,13 @@ class Trainer:
 
     @property
     def classifier(self) -> nn.Module:
-        """The network below the crowd layer."""
-        return self._unwrapped(self.model).classifier
+        """The network below the crowd layer, as it is evaluated."""
+        return self._evaluated.classifier
+
+    @property
+    def _evaluated(self) -> CrowdModel:
+        """The model that predicts and is kept: with EMA the averaged one."""
+        return self._unwrapped(self.model if self.average is None else self.average.module)
 
     def _collapse(self, since: int | None) -> None:
         """Say so; with GUARD start again from the first weights, below matrices that the answers alone have given."""
@@ -310,7 +336,7 @@ class Trainer:
 
     def load(self, best: Best) -> None:
         """Put the weights of `best` back."""
-        model = self._unwrapped(self.model)
+        model = self._evaluated
         model.classifier.load_state_dict(best.classifier)
         model.crowd_layer.load_state_dict(best.crowd_layer)
 
@@ -350,6 +376,8 @@ class Trainer:
         """What has a state beside the progress, by its name in the checkpoint."""
         parts = {"model": self._unwrapped(self.model), "optimizer": self.optimizer, "scheduler": self.scheduler}
         parts["guard"] = self.guard
+        if self.average is not None:
+            parts["average"] = self.average
         return parts if self.accelerator.scaler is None else parts | {"scaler": self.accelerator.scaler}
 
     def _stop_if_asked(self) -> None:
@@ -362,7 +390,7 @@ class Trainer:
         return unwrapped
 
     def _keep(self, epoch: int, score: float, figures: dict[str, float]) -> Best:
-        model = self._unwrapped(self.model)
+        model = self._evaluated
         classifier, crowd_layer = (on_cpu(part.state_dict()) for part in (model.classifier, model.crowd_layer))
         confusion = model.confusion.detach().float().cpu().clone()
         return Best(epoch, score, classifier, crowd_layer, confusion, figures)

@@ -16,7 +16,9 @@ FLOORS = [
     {"label_studio", "trackers"},
     {"convert"},
     {"classes", "s3", "archive", "crowd_layer", "metrics", "classifier", "images", "decoding", "devices"},
-    {"aggregation", "guard", "regularizers", "dataset", "storage", "optimization", "deploy", "quality"},
+    {
+        "aggregation", "guard", "mixup", "regularizers", "dataset", "storage", "optimization", "deploy", "quality",
+    },
     {"sync", "trainer", "export", "predictor", "inference"},
     {"features"},
     {"advice"},

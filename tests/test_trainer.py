@@ -20,7 +20,7 @@ from crowdlayer.images import CrowdLoader, normalise
 from crowdlayer.optimization import make_optimizer, make_scheduler
 from crowdlayer.processes import Processes
 from crowdlayer.settings import TrainingSettings
-from crowdlayer.trainer import Best, Trainer, Validation, Watch
+from crowdlayer.trainer import Best, Progress, Trainer, Validation, Watch
 
 CPU = torch.device("cpu")
 N_CLASSES = 3
@@ -158,6 +158,28 @@ def test_every_worker_model_trains_is_chosen_and_comes_back(crowd_layer: str) ->
         assert not torch.equal(best.confusion, WORKER_MODELS[crowd_layer](4, N_CLASSES).matrices())
         trainer.load(best)
         assert torch.equal(trainer.model.confusion, best.confusion)
+
+
+@pytest.mark.parametrize("crowd_layer", ["matrix", "stochastic"])
+def test_it_learns_from_mixed_answers(crowd_layer: str) -> None:
+    trainer = make(n=90, n_epochs=10, mixup=0.5, crowd_layer=crowd_layer)
+    trainer.load(trainer.fit())
+    images, labels = coloured(30, seed=5)
+    assert (trainer.predict(images).argmax(1) == labels).float().mean() > 0.9
+
+
+def test_the_average_of_the_weights_is_what_is_evaluated_and_kept() -> None:
+    """An average that hardly moves stays where the first step came to; the last weights do not."""
+    trainer = make(n_epochs=4, ema=0.99999, select_by="last", mixed_precision="bf16", batch_size=33)
+    images = coloured(5)[0]
+    trainer.train_epoch(trainer.model, trainer.train, trainer.criterion, trainer.optimizer, Progress())
+    after_one_step = trainer.predict(images)
+    best = trainer.fit()
+    torch.testing.assert_close(trainer.predict(images), after_one_step, rtol=0, atol=0.02)
+    last = trainer.model.classifier.get_parameter("fc.weight")
+    assert (last - best.classifier["fc.weight"]).abs().max() > 0.02
+    trainer.load(best)
+    torch.testing.assert_close(trainer.predict(images), after_one_step, rtol=0, atol=0.02)
 
 
 def test_the_crowd_has_a_learning_rate_of_its_own() -> None:
@@ -310,6 +332,8 @@ class StopAt(Watch):
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(optimizer: str, number: int) -> None:
     """In the first step, within an epoch, in the evaluation, right after an epoch, in a later one."""
     options: dict[str, Any] = {"optimizer": optimizer, "lr": 0.01, "dropout": 0.3, "scheduler": "cosine"}
+    if number % 2:
+        options |= {"mixup": 0.5, "ema": 0.9, "crowd_layer": "stochastic", "crowd_warmup": 1}
     whole = make(**options)
     expected = whole.fit()
     stopped = make(**options)
