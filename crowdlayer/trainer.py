@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 from . import metrics
 from .aggregation import started
 from .answers import Answers, Ints
-from .crowd_layer import CrowdLoss, CrowdModel
+from .crowd_layer import CrowdLoss, CrowdModel, WorkerModel
 from .devices import devices, synchronised
 from .errors import InterruptedRunError, SettingsError
 from .guard import Guard, fallback
@@ -276,7 +276,7 @@ class Trainer:
             at_temperature = lambda temperature: metrics.cross_entropy(logits / temperature, labels)  # noqa: E731
         else:
             assert answers is not None
-            crowd_layer = copy.deepcopy(self._evaluated.crowd_layer).cpu()
+            crowd_layer = copy.deepcopy(self.crowd_layer).cpu()
             crowd_loss = CrowdLoss("task")
             task, worker, label = (torch.from_numpy(part) for part in (answers.task, answers.worker, answers.label))
             at_temperature = lambda temperature: float(  # noqa: E731
@@ -305,6 +305,11 @@ class Trainer:
     def classifier(self) -> nn.Module:
         """The network below the crowd layer, as it is evaluated."""
         return self._evaluated.classifier
+
+    @property
+    def crowd_layer(self) -> WorkerModel:
+        """The worker model, as it is evaluated."""
+        return self._evaluated.crowd_layer
 
     @property
     def _evaluated(self) -> CrowdModel:

@@ -12,6 +12,7 @@ over pairs) are somewhat narrow.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import time
 from collections import defaultdict
@@ -80,6 +81,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "stochastic ds warmup": STOCHASTIC | DS | {"crowd_warmup": 10},
     "stochastic ds lr*10": STOCHASTIC | DS | {"lr_crowd": 0.03},
     "stochastic ds lr/10": STOCHASTIC | DS | {"lr_crowd": 0.0003},
+    "stochastic ds lr*10 mixup": STOCHASTIC | DS | {"lr_crowd": 0.03, "mixup": 0.5},
+    "stochastic ds lr*10 ema": STOCHASTIC | DS | {"lr_crowd": 0.03, "ema": 0.97},
+    "majority mixup": {"labels": "majority", "mixup": 0.5},
+    "majority ema": {"labels": "majority", "ema": 0.97},
+    "matrix mixup": {"mixup": 0.5},
+    "matrix ema": {"ema": 0.97},
     "matrix lr*10": {"lr_crowd": 0.03},
     "matrix lr/10": {"lr_crowd": 0.0003},
     "matrix identity": {"regularizer": "identity", "scale": 1e-3},
@@ -167,7 +174,7 @@ def one_run(part: Share, size: int, options: dict[str, Any], model: str, seed: i
         trainer.scheduler.step()
         test, val, held = (trainer.predict(images) for images in (part.test, part.val, part.held))
         with torch.no_grad():
-            crowd_layer = trainer.model.crowd_layer.cpu()
+            crowd_layer = copy.deepcopy(trainer.crowd_layer).cpu()
 
             def by_labels(temperature: float, val: Tensor = val) -> float:
                 return metrics.cross_entropy(val / temperature, part.val_labels)
@@ -187,7 +194,6 @@ def one_run(part: Share, size: int, options: dict[str, Any], model: str, seed: i
                 "held_calibrated": metrics.calibrated(by_answers, steps=15),
                 "held_agreement": metrics.accuracy(held.argmax(1)[task], label),
             }
-        trainer.model.crowd_layer.to(trainer.accelerator.device)
         for name, figure in figures.items():
             seen[name].append(round(figure, 5))
     return dict(seen)
