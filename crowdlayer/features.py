@@ -24,11 +24,14 @@ log = logging.getLogger(__name__)
 def on_features(trainer: Trainer, folder: Path | None) -> Iterator[None]:
     """Meanwhile the trainer sees features for images, and its classifier is the head alone.
 
-    Only where these never change: a frozen network without augmentation, whose last layer is its head. The weights
-    keep their names, so a checkpoint is the same with and without. The arrays lie in nameless files of `folder`.
+    Only where these never change: a frozen network without augmentation and mixup, whose last layer is its head, and of
+    which EMA keeps no second. The weights keep their names, so a checkpoint is the same with and without. The arrays
+    lie in nameless files of `folder`.
     """
     loader, validation, classifier = trainer.train, trainer.validation, trainer.classifier
-    if not trainer.settings.freeze or loader.augmented or not _ends_with_head(trainer):
+    settings = trainer.settings
+    changing = not settings.freeze or loader.augmented or settings.mixup > 0 or settings.ema > 0
+    if changing or not _ends_with_head(trainer):
         yield
         return
     images = loader.dataset

@@ -38,7 +38,7 @@ def mix(batch: Batch, alpha: float) -> Mixed:
     share = Beta(torch.tensor(alpha), torch.tensor(alpha)).sample((n,)).to(device)
     other = torch.randperm(n).to(device)
     draw = torch.rand(len(batch.task)).to(device)
-    images = torch.lerp(batch.images[other], batch.images, share.view(-1, *(1 for _ in batch.images.shape[1:])).to(batch.images.dtype))
+    images = torch.lerp(batch.images[other], batch.images, share.view(-1, 1, 1, 1).to(batch.images.dtype))
 
     count = torch.zeros(n, dtype=torch.int64, device=device).index_add_(0, batch.task, torch.ones_like(batch.task))
     theirs = other[batch.task]

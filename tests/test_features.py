@@ -43,6 +43,12 @@ def test_it_learns_what_it_learns_from_images(with_truth: bool) -> None:
         torch.testing.assert_close(ours.classifier[name], tensor, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("mixup", "ema"), [(0.5, 0.0), (0.0, 0.5)])
+def test_mixed_images_and_averaged_weights_take_the_long_way(mixup: float, ema: float) -> None:
+    ours, theirs = fit(make(freeze=True, mixup=mixup, ema=ema)), make(freeze=True, mixup=mixup, ema=ema).fit()
+    assert torch.equal(ours.confusion, theirs.confusion)
+
+
 def test_afterwards_the_classifier_takes_images_again() -> None:
     trainer = make(freeze=True)
     images = trainer.train.dataset
