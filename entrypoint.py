@@ -7,8 +7,8 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from types import FrameType
 
+from crowdlayer import interruption
 from crowdlayer.errors import CrowdlayerError, DeviceMemoryError, InterruptedRunError, SettingsError, one_line
 
 TERMINATION_LOG = Path("/dev/termination-log")
@@ -18,15 +18,6 @@ USAGE = """Usage: python entrypoint.py [predict | --check | --help | --version]
 Trains an image classifier on the answers of a crowd; predict: labels the images of CROWDLAYER_PREDICT with it.
 Configured by environment variables:
 """
-
-
-def interrupt(number: int, frame: FrameType | None) -> None:
-    """Leave by an exception, so that everything is tidied up on the way out."""
-    from crowdlayer.errors import InterruptedRunError
-
-    for again in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(again, signal.SIG_IGN)  # once is enough, and the way out must not be interrupted
-    raise InterruptedRunError(f"{signal.Signals(number).name}: the run was interrupted, its results are not there")
 
 
 def usage() -> str:
@@ -42,8 +33,7 @@ def usage() -> str:
 
 def main(arguments: list[str]) -> int:
     """Run; returns the exit code."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, interrupt)  # before the imports: PID 1 has no default action that would end it
+    interruption.listen(failed)
     try:
         match arguments:
             case ["--help"] | ["-h"]:
@@ -58,6 +48,7 @@ def main(arguments: list[str]) -> int:
                 from crowdlayer.settings import load_settings
 
                 settings = load_settings()
+                interruption.set_grace(settings.grace)
                 logs.start(settings.log_format)
                 from crowdlayer import job, predict
                 from crowdlayer.s3 import patience
@@ -69,7 +60,8 @@ def main(arguments: list[str]) -> int:
                     case ["predict"]:
                         print(predict.predict(settings), flush=True)
                     case _:
-                        print(job.train(settings), flush=True)
+                        if location := job.train(settings):
+                            print(location, flush=True)
             case _:
                 raise SettingsError(
                     f"arguments: must be predict, --check, --help, --version or none, got {' '.join(arguments)}"
@@ -98,5 +90,5 @@ def failed(line: str, code: int) -> int:
 
 if __name__ == "__main__":
     code = main(sys.argv[1:])
-    if code:
-        os._exit(code)  # threads that still wait for a store must not keep a job that has failed
+    sys.stdout.flush()
+    os._exit(code)  # neither threads that wait for a store nor torch's teardown may keep a job that has ended

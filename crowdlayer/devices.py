@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -76,9 +77,23 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
     return accelerator
 
 
-def devices(device: torch.device) -> list[str]:
-    """The device trained on, with its name."""
-    return [f"{device} {torch.cuda.get_device_name(device)}" if device.type == "cuda" else str(device)]
+def device_name(device: torch.device) -> str:
+    """The device trained on, with its make."""
+    return f"{device} {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
+
+
+def processes_here(wanted: int | Literal["auto"]) -> int:
+    """How many training processes N_PROCESSES asks for on this node; counting does not wake the GPUs.
+
+    Raises:
+        SettingsError: more than there are GPUs, where there is one.
+    """
+    gpus = torch.cuda.device_count()
+    if wanted == "auto":
+        return max(gpus, 1)
+    if 0 < gpus < wanted:
+        raise SettingsError(f"N_PROCESSES: must be at most {gpus}, the number of visible GPUs, got {wanted}")
+    return wanted
 
 
 def synchronised(classifier: nn.Module, settings: TrainingSettings) -> nn.Module:

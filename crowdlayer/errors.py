@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import ClassVar
 
 SHOWN = 20
 """How many complaints of one kind are shown in full; the rest are counted."""
@@ -13,7 +12,15 @@ SHOWN = 20
 class CrowdlayerError(Exception):
     """Base of every error this package raises on purpose; its text is one line for the user."""
 
-    exit_code: ClassVar[int] = 70
+    exit_code: int = 70
+
+
+class EndedError(CrowdlayerError):
+    """A training process has failed, with an exit code of its own."""
+
+    def __init__(self, line: str, exit_code: int) -> None:
+        super().__init__(line)
+        self.exit_code = exit_code
 
 
 class DataError(CrowdlayerError):
@@ -45,7 +52,7 @@ class PeerError(StoreError):
 class InterruptedRunError(KeyboardInterrupt):
     """A signal asked the run to stop. Not an Exception: botocore would take it for a failed request, and try again."""
 
-    exit_code: ClassVar[int] = 75
+    exit_code: int = 75
 
 
 class AccessError(CrowdlayerError):

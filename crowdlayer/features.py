@@ -51,6 +51,7 @@ def features(trainer: Trainer, images: Rows, folder: Path | None) -> Tensor:
     """(images, …) float32: the input of the head for (images, size, size, 3) uint8; the same bits on all processes."""
     found: Tensor | None = None
     for rows in torch.split(torch.arange(len(images)), EVALUATION_BATCHES * trainer.settings.batch_size):
+        trainer.stop_if_asked()
         given = trainer.processes.gather(_head_input(trainer, images[trainer.processes.mine(rows)])[0])
         if found is None:
             shape = (len(images), *given.shape[1:])

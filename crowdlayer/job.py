@@ -5,67 +5,181 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from .classifier import has_small_stem
+from . import logs
+from .checkpoint import Checkpoints, Found, Identity, Spool, Uploads
 from .dataset import Dataset, belongs, read_dataset
-from .devices import devices
-from .experiment import Images, Phases, check_possible, load_images, log_dataset, make_trainer, run
+from .devices import device_name, processes_here
+from .errors import InterruptedRunError, SettingsError
+from .experiment import Phases, check_possible, load_images, log_dataset, make_trainer
 from .files import disk_errors, working_folder
+from .launch import Launch, hosts_the_store, recognise
+from .processes import lost_peers, meet
 from .results import Provenance, done_before, headline, publish, results_name
 from .settings import Settings
 from .storage import Place, place
+from .supervisor import supervise
 from .sync import Synced, digest_of, fetch, must_be_there, must_stay_apart, sync
-from .trainer import Trainer
+from .training import Plan, Trained
+from .training import train as train_here
 
 log = logging.getLogger(__name__)
 
 
 def train(settings: Settings) -> str:
-    """Do the job; returns the location of the results."""
+    """Do the job; returns the location of the results, and nothing on nodes and processes that do not put them."""
+    launch = recognise()
+    if not launch.leads:
+        _follow(settings, launch)
+        return ""
     phases = Phases()
     output = place(settings.output_location)
     location = f"{output.location}/{results_name(settings.output_name)}"
     must_be_there(settings.tasks)
     must_stay_apart(settings.tasks, {"OUTPUT": settings.output, "WORKDIR": settings.workdir}, belongs)
     check_possible(settings, settings.export)
-    with working_folder(settings.workdir) as workdir:
+    n_here = _processes_here(settings, launch)
+    with working_folder(settings.workdir) as workdir, _run_folder(workdir) as folder:
         fresh = output.find(results_name(settings.output_name)) is None
-        if fresh:  # where results are, a run could write, and this one may have nothing to do
+        if fresh and launch.publishes:  # where results are, a run could write, and this one may have nothing to do
             _probe(output, settings.output_name, workdir)
         inputs = _inputs(settings, workdir, phases)
-        stored_settings = settings.model_dump(mode="json")
-        if done_before(output, settings.output_name, stored_settings, inputs.digest):
+        identity = Identity(settings.model_dump(mode="json"), inputs.digest)
+        checkpoints = Checkpoints(output, settings.output_name)
+        if done_before(output, settings.output_name, identity.settings, inputs.digest):
             log.info("this very run was already done: nothing to do")
+            if launch.publishes:
+                checkpoints.remove()
             return location
-        if not fresh:
+        if not fresh and launch.publishes:
             _probe(output, settings.output_name, workdir)
-        images, trainer = _ready(settings, inputs, workdir, phases)
-        outcome = run(inputs.dataset, images, trainer, phases, workdir)
-        small_stem = has_small_stem(trainer.classifier)
-        provenance = Provenance(stored_settings, inputs.digest, devices(trainer.accelerator.device), small_stem)
-        with tempfile.TemporaryDirectory(dir=workdir, prefix="out-") as folder:
-            results = publish(output, Path(folder), settings.output_name, inputs.dataset, outcome, provenance, phases)
-        seconds = "  ".join(f"{phase} {spent:.1f} s" for phase, spent in phases.seconds.items())
-        log.info(headline(results), extra={"seconds": phases.seconds})
-        log.info("results at %s  (%s)", location, seconds)
+        found = checkpoints.find(identity, settings.resume, folder) if launch.publishes else Found()
+        spool = Spool(folder / "spool", identity, found.number)
+        synced = inputs.synced
+        plan = Plan(
+            settings, inputs.dataset, synced.root, synced.digests, inputs.pretrained, workdir, spool, found.parts
+        )
+        background = settings.checkpoint_every > 0
+        with Uploads(spool.folder, checkpoints, background) if launch.publishes else nullcontext() as uploads:
+            try:
+                trained = _train(plan, folder, launch, n_here, phases)
+                if uploads is None:
+                    return ""
+                _publish(trained, output, identity, folder, phases)
+            except InterruptedRunError as error:
+                saved = uploads.finish() if uploads is not None else None
+                if saved is None:
+                    raise
+                where = f"{output.location}/{checkpoints.prefix}/{saved}"
+                raise InterruptedRunError(f"{error}; the checkpoint is at {where}") from None
+        checkpoints.remove()
     return location
+
+
+def _processes_here(settings: Settings, launch: Launch) -> int:
+    """How many training processes are to be started on this node."""
+    if launch.peers is None:
+        return processes_here(settings.n_processes)
+    if settings.n_processes not in ("auto", 1):
+        raise SettingsError(
+            f"N_PROCESSES: must be auto or 1 where {launch.platform} has started {launch.peers.world} processes, "
+            f"got {settings.n_processes}"
+        )
+    return 1
+
+
+def _train(plan: Plan, folder: Path, launch: Launch, n_here: int, phases: Phases) -> Trained:
+    """Train in this very process; or, when there are more, in processes of their own."""
+    timeout = plan.settings.timeout
+    if n_here * launch.n_nodes == 1 and launch.peers is None:
+        return train_here(plan, phases)
+    with phases("decode"):
+        plan.images()
+    if launch.peers is not None:
+        store = meet(launch.address, launch.port or 0, timeout, hosts_the_store(launch))
+        plan.write(folder)
+        store.set(_plan_of(launch), str(folder))
+        return train_here(plan, phases, store, launch.peers)
+    plan.write(folder)
+    log.info("%s: %d training processes here", launch, n_here)
+    port = launch.port or 0
+    if launch.node == 0:
+        store = meet("0.0.0.0", port, timeout, host=True)  # noqa: S104  the others' way in
+        port = store.port
+    with phases("processes"):
+        supervise("process", folder, n_here, launch, port)
+    return Trained.read(folder)
+
+
+def _follow(settings: Settings, launch: Launch) -> None:
+    """Train by the plan of this node's first process, which has synced the data."""
+    assert launch.peers is not None
+    logs.only_errors()  # the first says it for all
+    store = meet(launch.address, launch.port or 0, settings.timeout)
+    with lost_peers():
+        folder = Path(store.get(_plan_of(launch)).decode())
+    train_here(Plan.read(folder), Phases(), store, launch.peers)
+
+
+def _plan_of(launch: Launch) -> str:
+    return f"crowdlayer/plan/{launch.node}"
+
+
+def _publish(trained: Trained, output: Place, identity: Identity, folder: Path, phases: Phases) -> None:
+    """Put the results, and say what they are."""
+    name = identity.settings["output_name"]
+    phases.seconds |= trained.seconds
+    provenance = Provenance(identity.settings, identity.data_digest, trained.devices, trained.small_stem)
+    with tempfile.TemporaryDirectory(dir=folder) as staged:
+        results = publish(output, Path(staged), name, trained.dataset, trained.outcome, provenance, phases)
+    seconds = "  ".join(f"{phase} {spent:.1f} s" for phase, spent in phases.seconds.items())
+    log.info(headline(results), extra={"seconds": phases.seconds})
+    log.info("results at %s/%s  (%s)", output.location, results_name(name), seconds)
+
+
+@contextmanager
+def _run_folder(workdir: Path) -> Iterator[Path]:
+    """A folder of this run alone, for its user alone; what a killed one has left is removed."""
+    folder = workdir / "run"
+    with disk_errors(str(workdir)):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700)
+        (folder / "spool").mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def check(settings: Settings) -> None:
     """Everything but train: read, reach, sync, decode, build, and say what was found."""
+    launch = recognise()
     phases = Phases()
     output = place(settings.output_location)
     must_be_there(settings.tasks)
     must_stay_apart(settings.tasks, {"OUTPUT": settings.output, "WORKDIR": settings.workdir}, belongs)
     check_possible(settings, settings.export)
+    log.info("launch: %s; %d training processes here", launch, _processes_here(settings, launch))
     with working_folder(settings.workdir) as workdir:
         _probe(output, settings.output_name, workdir)
         log.info("output: %s can be written", output.location)
         inputs = _inputs(settings, workdir, phases)
-        _, trainer = _ready(settings, inputs, workdir, phases)
+        with phases("decode"):
+            dataset, images = load_images(
+                inputs.dataset,
+                inputs.synced.root,
+                settings,
+                settings.max_bad_images,
+                workdir,
+                inputs.synced.digests,
+            )
+        with phases("build"):
+            trainer = make_trainer(dataset, images, settings, inputs.pretrained)
         free = shutil.disk_usage(workdir).free
-        log.info("devices: %s; %.1f GB of disk free", ", ".join(devices(trainer.accelerator.device)), free / 1e9)
+        log.info("devices: %s; %.1f GB of disk free", device_name(trainer.accelerator.device), free / 1e9)
         weights = sum(p.numel() for p in trainer.model.parameters())
         log.info("model: %s, %.1f million weights; %d steps per epoch, %d epochs",
                  settings.model, weights / 1e6, len(trainer.train), settings.n_epochs)  # fmt: skip
@@ -106,16 +220,6 @@ def _inputs(settings: Settings, workdir: Path, phases: Phases) -> _Inputs:
         log_dataset(dataset)
     pretrained = files.get("PRETRAINED", settings.pretrained is True)
     return _Inputs(synced, dataset, pretrained, digest_of(digests))
-
-
-def _ready(settings: Settings, inputs: _Inputs, workdir: Path, phases: Phases) -> tuple[Images, Trainer]:
-    with phases("decode"):
-        inputs.dataset, images = load_images(
-            inputs.dataset, inputs.synced.root, settings, settings.max_bad_images, workdir, inputs.synced.digests
-        )
-    with phases("build"):
-        trainer = make_trainer(inputs.dataset, images, settings, inputs.pretrained)
-    return images, trainer
 
 
 def _probe(output: Place, output_name: str, workdir: Path) -> None:

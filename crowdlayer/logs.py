@@ -54,6 +54,12 @@ def start(log_format: Literal["text", "json"]) -> None:
     logging.captureWarnings(True)
 
 
+def only_errors() -> None:
+    """Say nothing of less weight from now on, in a process that is one of several."""
+    for name in ("", "crowdlayer"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 @contextmanager
 def shown(verbose: bool) -> Iterator[logging.Logger]:
     """Show this package's log on standard error for a while, unless the program has set up logging itself."""

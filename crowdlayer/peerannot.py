@@ -14,7 +14,7 @@ from . import logs
 from .classifier import has_small_stem
 from .crowd_layer import CrowdLoss, CrowdModel
 from .dataset import ANSWERS, belongs, read_dataset
-from .devices import devices
+from .devices import device_name
 from .errors import SettingsError, listed
 from .experiment import Phases, load_images, log_dataset, make_trainer, run
 from .images import CrowdLoader, ImageLoader, Rows
@@ -217,7 +217,7 @@ class Crowdlayer:
             provenance = Provenance(
                 settings | {"output_name": self.output_name},
                 self._digest,
-                devices(trainer.accelerator.device),
+                [device_name(trainer.accelerator.device)],
                 has_small_stem(self.model),
             )
             results = publish(place, Path(folder), self.output_name, self._dataset, outcome, provenance, self._phases)

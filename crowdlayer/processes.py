@@ -1,6 +1,6 @@
 """The processes of a run, and what they tell each other.
 
-Every method of `Processes` but the two of `mine` is collective: all processes call it, in the same order. What is said
+Every method of `Processes` but `mine` is collective: all processes call it, in the same order. What is said
 goes over the CPU (gloo), also beside GPUs: no question of this kind makes a process wait for its device.
 """
 
@@ -14,12 +14,28 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]  # torch does not list them
 
 from .errors import PeerError, one_line
 
 
-def join(timeout: float) -> Processes:
-    """Meet the others that torch's variables (RANK, WORLD_SIZE, MASTER_ADDR …) tell of.
+def meet(address: str, port: int, timeout: float, host: bool = False) -> TCPStore:
+    """The store at which the processes of a run meet, before they are a group.
+
+    Args:
+        port: 0 for any that is free; `store.port` tells.
+        timeout: seconds to wait for it, and for what others put there.
+        host: whether it is this process's.
+
+    Raises:
+        PeerError: it does not answer, or the port is not free.
+    """
+    with lost_peers():
+        return TCPStore(address, port, is_master=host, wait_for_workers=False, timeout=timedelta(seconds=timeout))
+
+
+def join(store: Store, index: int, count: int, timeout: float) -> Processes:
+    """Become a group with the others that meet at `store`.
 
     Args:
         timeout: seconds to wait for the others, now and whenever they shall say something.
@@ -29,7 +45,7 @@ def join(timeout: float) -> Processes:
     """
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     with lost_peers():
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        dist.init_process_group(backend, store=store, rank=index, world_size=count, timeout=timedelta(seconds=timeout))
     return Processes.joined()
 
 
@@ -90,3 +106,25 @@ class Processes:
         if self.count > 1:
             for buffer in module.buffers():
                 dist.broadcast(buffer, 0)
+
+    def share(self, data: bytes) -> bytes:
+        """The first process's bytes, on all."""
+        if self.count == 1:
+            return data
+        size = torch.tensor(len(data))
+        dist.broadcast(size, 0)
+        if not size:
+            return b""
+        shared = torch.empty(int(size), dtype=torch.uint8)
+        if self.index == 0:
+            shared.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        dist.broadcast(shared, 0)
+        return shared.numpy().tobytes()
+
+    def gather_texts(self, text: str) -> list[str]:
+        """What each process says, in their order."""
+        if self.count == 1:
+            return [text]
+        texts = [""] * self.count
+        dist.all_gather_object(texts, text)
+        return texts

@@ -21,6 +21,7 @@ from .experiment import Outcome, Phases
 from .export import export
 from .files import disk_errors, file_digest
 from .inference import calibration, crowd_figures
+from .settings import influential
 from .storage import Place
 from .tables import worker_columns, write_confusion, write_labels, write_workers
 
@@ -29,11 +30,6 @@ log = logging.getLogger(__name__)
 TOP_K_FROM = 8
 """From so many classes on the results hold the top-2 and top-5 figures."""
 LIBRARIES = ("torch", "torchvision", "accelerate", "boto3", "numpy", "pillow")
-NO_INFLUENCE = frozenset(
-    {"workdir", "log_format", "store_timeout", "store_attempts", "verbose", "num_workers", "max_cache"}
-    | {"predict", "predict_format"}
-)
-"""Settings that change nothing in the results."""
 
 
 @dataclass(frozen=True)
@@ -187,14 +183,10 @@ def done_before(place: Place, output_name: str, settings: dict[str, Any], data_d
         return False
     try:
         job = json.loads(raw)["job"]
-        same = _influential(job["settings"]) == _influential(settings) and job["data_digest"] == data_digest
+        same = influential(job["settings"]) == influential(settings) and job["data_digest"] == data_digest
         return same and all(place.find(name) is not None for name in job["files"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # peerannot's, or somebody else's
         return False
-
-
-def _influential(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name not in NO_INFLUENCE}
 
 
 def headline(results: dict[str, Any]) -> str:

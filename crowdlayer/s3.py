@@ -127,8 +127,15 @@ class Bucket:
         Raises:
             SettingsError: no such bucket.
         """
+        return self._listing(self.prefix)
+
+    def below(self, folder: str) -> list[Stored]:
+        """The objects below a folder of the prefix."""
+        return self._listing(f"{self.prefix}{folder}/")
+
+    def _listing(self, prefix: str) -> list[Stored]:
         with self._translated(self.location):
-            pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix)
+            pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
             return [
                 Stored(item["Key"].removeprefix(self.prefix), item["Size"], item["ETag"])
                 for page in pages
@@ -262,6 +269,9 @@ class Bucket:
     def delete(self, name: str) -> None:
         with self._translated(f"{self.location}/{name}"):
             self.client.delete_object(Bucket=self.bucket, Key=self.prefix + name)
+
+    def prune(self, folder: str) -> None:
+        """A bucket has no folders to be empty."""
 
     @contextmanager
     def _translated(self, thing: str, otherwise: type[CrowdlayerError] = StoreError) -> Iterator[None]:

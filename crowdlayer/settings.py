@@ -11,7 +11,7 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -283,6 +283,16 @@ class JobSettings(Group):
     """How long a store may be silent before a request has failed."""
     store_attempts: Annotated[int, Field(ge=1, le=100)] = 8
     """How often a request or the reading of an object is tried; for requests AWS_MAX_ATTEMPTS goes before."""
+    n_processes: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], Word] = "auto"
+    """Training processes on this node; auto: one per GPU, or one."""
+    checkpoint_every: Annotated[int, Field(ge=0), Unit("epochs")] = 1
+    """Epochs between checkpoints put to OUTPUT; 0: only when interrupted."""
+    resume: Annotated[Literal["auto", "never", "must"], Word] = "auto"
+    """Go on from the newest whole checkpoint in OUTPUT: where there is one, never, or only so."""
+    grace: Annotated[float, Finite, Field(gt=0), Unit("seconds")] = 25.0
+    """From a signal to the end of the job, checkpoint put; some seconds less than the platform gives."""
+    timeout: Annotated[float, Finite, Field(gt=0), Unit("seconds")] = 1800.0
+    """How long a process waits for another, and how long it may go without progress, before it ends with its stacks."""
     log_format: Annotated[Literal["text", "json"], Word] = "text"
     """The form of the log's lines."""
 
@@ -348,6 +358,18 @@ def quoted(value: object, longest: int = 200) -> str:
         value = re.sub(r"([?#]).*", r"\1***", re.sub(r"://.*@", "://***@", value, flags=re.DOTALL), flags=re.DOTALL)
     text = repr(value)
     return text if len(text) <= longest else f"{text[:longest]}…"
+
+
+NO_INFLUENCE = frozenset(
+    {"workdir", "log_format", "store_timeout", "store_attempts", "verbose", "num_workers", "max_cache"}
+    | {"predict", "predict_format", "n_processes", "checkpoint_every", "resume", "grace", "timeout"}
+)
+"""Settings that change nothing in the results."""
+
+
+def influential(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that make a run what it is."""
+    return {name: value for name, value in settings.items() if name not in NO_INFLUENCE}
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,13 @@ class Place(Protocol):
     location: str
 
     def listing(self) -> list[Stored]: ...
+    def below(self, folder: str) -> list[Stored]: ...
     def find(self, name: str) -> Stored | None: ...
     def read(self, name: str) -> bytes | None: ...
     def download(self, stored: Stored, file: IO[bytes]) -> str: ...
     def upload(self, source: Path, name: str) -> None: ...
     def delete(self, name: str) -> None: ...
+    def prune(self, folder: str) -> None: ...
 
 
 def place(location: str) -> Place:
@@ -54,6 +56,12 @@ class Folder:
             if not self.path.is_dir():
                 raise SettingsError(f"{self.location}: must be a folder, an s3:// URI or an archive; there is none")
             return list(self._below(self.path, "", frozenset()))
+
+    def below(self, folder: str) -> list[Stored]:
+        """The files below a folder of this one; none where there is no such folder."""
+        with disk_errors(f"{self.location}/{folder}"):
+            path = self.path / folder
+            return list(self._below(path, f"{folder}/", frozenset())) if path.is_dir() else []
 
     def _below(self, folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[Stored]:
         status = folder.stat()
@@ -126,3 +134,12 @@ class Folder:
             except OSError:  # not empty
                 return
             self._made.pop()
+
+    def prune(self, folder: str) -> None:
+        """Remove a folder of this one, and those above it, that are empty."""
+        while folder:
+            try:
+                (self.path / folder).rmdir()
+            except OSError:  # not empty, or not there
+                return
+            folder = folder.rpartition("/")[0]

@@ -27,7 +27,7 @@ from . import metrics
 from .aggregation import started
 from .answers import Answers, Ints
 from .crowd_layer import CrowdLoss, CrowdModel, WorkerModel
-from .devices import devices, synchronised
+from .devices import device_name, synchronised
 from .errors import InterruptedRunError, SettingsError
 from .guard import Guard, fallback
 from .images import STREAM_DROPOUT, Batch, CrowdLoader, ImageLoader, Rows, stream_seed
@@ -150,9 +150,10 @@ class Trainer:
         self.criterion = CrowdLoss(settings.loss_reduction)
         self.optimizer: Optimizer = make_optimizer(model, settings)
         self.scheduler = make_scheduler(self.optimizer, settings)
-        self.model: CrowdModel
-        self.model, self.optimizer = self.accelerator.prepare(model, self.optimizer)
-        self.average = averaged(self._unwrapped(self.model), settings.ema) if settings.ema > 0 else None
+        self.model = model
+        self.replica: CrowdModel  # the model, as it is called in training: DDP around it where there are others
+        self.replica, self.optimizer = self.accelerator.prepare(model, self.optimizer)
+        self.average = averaged(self.model, settings.ema) if settings.ema > 0 else None
 
     def fit(self) -> Best:
         """Train until N_EPOCHS are done, from wherever `progress` is, and return the best epoch.
@@ -165,7 +166,7 @@ class Trainer:
         while self.progress.epoch < self.settings.n_epochs:
             started = time.monotonic()
             lr = self.optimizer.param_groups[0]["lr"]
-            train_loss = self.train_epoch(self.model, self.train, self.criterion, self.optimizer, self.progress)
+            train_loss = self.train_epoch(self.replica, self.train, self.criterion, self.optimizer, self.progress)
             logits = self.predict(self.validation.images)
             loss, score, figures = self.validate(logits)
             self.scheduler.step()
@@ -203,7 +204,7 @@ class Trainer:
         progress.total = progress.total.to(loader.device)
         batches = loader.batches(progress.epoch, progress.step)
         for batch in track(batches, f"epoch {progress.epoch + 1}", len(loader), "steps", progress.step):
-            self._stop_if_asked()
+            self.stop_if_asked()
             torch.manual_seed(
                 stream_seed(self.settings.seed, progress.epoch, STREAM_DROPOUT, progress.step, self.processes.index)
             )
@@ -257,7 +258,7 @@ class Trainer:
         batches = iter(ImageLoader(images, None, size, self.accelerator.device, self.processes))
         with self.accelerator.autocast():
             for _ in range(0, -(-len(images) // self.processes.count), size):  # as often on all, to stop together
-                self._stop_if_asked()
+                self.stop_if_asked()
                 logits += [classifier(batch).float().cpu() for batch, _ in itertools.islice(batches, 1)]
         return self.processes.gather(torch.cat(logits))
 
@@ -314,7 +315,8 @@ class Trainer:
     @property
     def _evaluated(self) -> CrowdModel:
         """The model that predicts and is kept: with EMA the averaged one."""
-        return self._unwrapped(self.model if self.average is None else self.average.module)
+        averaged: CrowdModel = self.model if self.average is None else self.average.module  # type: ignore[assignment]
+        return averaged
 
     def _collapse(self, since: int | None) -> None:
         """Say so; with GUARD start again from the first weights, below matrices that the answers alone have given."""
@@ -364,9 +366,7 @@ class Trainer:
         """Go on from what `state_dict` gave, on any number of processes."""
         totals = state["progress"]["total"]
         if len(totals) != self.processes.count:
-            totals = torch.zeros(self.processes.count, dtype=totals.dtype).index_fill(
-                0, torch.tensor([0]), totals.sum()
-            )
+            totals = torch.cat([totals.sum().view(1), totals.new_zeros(self.processes.count - 1)])
         self.progress = Progress(**state["progress"] | {"total": totals[self.processes.index]})
         self.history = History(**state["history"])
         self.best = None if state["best"] is None else Best(**state["best"])
@@ -379,13 +379,13 @@ class Trainer:
 
     def _stateful(self) -> dict[str, Any]:
         """What has a state beside the progress, by its name in the checkpoint."""
-        parts = {"model": self._unwrapped(self.model), "optimizer": self.optimizer, "scheduler": self.scheduler}
+        parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
         parts["guard"] = self.guard
         if self.average is not None:
             parts["average"] = self.average
         return parts if self.accelerator.scaler is None else parts | {"scaler": self.accelerator.scaler}
 
-    def _stop_if_asked(self) -> None:
+    def stop_if_asked(self) -> None:
         """Stop where all processes do: they agree on it, lest one wait for another that has left."""
         if self.processes.any(self.watch.stop()):
             self.watch.stopped(self)
@@ -409,7 +409,7 @@ class Trainer:
         n, device = self.processes.count, self.accelerator.device
         log.info(
             "training %s on %s%s, precision %s: %d epochs of %d steps%s",
-            self.settings.model, f"{n} processes, each on " if n > 1 else "", ", ".join(devices(device)),
+            self.settings.model, f"{n} processes, each on " if n > 1 else "", device_name(device),
             self.accelerator.mixed_precision, self.settings.n_epochs, len(self.train),
             f"; {self.progress.epoch} epochs and {self.progress.step} steps are done" if self._begun else "",
         )  # fmt: skip

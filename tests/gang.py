@@ -47,6 +47,6 @@ def _one(
     os.environ |= {name: str(value) for name, value in names.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
     torch.set_num_threads(1)
-    processes.join(TIMEOUT)
+    processes.join(processes.meet("127.0.0.1", port, TIMEOUT, host=index == 0), index, n, TIMEOUT)
     pipe.send_bytes(pickle.dumps(function(*arguments)))  # tensors by value: their process is gone when they are read
     os._exit(0)  # torch's teardown takes seconds

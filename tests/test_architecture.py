@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "crowdlayer"
 
 FLOORS = [
     {"errors", "cpus"},
-    {"logs", "settings", "answers", "files", "processes", "memory"},
+    {"launch", "interruption", "last_words"},
+    {"logs", "settings", "answers", "files", "processes", "memory", "supervisor", "watchdog"},
     {"answer_files"},
     {"label_studio", "trackers"},
     {"convert"},
@@ -27,13 +28,13 @@ FLOORS = [
         "deploy",
         "quality",
     },
-    {"sync", "trainer", "export", "predictor", "inference"},
+    {"sync", "trainer", "export", "predictor", "inference", "checkpoint"},
     {"features"},
     {"advice"},
     {"experiment"},
-    {"tables"},
+    {"tables", "training"},
     {"results"},
-    {"job", "peerannot", "predict", "verify"},
+    {"job", "peerannot", "predict", "verify", "process"},
 ]
 OWNERS = {
     "boto3": {"s3"},
@@ -81,6 +82,8 @@ def test_the_environment_is_read_in_one_place_and_where_others_variables_count()
     readers = {module for module in modules() if "os.environ" in (PACKAGE / f"{module}.py").read_text()}
     assert readers == {
         "settings",
+        "launch",
         "s3",  # whether the user chose botocore's checksums and retries
+        "supervisor",  # hands it on
         "trackers",  # whether MLflow's and W&B's own variables ask for them
     }

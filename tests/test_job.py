@@ -352,11 +352,11 @@ def test_a_run_is_done_again_exactly_when_something_in_it_changed(
     monkeypatch.chdir(tmp_path)  # where it lies is one of the settings
     meanwhile(Path("shapes"))
     results = Path("shapes") / RESULTS
-    before = results.stat().st_ino if results.exists() else None
+    before = results.stat().st_mtime_ns if results.exists() else None
 
     train(TASKS="shapes", **settings)
 
-    assert (results.stat().st_ino != before) == again
+    assert (results.stat().st_mtime_ns != before) == again
     assert (Path("shapes") / MODEL).is_file()
     assert read(Path("shapes"))["job"]["settings"]["tasks"] == "shapes"
 
@@ -380,7 +380,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_results_come_last_and_are_not_there_when_they_cannot_be_put(
     shapes: Path, store: Store, proxy: Meddler, train: Job
 ) -> None:
-    out = {"TASKS": str(shapes), "OUTPUT": f"s3://{store.bucket}/out"}
+    out = {"TASKS": str(shapes), "OUTPUT": f"s3://{store.bucket}/out", "CHECKPOINT_EVERY": "0"}
     proxy.spoil(not_taken(store, f"out/{RESULTS}", 403, "AccessDenied"), method="PUT", path=RESULTS)
 
     with pytest.raises(AccessError, match=RESULTS):
@@ -400,7 +400,7 @@ def test_the_results_come_last_and_are_not_there_when_they_cannot_be_put(
 def test_older_results_are_gone_before_a_new_model_comes(
     shapes: Path, store: Store, proxy: Meddler, train: Job
 ) -> None:
-    out = {"TASKS": str(shapes), "OUTPUT": f"s3://{store.bucket}/out"}
+    out = {"TASKS": str(shapes), "OUTPUT": f"s3://{store.bucket}/out", "CHECKPOINT_EVERY": "0"}
     train(**out)
     files = json.loads(store.get(f"out/{RESULTS}"))["job"]["files"]
     proxy.spoil(not_taken(store, f"out/{MODEL}", 500, "InternalError"), method="PUT", path=MODEL)

@@ -1,0 +1,67 @@
+"""One training process of several: what `supervisor` starts, with the folder in which its plan lies."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+from . import interruption
+from .errors import CrowdlayerError, DeviceMemoryError, InterruptedRunError, one_line
+from .last_words import LastWords
+from .launch import Launch, Peers, recognise
+
+
+def main() -> None:
+    """Train by the plan in the folder that the argument names; never returns."""
+    folder, launch = Path(sys.argv[1]), recognise()
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: not to outlive the supervisor
+
+    def leave(line: str, code: int) -> int:
+        LastWords(line, code).write(folder, _peers(launch).rank)
+        return code
+
+    interruption.listen(leave)
+    os._exit(_code(folder, launch))  # torch's teardown can take seconds of the grace
+
+
+def _code(folder: Path, launch: Launch) -> int:
+    try:
+        _train(folder, launch)
+        return 0
+    except (CrowdlayerError, InterruptedRunError) as error:
+        words = LastWords.of(error)
+    except MemoryError as error:
+        words = LastWords(f"out of memory: {one_line(str(error))}", DeviceMemoryError.exit_code)
+    except BaseException as error:  # the one place that sees everything, to give it its exit code
+        traceback.print_exc()
+        words = LastWords(f"a fault of the program: {type(error).__name__}: {one_line(str(error))}", 70)
+    words.write(folder, _peers(launch).rank)
+    logging.shutdown()
+    return words.code
+
+
+def _train(folder: Path, launch: Launch) -> None:
+    from . import logs  # after signals are heard: torch takes seconds
+    from .experiment import Phases
+    from .processes import meet
+    from .training import Plan, train
+
+    plan, peers = Plan.read(folder), _peers(launch)
+    interruption.set_grace(plan.settings.grace)
+    logs.start(plan.settings.log_format)
+    if peers.rank:
+        logs.only_errors()  # the first says it for all
+    store = meet(launch.address, launch.port or 0, plan.settings.timeout)
+    trained = train(plan, Phases(), store, peers)
+    if peers.rank == 0:
+        trained.write(folder)
+
+
+def _peers(launch: Launch) -> Peers:
+    assert launch.peers is not None  # the supervisor sets torch's variables
+    return launch.peers

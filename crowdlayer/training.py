@@ -1,0 +1,150 @@
+"""What every training process does: build, go on from a checkpoint, train, save, stop when asked."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from torch.distributed import Store  # type: ignore[attr-defined]  # torch does not list it
+
+from . import interruption
+from .checkpoint import PARTS, Spool, read_state
+from .classifier import has_small_stem
+from .dataset import Dataset
+from .devices import device_name
+from .errors import InterruptedRunError
+from .experiment import Images, Outcome, Phases, load_images, make_trainer, run
+from .files import disk_errors
+from .launch import Peers, as_torchrun
+from .processes import Processes, join, lost_peers
+from .settings import Settings
+from .trainer import Trainer, Watch
+from .watchdog import Watchdog
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 30.0
+"""Seconds that the watchdog waits longer than processes do for each other: who misses another shall say so itself."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the processes of a node are to do, found out once: the settings, and the data set on this machine.
+
+    `resume`: the parts of the checkpoint to go on from, on the run's first node; none to begin.
+    """
+
+    settings: Settings
+    dataset: Dataset
+    root: Path
+    digests: Mapping[str, str]
+    pretrained: bool | Path
+    workdir: Path
+    spool: Spool
+    resume: Mapping[str, Path]
+
+    def images(self) -> tuple[Dataset, Images]:
+        """The data set without broken images, and the decoded ones: once on a node, then they are there for all."""
+        most = self.settings.max_bad_images
+        return load_images(self.dataset, self.root, self.settings, most, self.workdir, self.digests)
+
+    def write(self, folder: Path) -> None:
+        with disk_errors(str(folder)):
+            (folder / "plan").write_bytes(pickle.dumps(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> Plan:
+        plan: Plan = pickle.loads((folder / "plan").read_bytes())  # noqa: S301  the run's own folder, of this user alone
+        return plan
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run, as its first process tells it.
+
+    `dataset` is without the images that were broken; `devices` has the device of each process, `seconds` a value per
+    phase.
+    """
+
+    outcome: Outcome
+    dataset: Dataset
+    devices: list[str]
+    small_stem: bool
+    seconds: dict[str, float]
+
+    def write(self, folder: Path) -> None:
+        with disk_errors(str(folder)):
+            (folder / "trained").write_bytes(pickle.dumps(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> Trained:
+        trained: Trained = pickle.loads((folder / "trained").read_bytes())  # noqa: S301  as the plan
+        return trained
+
+
+class Keeper(Watch):
+    """Saves the run's state to the spool, and stops the run when a signal asks for it."""
+
+    def __init__(self, spool: Spool, every: int, watchdog: Watchdog) -> None:
+        """`every`: epochs between checkpoints; 0 for none but the last epoch's, should what follows be interrupted."""
+        self.spool = spool
+        self.every = every
+        self.watchdog = watchdog
+
+    def stop(self) -> bool:
+        self.watchdog.progress()
+        return interruption.heard() is not None
+
+    def stopped(self, trainer: Trainer) -> NoReturn:
+        self._save(trainer)
+        progress, heard = trainer.progress, interruption.heard()
+        raise InterruptedRunError(
+            f"{'another process' if heard is None else heard.name}: the run was interrupted in epoch "
+            f"{progress.epoch + 1} of {trainer.settings.n_epochs}, after {progress.step} of {len(trainer.train)} steps"
+        )
+
+    def epoch_done(self, trainer: Trainer) -> None:
+        epoch = trainer.progress.epoch
+        if epoch == trainer.settings.n_epochs or (self.every and epoch % self.every == 0):
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        state = trainer.state_dict()
+        if trainer.processes.index == 0:
+            self.spool.write(state)
+
+
+def train(plan: Plan, phases: Phases, store: Store | None = None, peers: Peers | None = None) -> Trained:
+    """Train by the plan; as one of `peers`, who meet at `store`, or alone.
+
+    Raises:
+        InterruptedRunError: a process was asked to stop; the state is in the spool.
+        PeerError: another process is gone, or silent.
+    """
+    settings = plan.settings
+    watchdog = Watchdog(settings.timeout + PATIENCE)
+    with phases("decode"):
+        dataset, images = plan.images()
+    with watchdog.watching(), lost_peers():
+        if store is not None and peers is not None:
+            as_torchrun(peers)
+            join(store, peers.rank, peers.world, settings.timeout)
+        processes = Processes.joined()
+        with phases("build"):
+            trainer = make_trainer(dataset, images, settings, plan.pretrained)
+            parts = {name: processes.share(_bytes_of(plan.resume.get(name))) for name in PARTS}
+            if all(parts.values()):
+                trainer.load_state_dict(read_state(parts))
+            trainer.watch = Keeper(plan.spool, settings.checkpoint_every, watchdog)
+        with interruption.deferred():
+            outcome = run(dataset, images, trainer, phases, plan.workdir)
+        used = processes.gather_texts(device_name(trainer.accelerator.device))
+    return Trained(outcome, dataset, used, has_small_stem(trainer.classifier), phases.seconds)
+
+
+def _bytes_of(path: Path | None) -> bytes:
+    return b"" if path is None else path.read_bytes()

@@ -1,0 +1,209 @@
+"""A checkpoint is found whole, or not at all."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from crowdlayer.checkpoint import FORMAT, PARTS, Checkpoints, Found, Identity, Spool, Uploads, read_state
+from crowdlayer.errors import SettingsError, StoreError
+from crowdlayer.storage import Folder, Place, place
+from tests.conftest import Store
+
+SETTINGS: dict[str, Any] = {"lr": 0.1, "n_epochs": 5, "verbose": True}
+
+
+def state(epoch: int, step: int = 0, best: int = 1) -> dict[str, Any]:
+    return {
+        "progress": {"epoch": epoch, "step": step, "total": torch.zeros(1)},
+        "best": {"epoch": best, "classifier": {"w": torch.full((50,), float(best))}},
+        "model": {"w": torch.full((100,), float(epoch))},
+    }
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def output(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    if request.param == "folder":
+        return Folder(tmp_path / "out")
+    store: Store = request.getfixturevalue("store")
+    return place(f"s3://{store.bucket}/out")
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    (tmp_path / "spool").mkdir()
+    return Spool(tmp_path / "spool", Identity(SETTINGS, "data"))
+
+
+def put(output: Place, spool: Spool, *states: dict[str, Any]) -> Checkpoints:
+    """Each of the states put as a checkpoint, one after the other."""
+    checkpoints = Checkpoints(output, "run")
+    for one in states:
+        spool.write(one)
+        checkpoints.put(spool.folder, max(path.name for path in spool.folder.glob("*.json")))
+    return checkpoints
+
+
+def found(checkpoints: Checkpoints, folder: Path, identity: Identity | None = None) -> dict[str, Any] | None:
+    parts = checkpoints.find(identity or Identity(SETTINGS, "data"), "auto", folder).parts
+    return read_state({name: path.read_bytes() for name, path in parts.items()}) if parts else None
+
+
+def names(output: Place) -> list[str]:
+    return sorted(stored.name.rpartition("/")[2] for stored in output.below("checkpoints/run"))
+
+
+def test_what_was_saved_is_found(output: Place, spool: Spool, tmp_path: Path) -> None:
+    checkpoints = put(output, spool, state(1), state(1, 7), state(2, 3))
+    back = found(checkpoints, tmp_path)
+    assert back is not None
+    assert (back["progress"]["epoch"], back["progress"]["step"]) == (2, 3)
+    assert torch.equal(back["model"]["w"], torch.full((100,), 2.0))
+    assert back["best"]["epoch"] == 1
+
+
+def test_a_run_that_starts_again_within_itself_goes_on_from_its_last(
+    output: Place, spool: Spool, tmp_path: Path
+) -> None:
+    """The guard may send a run back to its first epoch: the newest is not the one of most epochs."""
+    put(output, spool, state(4), state(0))
+    (tmp_path / "next").mkdir()
+    later = Spool(tmp_path / "next", spool.identity, last=2)
+    back = found(put(output, later, state(1)), tmp_path)
+    assert back is not None
+    assert back["progress"]["epoch"] == 1
+
+
+def test_two_are_kept_and_nothing_remains_at_the_end(output: Place, spool: Spool) -> None:
+    checkpoints = put(output, spool, *(state(epoch, best=epoch) for epoch in range(1, 5)))
+    kept = names(output)
+    assert [name for name in kept if name.endswith(".json")] == ["00000003.json", "00000004.json"]
+    assert len(kept) == 2 + 2 * len(PARTS)
+    checkpoints.remove()
+    assert names(output) == []
+    assert not isinstance(output, Folder) or not (output.path / "checkpoints").exists()
+
+
+def test_a_part_that_has_not_changed_is_not_put_again(tmp_path: Path, spool: Spool) -> None:
+    class Counting(Folder):
+        put: list[str] = []  # noqa: RUF012
+
+        def upload(self, source: Path, name: str) -> None:
+            self.put.append(name)
+            super().upload(source, name)
+
+    output = Counting(tmp_path / "out")
+    put(output, spool, state(1), state(2))
+    assert len(output.put) == 5  # two parts and an index, then a part and an index
+    assert [number for number, name in enumerate(output.put) if name.endswith(".json")] == [2, 4]
+
+
+@pytest.mark.parametrize("damage", ["short", "gone", "other", "no json", "format", "foreign"])
+def test_the_newest_whole_one_is_used(
+    output: Place, spool: Spool, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    checkpoints = put(output, spool, state(1), state(2))
+    index = "checkpoints/run/00000002.json"
+    said = json.loads(output.read(index) or b"")
+    part = f"checkpoints/run/{said['parts']['run'][0]}"
+    spoilt = tmp_path / "spoilt"
+    size = said["parts"]["run"][1]
+    match damage:
+        case "gone":
+            output.delete(part)
+        case "short" | "other":
+            spoilt.write_bytes(b"x" * (size if damage == "other" else 10))
+            output.upload(spoilt, part)
+        case _:
+            text = {"no json": "{", "format": json.dumps(said | {"format": FORMAT - 1}), "foreign": '["index"]'}
+            spoilt.write_text(text[damage])
+            output.upload(spoilt, index)
+    with caplog.at_level(logging.WARNING):
+        back = found(checkpoints, tmp_path)
+    assert back is not None
+    assert back["progress"]["epoch"] == 1
+    assert "00000002.json" in caplog.text
+
+
+def test_another_runs_is_refused_with_the_difference(output: Place, spool: Spool, tmp_path: Path) -> None:
+    checkpoints = put(output, spool, state(1))
+    assert found(checkpoints, tmp_path, Identity(SETTINGS | {"verbose": False}, "data")) is not None
+    with pytest.raises(SettingsError, match=r"must be this run's: LR was 0\.1 and is 0\.2; never starts afresh"):
+        found(checkpoints, tmp_path, Identity(SETTINGS | {"lr": 0.2}, "data"))
+    with pytest.raises(SettingsError, match="the data is not the same"):
+        found(checkpoints, tmp_path, Identity(SETTINGS, "other data"))
+
+
+def test_resume_says_whether_there_may_be_or_must_be_one(output: Place, spool: Spool, tmp_path: Path) -> None:
+    identity = Identity(SETTINGS, "data")
+    with pytest.raises(SettingsError, match="RESUME: must find a checkpoint"):
+        Checkpoints(output, "run").find(identity, "must", tmp_path)
+    checkpoints = put(output, spool, state(1))
+    found = checkpoints.find(identity, "must", tmp_path)
+    assert (found.number, set(found.parts)) == (1, set(PARTS))
+    assert checkpoints.find(identity, "never", tmp_path) == Found()
+    assert names(output) == []
+
+
+class Slow(Folder):
+    """An output whose uploads wait until they may, and fail as often as they shall."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.may = threading.Event()
+        self.asked = threading.Event()
+        self.failures = 0
+
+    def upload(self, source: Path, name: str) -> None:
+        self.asked.set()
+        assert self.may.wait(60)
+        if self.failures:
+            self.failures -= 1
+            raise StoreError(f"{name}: the store is away")
+        super().upload(source, name)
+
+
+def test_training_does_not_wait_for_uploads_and_the_newest_is_there_in_the_end(tmp_path: Path, spool: Spool) -> None:
+    output = Slow(tmp_path / "out")
+    checkpoints = Checkpoints(output, "run")
+    with Uploads(spool.folder, checkpoints, background=True) as uploads:
+        spool.write(state(1))
+        assert output.asked.wait(60)
+        for epoch in range(2, 6):
+            spool.write(state(epoch))  # while the first is under way
+        output.may.set()
+        assert uploads.finish() == "00000005.json"
+    back = found(checkpoints, tmp_path)
+    assert back is not None
+    assert back["progress"]["epoch"] == 5
+    assert len([path for path in spool.folder.iterdir() if path.suffix == ".json"]) == 1
+
+
+def test_an_upload_that_fails_is_said_and_the_next_goes_well(
+    tmp_path: Path, spool: Spool, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = Slow(tmp_path / "out")
+    output.failures = 1
+    output.may.set()
+    with caplog.at_level(logging.WARNING), Uploads(spool.folder, Checkpoints(output, "run"), True) as uploads:
+        spool.write(state(1))
+        assert output.asked.wait(60)
+        spool.write(state(2))
+        assert uploads.finish() == "00000002.json"
+    assert "00000001.json could not be put" in caplog.text
+
+
+def test_the_last_upload_must_go_well(tmp_path: Path, spool: Spool) -> None:
+    output = Slow(tmp_path / "out")
+    output.failures = 1
+    output.may.set()
+    with Uploads(spool.folder, Checkpoints(output, "run"), background=False) as uploads:
+        spool.write(state(1))
+        with pytest.raises(StoreError, match="the store is away"):
+            uploads.finish()
