@@ -20,6 +20,8 @@ answer per task nothing tells workers from classes, and EM with the crowd's own 
 right to 11 %.
 """
 MAX_ROUNDS = 100
+ROWS_FROM = 10_000_000
+"""CROWD_UPDATES=auto: from so many numbers on, a dense step costs what the crowd's size costs, not its answers."""
 SETTLED = 1e-3
 """EM ends when a round moves less probability than this, in the mean over tasks."""
 
@@ -77,4 +79,7 @@ def started(settings: TrainingSettings, answers: Answers, n_classes: int) -> Wor
     model = WORKER_MODELS[settings.crowd_layer](answers.n_workers, n_classes)
     if settings.crowd_start == "dawid-skene":
         model.start_at(dawid_skene(answers, n_classes).confusion)
+    wanted = {"dense": False, "rows": True, "auto": sum(p.numel() for p in model.parameters()) > ROWS_FROM}
+    # A regulariser that looks at every worker has a gradient for every worker.
+    model.row_wise = wanted[settings.crowd_updates] and (settings.scale == 0 or settings.regularizer == "geo-f")
     return model

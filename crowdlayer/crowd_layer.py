@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,8 @@ class WorkerModel(nn.Module, ABC):
 
     likelihood: Literal["softmax", "direct"] = "softmax"
     """What a row of an equivalent matrix is: scores, to which a softmax gives P(answer | truth), or P itself."""
+    row_wise = False
+    """Whether gradients are sparse, with a row for each answer: then a step costs what its answers cost."""
 
     def __init__(self, n_workers: int, n_classes: int) -> None:
         super().__init__()
@@ -49,6 +51,13 @@ class WorkerModel(nn.Module, ABC):
             probabilities = logits.to(next(self.parameters()).dtype).softmax(1)
             return self.scores(probabilities[task], worker)
 
+    def rows(self, table: Tensor, worker: Tensor) -> Tensor:
+        """The (answers, …) rows of a (n_workers, …) table."""
+        if not self.row_wise:
+            return table[worker]
+        rows: Tensor = Rows.apply(table, worker)
+        return rows
+
     @abstractmethod
     def scores(self, probabilities: Tensor, worker: Tensor) -> Tensor:
         """(answers, classes), to which a softmax gives h, for the answers' σ(z), (answers, classes)."""
@@ -68,6 +77,21 @@ class WorkerModel(nn.Module, ABC):
     def answer_log_likelihood(self) -> Tensor:
         """log P(answer | truth, worker), (n_workers, true, answered): h for a certain classifier."""
         return log_likelihood(self.matrices(), self.likelihood)
+
+
+class Rows(torch.autograd.Function):
+    """table[row], whose gradient is a sparse tensor: one that holds every worker's would be as large as the crowd."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, row: Tensor) -> Tensor:
+        ctx.save_for_backward(row)
+        ctx.shape = table.shape
+        return table[row]
+
+    @staticmethod
+    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, None]:
+        (row,) = ctx.saved_tensors
+        return torch.sparse_coo_tensor(row.unsqueeze(0), gradient[0], ctx.shape, check_invariants=False), None
 
 
 def log_likelihood(confusion: Tensor, likelihood: Literal["softmax", "direct"]) -> Tensor:
@@ -95,7 +119,7 @@ class CrowdLayer(WorkerModel):
         return layer
 
     def scores(self, probabilities: Tensor, worker: Tensor) -> Tensor:
-        return torch.bmm(probabilities.unsqueeze(1), self.confusion[worker]).squeeze(1)
+        return torch.bmm(probabilities.unsqueeze(1), self.rows(self.confusion, worker)).squeeze(1)
 
     def matrices(self) -> Tensor:
         return self.confusion
@@ -113,7 +137,7 @@ class Scale(WorkerModel):
         self.scale = nn.Parameter(torch.ones(n_workers, n_classes))
 
     def scores(self, probabilities: Tensor, worker: Tensor) -> Tensor:
-        return self.scale[worker] * probabilities
+        return self.rows(self.scale, worker) * probabilities
 
     def matrices(self) -> Tensor:
         return torch.diag_embed(self.scale)
@@ -131,7 +155,7 @@ class Bias(WorkerModel):
         self.bias = nn.Parameter(torch.zeros(n_workers, n_classes))
 
     def scores(self, probabilities: Tensor, worker: Tensor) -> Tensor:
-        return probabilities + self.bias[worker]
+        return probabilities + self.rows(self.bias, worker)
 
     def matrices(self) -> Tensor:
         return torch.eye(self.n_classes, device=self.bias.device) + self.bias.unsqueeze(1)
@@ -150,7 +174,7 @@ class ScaleBias(WorkerModel):
         self.bias = nn.Parameter(torch.zeros(n_workers, n_classes))
 
     def scores(self, probabilities: Tensor, worker: Tensor) -> Tensor:
-        return self.scale[worker] * probabilities + self.bias[worker]
+        return self.rows(self.scale, worker) * probabilities + self.rows(self.bias, worker)
 
     def matrices(self) -> Tensor:
         return torch.diag_embed(self.scale) + self.bias.unsqueeze(1)
@@ -169,7 +193,7 @@ class Scalar(WorkerModel):
         self.scalar = nn.Parameter(torch.ones(n_workers))
 
     def scores(self, probabilities: Tensor, worker: Tensor) -> Tensor:
-        return self.scalar[worker].unsqueeze(1) * probabilities
+        return self.rows(self.scalar, worker).unsqueeze(1) * probabilities
 
     def matrices(self) -> Tensor:
         return self.scalar.view(-1, 1, 1) * torch.eye(self.n_classes, device=self.scalar.device)
@@ -194,7 +218,7 @@ class Stochastic(WorkerModel):
         self.weight = nn.Parameter(math.log(odds) * torch.eye(n_classes).repeat(n_workers, 1, 1))
 
     def scores(self, probabilities: Tensor, worker: Tensor) -> Tensor:
-        mixed = torch.bmm(probabilities.unsqueeze(1), self.weight[worker].softmax(2)).squeeze(1)
+        mixed = torch.bmm(probabilities.unsqueeze(1), self.rows(self.weight, worker).softmax(2)).squeeze(1)
         return mixed.clamp_min(torch.finfo(mixed.dtype).tiny).log()
 
     def mixed(self, scores: Tensor, others: Tensor, weight: Tensor) -> Tensor:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from torch import nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .crowd_layer import CrowdModel
+from .rows import RowWiseAdam, RowWiseAdamW, RowWiseSGD
 from .settings import TrainingSettings
 
 
@@ -26,11 +27,11 @@ def make_optimizer(model: CrowdModel, settings: TrainingSettings) -> Optimizer:
     ]
     match settings.optimizer:
         case "sgd":
-            return SGD(groups, lr=settings.lr, momentum=settings.momentum)
+            return RowWiseSGD(groups, lr=settings.lr, momentum=settings.momentum)
         case "adam":
-            return Adam(groups, lr=settings.lr)
+            return RowWiseAdam(groups, lr=settings.lr)
         case "adamw":
-            return AdamW(groups, lr=settings.lr)
+            return RowWiseAdamW(groups, lr=settings.lr)
 
 
 def make_scheduler(optimizer: Optimizer, settings: TrainingSettings) -> LRScheduler:

@@ -209,6 +209,8 @@ class TrainingSettings(Group):
     """What SCALE weighs: distance from the start, or from the crowd's mean; Tanno's trace; GeoCrowdNet's volumes."""
     loss_reduction: Annotated[Literal["task", "answer"], Word] = "task"
     """task: sum over a task's answers, mean over tasks (the paper's formula); answer: mean over answers."""
+    crowd_updates: Annotated[Literal["auto", "dense", "rows"], Word] = "auto"
+    """rows: a step moves only workers who answered in it; auto: so where the matrices hold over 10 million numbers."""
     guard: bool = True
     """Start a run that collapses again, with the workers' matrices held where the answers alone put them."""
     select_by: Annotated[Literal["loss", "accuracy", "calibrated_loss", "last"], Word] = "loss"

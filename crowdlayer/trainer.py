@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from . import metrics
@@ -36,6 +37,7 @@ from .mixup import mix
 from .optimization import averaged, hold, make_optimizer, make_scheduler
 from .processes import Processes
 from .regularizers import Regularizer
+from .rows import share_rows
 from .settings import TrainingSettings
 
 log = logging.getLogger(__name__)
@@ -144,10 +146,16 @@ class Trainer:
         """A fresh crowd layer on the classifier, and all that moves them."""
         self.settings = settings
         crowd_layer = started(settings, self.train.answers, self.n_classes)
-        answers_of = torch.from_numpy(self.train.answers.worker).bincount(minlength=self.train.answers.n_workers)
-        self.regularizer = Regularizer(settings.regularizer, crowd_layer, answers_of, self.processes)
+        self.regularizer: Regularizer | None = None
+        if settings.scale > 0:
+            answers_of = torch.from_numpy(self.train.answers.worker).bincount(minlength=crowd_layer.n_workers)
+            self.regularizer = Regularizer(settings.regularizer, crowd_layer, answers_of, self.processes)
         model = CrowdModel(synchronised(classifier, settings), crowd_layer)
         self.criterion = CrowdLoss(settings.loss_reduction)
+        if crowd_layer.row_wise:  # whose gradients the loop shares out, and not DDP
+            names = [f"crowd_layer.{name}" for name, _ in crowd_layer.named_parameters()]
+            ignore = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
+            ignore(model, names)  # type: ignore[no-untyped-call]
         self.optimizer: Optimizer = make_optimizer(model, settings)
         self.scheduler = make_scheduler(self.optimizer, settings)
         self.model = model
@@ -199,8 +207,9 @@ class Trainer:
     ) -> float:
         """The rest of the epoch that `progress` is in; the mean per task of the loss while the weights moved."""
         model.train()
+        bare = self._unwrapped(model)
         if self.settings.freeze:  # a frozen network keeps its batch norm statistics and drops nothing out
-            self._unwrapped(model).classifier.eval()
+            bare.classifier.eval()
         progress.total = progress.total.to(loader.device)
         batches = loader.batches(progress.epoch, progress.step)
         for batch in track(batches, f"epoch {progress.epoch + 1}", len(loader), "steps", progress.step):
@@ -212,15 +221,16 @@ class Trainer:
             logits, loss = self._loss(model, batch, criterion)
             self.guard.see(logits, batch.task, batch.label)
             objective = loss * self.processes.count  # of which DDP takes the mean
-            if self.settings.scale > 0:
-                crowd_layer = self._unwrapped(model).crowd_layer
-                objective = objective + self.settings.scale * self.regularizer(crowd_layer, logits)
+            if self.regularizer is not None:
+                objective = objective + self.settings.scale * self.regularizer(bare.crowd_layer, logits)
             self.accelerator.backward(objective)
             if self.plain or progress.epoch < self.settings.crowd_warmup:
-                hold(self._unwrapped(model).crowd_layer)
+                hold(bare.crowd_layer)
+            elif bare.crowd_layer.row_wise:
+                share_rows(bare.crowd_layer, self.processes)
             optimizer.step()
             if self.average is not None:
-                self.average.update_parameters(self._unwrapped(model))
+                self.average.update_parameters(bare)
             progress.total += loss.detach() * (batch.n_tasks if criterion.reduction == "task" else batch.n_answers)
             progress.step += 1
         return float(self.processes.gather(progress.total.view(1)).sum()) / len(loader.dataset)

@@ -16,7 +16,7 @@ FLOORS = [
     {"answer_files"},
     {"label_studio", "trackers"},
     {"convert"},
-    {"classes", "s3", "archive", "crowd_layer", "metrics", "classifier", "images", "decoding", "devices"},
+    {"rows", "classes", "s3", "archive", "crowd_layer", "metrics", "classifier", "images", "decoding", "devices"},
     {
         "aggregation",
         "guard",

@@ -81,6 +81,8 @@ def fit(norm: type[nn.Module], arguments: tuple[int, ...], options: dict[str, An
 OPTIONS: list[dict[str, Any]] = [
     {"loss_reduction": "task"},
     {"loss_reduction": "answer", "optimizer": "adam", "lr": 0.003},
+    {"crowd_layer": "stochastic", "crowd_updates": "rows", "scale": 0.0},
+    {"regularizer": "geo-f", "ema": 0.5},
 ]
 
 

@@ -168,6 +168,26 @@ def test_it_learns_from_mixed_answers(crowd_layer: str) -> None:
     assert (trainer.predict(images).argmax(1) == labels).float().mean() > 0.9
 
 
+def test_large_crowds_are_moved_row_by_row_unless_a_regulariser_looks_at_all_workers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert not make().crowd_layer.row_wise
+    monkeypatch.setattr("crowdlayer.aggregation.ROWS_FROM", 10)
+    assert make().crowd_layer.row_wise
+    assert not make(crowd_updates="dense").crowd_layer.row_wise
+    assert not make(scale=0.1).crowd_layer.row_wise
+    assert make(scale=0.1, regularizer="geo-f").crowd_layer.row_wise
+
+
+def test_it_learns_row_by_row() -> None:
+    trainer = make(n=90, n_epochs=8, crowd_updates="rows", crowd_layer="stochastic", lr_crowd=0.5)
+    best = trainer.fit()
+    trainer.load(best)
+    images, labels = coloured(30, seed=5)
+    assert (trainer.predict(images).argmax(1) == labels).float().mean() > 0.9
+    assert not torch.equal(best.confusion, WORKER_MODELS["stochastic"](4, N_CLASSES).matrices())
+
+
 def test_the_average_of_the_weights_is_what_is_evaluated_and_kept() -> None:
     """An average that hardly moves stays where the first step came to; the last weights do not."""
     trainer = make(n_epochs=4, ema=0.99999, select_by="last", mixed_precision="bf16", batch_size=33)
@@ -333,7 +353,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(optimizer: str, number:
     """In the first step, within an epoch, in the evaluation, right after an epoch, in a later one."""
     options: dict[str, Any] = {"optimizer": optimizer, "lr": 0.01, "dropout": 0.3, "scheduler": "cosine"}
     if number % 2:
-        options |= {"mixup": 0.5, "ema": 0.9, "crowd_layer": "stochastic", "crowd_warmup": 1}
+        options |= {"mixup": 0.5, "ema": 0.9, "crowd_layer": "stochastic", "crowd_warmup": 1, "crowd_updates": "rows"}
     whole = make(**options)
     expected = whole.fit()
     stopped = make(**options)
