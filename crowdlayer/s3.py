@@ -119,7 +119,9 @@ class Bucket:
                     credentials.get_frozen_credentials()  # a role's token is read here at the latest
                 except (FileNotFoundError, PermissionError) as error:
                     raise AccessError(f"{self.location}: credentials are needed: {one_line(str(error))}") from error
-            return boto3.Session(botocore_session=session).client("s3", config=config)
+            client = boto3.Session(botocore_session=session).client("s3", config=config)
+            client.meta.events.register_first("needs-retry.s3", _mistrust)
+            return client
 
     def listing(self) -> list[Stored]:
         """All objects below the prefix; markers of folders left out.
@@ -310,6 +312,23 @@ class Bucket:
 def _data_loader() -> botocore.loaders.Loader:
     """botocore's descriptions of S3, parsed once: nearly all that a further client costs."""
     return botocore.loaders.create_loader()
+
+
+def _mistrust(response: tuple[Any, dict[str, Any]] | None, operation: Any, **_: object) -> None:
+    """Have tried again what botocore takes for an answer.
+
+    That is 429 with a code that it does not know; and a body that ends before its first byte: a listing cut there is
+    one of nothing, and images are gone without a word.
+    """
+    if response is None:
+        return
+    http, parsed = response
+    if http.status_code == 429:
+        parsed.setdefault("Error", {})["Code"] = "SlowDown"
+    elif not operation.has_streaming_output and operation.http["method"] != "HEAD":
+        declared = http.headers.get("content-length", "")
+        if declared.isdecimal() and int(declared) > len(http.content):
+            http.status_code = 503
 
 
 def _status(error: ClientError) -> int:

@@ -7,14 +7,17 @@ import http.client
 import http.server
 import ipaddress
 import os
+import random
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +84,42 @@ class Answer:
 Spoiler = Callable[[Answer], None]
 
 
+@dataclass(frozen=True)
+class Fault:
+    """Something that goes wrong with a request."""
+
+    name: str
+    spoiler: Spoiler
+    reaches_the_store: bool = True
+    hangs_up: bool = False
+    """The connection is reset in the middle of the request."""
+    only: tuple[str, ...] = ("DELETE", "GET", "HEAD", "POST", "PUT")
+
+
+class Faults:
+    """A plan of faults: which request goes wrong and how depends on a seed, on the request, and on how often it came.
+
+    Not on the order of requests, which threads shuffle.
+    """
+
+    def __init__(self, kinds: Sequence[Fault], share: float, seed: int = 0) -> None:
+        self.kinds = kinds
+        self.share = share
+        self.seed = seed
+        self.done: Counter[str] = Counter()
+        self._met: Counter[tuple[str, str]] = Counter()
+
+    def next(self, request: Request) -> Fault | None:
+        self._met[request.method, request.path] += 1
+        draw = random.Random(f"{self.seed} {request.method} {request.path} {self._met[request.method, request.path]}")
+        kinds = [kind for kind in self.kinds if request.method in kind.only]
+        if draw.random() >= self.share or not kinds:
+            return None
+        fault = draw.choice(kinds)
+        self.done[fault.name] += 1
+        return fault
+
+
 @dataclass
 class _Rule:
     spoiler: Spoiler
@@ -100,6 +139,8 @@ class Meddler:
         """Headers that the store does not get to see."""
         self.added = ""
         """What is added to every query that the store gets to see."""
+        self.faults: Faults | None = None
+        """What goes wrong beside the rules."""
         self._rules: list[_Rule] = []
         self._lock = threading.Lock()
 
@@ -111,9 +152,19 @@ class Meddler:
         """How many requests of that method there were whose path holds `path`."""
         return sum(request.method == method and path in request.path for request in self.requests)
 
-    def answer(self, request: Request, body: bytes) -> Answer:
+    def fault(self, request: Request) -> Fault | None:
+        """What shall go wrong with this request."""
+        with self._lock:
+            return None if self.faults is None else self.faults.next(request)
+
+    def answer(self, request: Request, body: bytes, fault: Fault | None) -> Answer:
         with self._lock:
             self.requests.append(request)
+        if fault is not None and not fault.reaches_the_store:
+            answer = Answer(200, {}, b"")
+            fault.spoiler(answer)
+            return answer
+        with self._lock:
             rule = next(
                 (
                     rule
@@ -132,8 +183,9 @@ class Meddler:
             answer = Answer(response.status, dict(response.getheaders()), response.read())
         finally:
             connection.close()
-        if rule is not None:
-            rule.spoiler(answer)
+        for spoiling in (rule, fault):
+            if spoiling is not None:
+                spoiling.spoiler(answer)
         return answer
 
 
@@ -143,10 +195,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _any(self) -> None:
         headers = {name.lower(): value for name, value in self.headers.items()}
-        body = self.rfile.read(int(headers.get("content-length", 0)))
-        skipped = ("connection", "expect", "transfer-encoding", "date")
+        length = int(headers.get("content-length", 0))
         request = Request(self.command, self.path, headers)
-        answer = self.meddler.answer(request, body)
+        fault = self.meddler.fault(request)
+        if fault is not None and fault.hangs_up:
+            self.rfile.read(length // 2)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+            self.close_connection = True
+            return
+        answer = self.meddler.answer(request, self.rfile.read(length), fault)
+        skipped = ("connection", "expect", "transfer-encoding", "date")
         self.send_response_only(answer.status)
         for name, value in answer.headers.items():
             if name.lower() not in skipped and (name.lower() != "content-length" or self.command == "HEAD"):
@@ -279,6 +337,25 @@ def refused(status: int, code: str, *, sts: bool = False) -> Spoiler:
     return spoiler
 
 
+def late(seconds: float) -> Spoiler:
+    """The answer comes, but not soon."""
+    return lambda answer: time.sleep(seconds)
+
+
+def halved(answer: Answer) -> None:
+    """The connection ends in the middle of the body."""
+    answer.sent = len(answer.body) // 2
+
+
+def one_byte_flipped(answer: Answer) -> None:
+    if answer.body:
+        flipped(len(answer.body) // 2)(answer)
+
+
+def unchanged(answer: Answer) -> None:
+    """Nothing is wrong with the answer itself."""
+
+
 def header(name: str, value: str) -> Spoiler:
     """A header of the answer says something else."""
 
@@ -286,6 +363,21 @@ def header(name: str, value: str) -> Spoiler:
         answer.headers = {k: v for k, v in answer.headers.items() if k.lower() != name.lower()} | {name: value}
 
     return spoiler
+
+
+KINDS = (
+    Fault("500", refused(500, "InternalError"), reaches_the_store=False),
+    Fault("503", refused(503, "SlowDown"), reaches_the_store=False),
+    Fault("429", refused(429, "TooManyRequests"), reaches_the_store=False),
+    Fault("500 although it was done", refused(500, "InternalError")),
+    Fault("reset", unchanged, hangs_up=True),
+    Fault("no answer although it was done", cut_after(0), only=("GET",)),
+    Fault("cut", halved, only=("GET",)),
+    Fault("flipped", one_byte_flipped, only=("GET",)),
+    Fault("late", late(0.3)),
+    Fault("stalled", late(3)),
+)
+"""What stores and networks do; a client waits less than `stalled` takes."""
 
 
 # --- a real store ----------------------------------------------------------------------------------------------------
