@@ -312,17 +312,37 @@ def test_batch_registers_and_runs_all_of_them(endpoint: str, monkeypatch: pytest
 # --- Slurm -----------------------------------------------------------------------------------------------------------
 
 
-def run_sbatch(folder: Path, code: int, **environment: str) -> tuple[int, list[str]]:
-    """The batch script with an srun that ends with `code`: its own code, and what it asked of Slurm."""
+SRUN = """#!/bin/sh
+echo "srun $*" >>"$ASKED"
+while [ "${1#--}" != "$1" ]; do shift; done
+highest=0
+for CODE in $CODES; do
+    export CODE
+    "$@"
+    code=$?
+    [ $code -le $highest ] || highest=$code
+done
+exit $highest
+"""
+"""As Slurm's: runs every task, and ends with the highest of their codes."""
+
+
+def run_sbatch(folder: Path, *codes: int, **environment: str) -> tuple[int, list[str]]:
+    """The batch script whose tasks end with `codes`: its own code, and what it asked of Slurm."""
     asked = folder / "asked"
-    for name, script in {
-        "srun": f'echo "srun $*" >>{asked}; exit {code}',
-        "scontrol": f'echo "scontrol $*" >>{asked}',
-    }.items():
-        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    programs = {
+        "srun": SRUN,
+        "scontrol": '#!/bin/sh\necho "scontrol $*" >>"$ASKED"\n',
+        "python": "#!/bin/sh\nexit $CODE\n",
+        "apptainer": "#!/bin/sh\nexit $CODE\n",
+    }
+    for name, script in programs.items():
+        (folder / name).write_text(script)
         (folder / name).chmod(0o755)
     variables = {
         "PATH": f"{folder}:/usr/bin:/bin",
+        "ASKED": str(asked),
+        "CODES": " ".join(map(str, codes)),
         "SLURM_JOB_ID": "41",
         "SLURM_SUBMIT_DIR": "/app",
         "SLURM_CPUS_PER_TASK": "8",
@@ -341,15 +361,23 @@ def test_slurm_queues_again_what_may_go_well(tmp_path: Path, code: int) -> None:
     assert ("scontrol requeue 41" in asked) == (code in PASSING)
 
 
+@pytest.mark.parametrize("code", [*HOPELESS, 70])
+def test_slurm_hears_of_the_task_that_failed_not_of_those_that_it_stopped(tmp_path: Path, code: int) -> None:
+    ended, asked = run_sbatch(tmp_path, 75, code)
+    assert ended == code
+    assert "scontrol requeue 41" not in asked
+
+
 def test_slurm_does_not_queue_for_ever(tmp_path: Path) -> None:
     assert "scontrol requeue 41" not in run_sbatch(tmp_path, PASSING[0], SLURM_RESTART_COUNT="20")[1]
 
 
-def test_slurm_starts_one_task_per_node_and_ends_all_with_one(tmp_path: Path) -> None:
-    _, asked = run_sbatch(tmp_path, 0)
-    assert asked == ["srun --kill-on-bad-exit=1 --cpus-per-task=8 python /app/entrypoint.py"]
+def test_slurm_ends_all_tasks_with_the_first_that_fails(tmp_path: Path) -> None:
+    _, (asked,) = run_sbatch(tmp_path, 0)
+    assert asked.startswith("srun --kill-on-bad-exit=1 --cpus-per-task=8 ")
+    assert asked.endswith(" python /app/entrypoint.py")
 
 
 def test_slurm_runs_the_container_too(tmp_path: Path) -> None:
-    _, asked = run_sbatch(tmp_path, 0, IMAGE="crowdlayer.sif")
-    assert asked[-1].endswith("apptainer exec --nv --no-home crowdlayer.sif python /app/entrypoint.py")
+    _, (asked,) = run_sbatch(tmp_path, 0, IMAGE="crowdlayer.sif")
+    assert asked.endswith(" apptainer exec --nv --no-home crowdlayer.sif python /app/entrypoint.py")
