@@ -66,7 +66,7 @@ def train(settings: Settings) -> str:
         with Uploads(spool.folder, checkpoints, background) if launch.publishes else nullcontext() as uploads:
             try:
                 trained = _train(plan, folder, launch, n_here, phases)
-                if uploads is None:
+                if trained is None or uploads is None:
                     return ""
                 _publish(trained, output, identity, folder, phases)
             except InterruptedRunError as error:
@@ -91,8 +91,8 @@ def _processes_here(settings: Settings, launch: Launch) -> int:
     return 1
 
 
-def _train(plan: Plan, folder: Path, launch: Launch, n_here: int, phases: Phases) -> Trained:
-    """Train in this very process; or, when there are more, in processes of their own."""
+def _train(plan: Plan, folder: Path, launch: Launch, n_here: int, phases: Phases) -> Trained | None:
+    """Train in this very process; or, when there are more, in processes of their own: the first node's tell it."""
     timeout = plan.settings.timeout
     if n_here * launch.n_nodes == 1 and launch.peers is None:
         return train_here(plan, phases)
@@ -111,7 +111,7 @@ def _train(plan: Plan, folder: Path, launch: Launch, n_here: int, phases: Phases
         port = store.port
     with phases("processes"):
         supervise("process", folder, n_here, launch, port)
-    return Trained.read(folder)
+    return Trained.read(folder) if launch.publishes else None
 
 
 def _follow(settings: Settings, launch: Launch) -> None:

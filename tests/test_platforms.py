@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -29,7 +30,9 @@ from crowdlayer.errors import (
     SettingsError,
     StoreError,
 )
-from tests.conftest import ROOT
+from crowdlayer.settings import PREFIX
+from tests.conftest import QUICK, ROOT
+from tests.servers import free_port
 
 HOPELESS = sorted(error.exit_code for error in (DataError, DeviceMemoryError, AccessError, SettingsError))
 """Another try would end the same way."""
@@ -37,6 +40,34 @@ PASSING = sorted(error.exit_code for error in (StoreError, InterruptedRunError))
 
 K8S, BATCH, SLURM = ROOT / "k8s", ROOT / "crowdlayer/platforms/aws_batch", ROOT / "crowdlayer/platforms/slurm"
 OVERLAYS = sorted(path.name for path in (K8S / "overlays").iterdir())
+
+
+# --- several nodes ---------------------------------------------------------------------------------------------------
+
+
+def test_two_nodes_end_well_and_the_first_puts_the_results(shapes: Path, tmp_path: Path) -> None:
+    """As two pods of an Indexed Job; each has a /tmp of its own."""
+    nodes = {"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    settings = QUICK | {"TASKS": str(shapes), "OUTPUT": str(tmp_path / "out"), "N_EPOCHS": "1"}
+    pods = []
+    for index in ("0", "1"):
+        (tmp_path / index).mkdir()
+        own = {"JOB_COMPLETION_INDEX": index, "TMPDIR": str(tmp_path / index)}
+        variables = {f"{PREFIX}{name}": value for name, value in settings.items()} | nodes | own
+        pods.append(
+            subprocess.Popen(
+                [sys.executable, str(ROOT / "entrypoint.py")],
+                env=dict(os.environ) | variables,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    said = [pod.communicate(timeout=300) for pod in pods]
+    assert [pod.returncode for pod in pods] == [0, 0], said
+    results = tmp_path / "out/results/crowdlayer.json"
+    assert [out for out, _ in said] == [f"{results}\n", ""]
+    assert json.loads(results.read_text())["job"]["devices"] == ["cpu", "cpu"]
 
 
 # --- Kubernetes ------------------------------------------------------------------------------------------------------
