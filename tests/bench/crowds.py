@@ -132,7 +132,7 @@ def at_most(answers: Answers, per_task: int, rng: np.random.Generator) -> Answer
 def share(pool: Pool, seed: int, fold: int, n_folds: int, n_train: int | None, per_task: int | None) -> Share:
     """Of pair (seed, fold): one fold of the tasks is held out, and of the others n_train are trained on.
 
-    Of the labelled images a third chooses, the others are the test.
+    Of the labelled images a third chooses, at most 300, and the others are the test, at most 1000.
     """
     rng = np.random.default_rng((seed, 0))
     held, rest = _fold(rng.permutation(len(pool.truth)), fold, n_folds)
@@ -141,7 +141,7 @@ def share(pool: Pool, seed: int, fold: int, n_folds: int, n_train: int | None, p
     answers = pool.answers
     if per_task is not None:
         answers = at_most(answers, per_task, np.random.default_rng((seed, fold, 2)))
-    held = held[: len(train) // 4]
+    held, val, test = held[: len(train) // 4], val[:300], test[:1000]
     labels = torch.from_numpy(pool.labels)
     return Share(
         pool.n_classes, pool.crowd[train], pool.truth[train], answers.of_tasks(train),

@@ -55,7 +55,7 @@ BUDGET = {"optimizer": "adam", "lr": 0.003, "scheduler": "cosine", "n_epochs": 3
 """What all variants have in common."""
 CONDITIONS = {
     "labelme": Condition("labelme", 32),
-    "cifar10n": Condition("cifar10n", 32, n_train=2000, budget={"n_epochs": 15}),
+    "cifar10n": Condition("cifar10n", 32, n_train=1000, budget={"n_epochs": 15}),
     "cifar10n-rand1": Condition("cifar10n", 32, n_train=2000, per_task=1, budget={"n_epochs": 15}),
     "spammers": Condition("spammers", 32, n_train=2000, budget={"n_epochs": 15}),
     "pairs": Condition("pairs", 32, n_train=2000, budget={"n_epochs": 15}),
