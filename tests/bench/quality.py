@@ -16,7 +16,7 @@ import copy
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -215,6 +215,7 @@ def pool_of(condition: Condition, seed: int) -> Pool:
 def run(arguments: argparse.Namespace) -> None:
     """Every variant of every pair that `--out` does not hold yet, pair by pair, so that what is there is paired."""
     condition = CONDITIONS[arguments.condition]
+    without_torn_line(arguments.out)
     done = {
         (line["condition"], line["model"], line["variant"], line["seed"], line["fold"]) for line in read(arguments.out)
     }
@@ -234,6 +235,13 @@ def run(arguments: argparse.Namespace) -> None:
                 line = dict(zip(names, key, strict=True)) | {"seconds": round(time.monotonic() - started, 1)} | seen
                 with arguments.out.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
+
+
+def without_torn_line(path: Path) -> None:
+    """Take away the end of a line that was cut off when a run was stopped."""
+    if path.is_file():
+        text = path.read_text(encoding="utf-8")
+        path.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -292,7 +300,7 @@ def table(arguments: argparse.Namespace) -> None:
             print(f"{variant:24} {cells['loss']['n']:3}  " + "  ".join(f"{cell:>22}" for cell in text))
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     runs = commands.add_parser("run")
@@ -309,7 +317,7 @@ def main() -> None:
     tables.add_argument("--json", type=Path)
     tables.add_argument("--baseline", default="majority", choices=VARIANTS)
     tables.set_defaults(command=table)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     arguments.command(arguments)
 
 
