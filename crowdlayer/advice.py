@@ -39,6 +39,11 @@ def before(dataset: Dataset, settings: TrainingSettings) -> Iterator[str]:
             f"the epoch is chosen by {len(dataset.held_out.names)} held-out tasks, which are few: "
             f"add val/, or raise VAL_FRACTION"
         )
+    if dataset.held_out is not None and settings.select_by != "last" and settings.crowd_layer == "stochastic":
+        yield (
+            f"SELECT_BY={settings.select_by}: matrices that learn fast fit the answers they have, and held-out answers "
+            f"then choose too early an epoch: consider SELECT_BY=last with SCHEDULER=cosine"
+        )
     yield from _workers(dataset, settings)
 
 

@@ -49,6 +49,7 @@ def test_a_sound_run_has_no_warnings() -> None:
         (data(n_tasks=100), {}, "an epoch of 100 tasks has 2 steps: consider BATCH_SIZE=8"),
         (data(), {"img_size": 224}, "1000 images are few to train resnet18 from scratch: consider PRETRAINED=true"),
         (data(n_held_out=10), {}, "10 held-out tasks, which are few: add val/, or raise VAL_FRACTION"),
+        (data(n_held_out=100), {"crowd_layer": "stochastic"}, "consider SELECT_BY=last with SCHEDULER=cosine"),
         (data(n_workers=600), {}, "600 of 600 workers gave fewer answers than there are classes"),
     ],
 )
