@@ -62,6 +62,8 @@ class Guard:
         agreed = (majority[torch.from_numpy(answers.task)] == label).sum()
         self.majority = self._figures(voted, agreed, len(label))
         self._seen = nothing(n_classes)
+        self.figures: dict[str, float] = {}
+        """Of the last epoch that was judged, under their names in results.csv."""
 
     def see(self, logits: Tensor, task: Tensor, label: Tensor) -> None:
         """One process's share of a step: (tasks, classes) logits, and its (answers,) tasks and labels."""
@@ -77,6 +79,7 @@ class Guard:
         seen = self.processes.gather(self._seen.unsqueeze(0)).sum(0)
         agreement, diversity = self._figures(seen[:-2], seen[-2], int(seen[-1]))
         self._seen = nothing(len(seen) - 2)
+        self.figures = {"crowd/agreement": agreement, "crowd/diversity": diversity}
         if agreement >= LOW * self.majority[0] or diversity >= LOW * self.majority[1]:
             self.suspicious_since = None
             return False

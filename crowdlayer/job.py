@@ -68,7 +68,7 @@ def train(settings: Settings) -> str:
                 trained = _train(plan, folder, launch, n_here, phases)
                 if trained is None or uploads is None:
                     return ""
-                _publish(trained, output, identity, folder, phases)
+                _publish(plan, trained, output, identity, folder, phases)
             except InterruptedRunError as error:
                 saved = uploads.finish() if uploads is not None else None
                 if saved is None:
@@ -128,13 +128,15 @@ def _plan_of(launch: Launch) -> str:
     return f"crowdlayer/plan/{launch.node}"
 
 
-def _publish(trained: Trained, output: Place, identity: Identity, folder: Path, phases: Phases) -> None:
+def _publish(plan: Plan, trained: Trained, output: Place, identity: Identity, folder: Path, phases: Phases) -> None:
     """Put the results, and say what they are."""
     name = identity.settings["output_name"]
     phases.seconds |= trained.seconds
-    provenance = Provenance(identity.settings, identity.data_digest, trained.devices, trained.small_stem)
+    sources = dict.fromkeys(plan.settings.model_fields_set, "environment")
+    provenance = Provenance(identity.settings, identity.data_digest, trained.devices, trained.small_stem, sources)
+    _, images = plan.images()
     with tempfile.TemporaryDirectory(dir=folder) as staged:
-        results = publish(output, Path(staged), name, trained.dataset, trained.outcome, provenance, phases)
+        results = publish(output, Path(staged), name, trained.dataset, trained.outcome, images, provenance, phases)
     seconds = "  ".join(f"{phase} {spent:.1f} s" for phase, spent in phases.seconds.items())
     log.info(headline(results), extra={"seconds": phases.seconds})
     log.info("results at %s/%s  (%s)", output.location, results_name(name), seconds)

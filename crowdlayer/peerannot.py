@@ -219,8 +219,13 @@ class Crowdlayer:
                 self._digest,
                 [device_name(trainer.accelerator.device)],
                 has_small_stem(self.model),
+                dict.fromkeys(
+                    [*self._data.model_fields_set, *self._training.model_fields_set, "output_name"], "argument"
+                ),
             )
-            results = publish(place, Path(folder), self.output_name, self._dataset, outcome, provenance, self._phases)
+            results = publish(
+                place, Path(folder), self.output_name, self._dataset, outcome, self._images, provenance, self._phases
+            )
             log.info(headline(results))
             log.info("results at %s", self.tasks_path / results_name(self.output_name))
         return results

@@ -6,6 +6,7 @@ comes from. Everywhere a matrix is confusion[worker, true class, answered class]
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -78,12 +79,8 @@ def expected(counts: Tensor) -> Tensor:
 
     On the diagonal the worker's reliability; beside it the crowd's errors, (n_workers, true, answered).
     """
-    n_classes = counts.shape[1]
-    eye = torch.eye(n_classes, dtype=counts.dtype)
-    errors = (counts.sum(0) + 1 / n_classes) * (1 - eye)
-    errors = errors / errors.sum(1, keepdim=True)
-    right: Tensor = _shrunk(counts.diagonal(dim1=1, dim2=2).sum(1), counts.sum((1, 2)))[:, None, None]
-    return right * eye + (1 - right) * errors
+    right = _shrunk(counts.diagonal(dim1=1, dim2=2).sum(1), counts.sum((1, 2)))[:, None, None]
+    return right * torch.eye(counts.shape[1], dtype=counts.dtype) + (1 - right) * _errors(counts.sum(0))
 
 
 def reliability(posterior: Tensor, answers: Answers) -> tuple[Tensor, Tensor, Tensor]:
@@ -214,8 +211,13 @@ def predictive_temperature(logits: Tensor, likelihood: Tensor, answers: Answers,
     if len(chosen) == 0:
         return least
     rows, sample = torch.from_numpy(chosen), answers.of_tasks(chosen)
-    rated = [(_predicts(logits[rows] / (least * factor), likelihood, sample), -factor) for factor in FACTORS]
-    return least * -max(rated)[1]
+    best, found, worse = -math.inf, least, 0
+    for temperature in (least * factor for factor in FACTORS):
+        rated = _predicts(logits[rows] / temperature, likelihood, sample)
+        best, found, worse = (rated, temperature, 0) if rated > best else (best, found, worse + 1)
+        if worse == 2:  # it has one peak
+            break
+    return found
 
 
 def _predicts(logits: Tensor, likelihood: Tensor, answers: Answers) -> float:
@@ -252,12 +254,21 @@ def _as_given(likelihood: Tensor, answers: Answers) -> Evidence:
 def _as_others_show(posterior: Tensor, answers: Answers) -> Evidence:
     """The answers under the matrices that each worker's answers to other tasks show."""
     counts = _counts(posterior, answers)
-    before, seen = PRIOR * expected(counts), counts.sum(2)
+    n_workers, n_classes, _ = counts.shape
+    seen = torch.zeros(n_workers, n_classes, dtype=torch.float64)  # sums of `counts`, which may have many empty cells
+    crowd, right_ones = torch.zeros(n_classes, n_classes, dtype=torch.float64), seen.new_zeros(n_workers)
+    for rows in _chunks(answers):
+        task, worker, label = _tensors(answers, rows)
+        seen.index_add_(0, worker, posterior[task])
+        crowd.index_add_(0, label, posterior[task])
+        right_ones.index_add_(0, worker, posterior[task, label])
+    reliable, errors = _shrunk(right_ones, seen.sum(1)), _errors(crowd.T)
 
     def evidence(rows: slice) -> Tensor:
         task, worker, label = _tensors(answers, rows)
-        own = posterior[task]
-        alike = (counts[worker, :, label] - own).clamp_min(0) + before[worker, :, label]
+        own, right = posterior[task], reliable[worker][:, None]
+        before = ((1 - right) * errors.T[label]).scatter(1, label[:, None], right)  # what `expected` is for these
+        alike = (counts[worker, :, label] - own).clamp_min(0) + PRIOR * before
         return (alike / ((seen[worker] - own).clamp_min(0) + PRIOR)).log()
 
     return evidence
@@ -271,6 +282,12 @@ def _counts(posterior: Tensor, answers: Answers) -> Tensor:
         task, worker, label = _tensors(answers, rows)
         counts.index_add_(0, worker * n_classes + label, posterior[task])
     return counts.view(answers.n_workers, n_classes, n_classes).transpose(1, 2)
+
+
+def _errors(crowd: Tensor) -> Tensor:
+    """(true, answered): how a crowd with these counts spreads its wrong answers, 0 on the diagonal; rows add to 1."""
+    errors: Tensor = (crowd + 1 / len(crowd)) * (1 - torch.eye(len(crowd), dtype=crowd.dtype))
+    return errors / errors.sum(1, keepdim=True)
 
 
 def _shrunk(right: Tensor, n: Tensor) -> Tensor:

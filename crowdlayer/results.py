@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,23 @@ from . import __version__
 from .dataset import Dataset, summary
 from .deploy import Description, rebuilt, write_model
 from .errors import SettingsError, StoreError, one_line
-from .experiment import Outcome, Phases
+from .experiment import Images, Outcome, Phases
 from .export import export
 from .files import disk_errors, file_digest
 from .inference import calibration, crowd_figures
+from .pictures import write_pictures
+from .report import card, page
 from .settings import influential
 from .storage import Place
-from .tables import worker_columns, write_confusion, write_labels, write_workers
+from .tables import (
+    worker_columns,
+    write_confusion,
+    write_epochs,
+    write_labels,
+    write_settings,
+    write_workers,
+)
+from .view import view
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +50,8 @@ class Provenance:
     data_digest: str
     devices: list[str]
     small_stem: bool
+    sources: dict[str, str] = field(default_factory=dict)
+    """Where a setting's value came from, where that is not its default: environment or argument."""
 
 
 def results_name(output_name: str) -> str:
@@ -93,12 +105,24 @@ def deploy_model(folder: Path, dataset: Dataset, outcome: Outcome, provenance: P
     return names
 
 
+def dress(folder: Path, dataset: Dataset, outcome: Outcome, images: Images, results: dict[str, Any]) -> list[str]:
+    """Write what people look at into `folder`: the report, pictures, the model card; returns the names of the files."""
+    shown = view(dataset, outcome, images, results)
+    texts = {"report.json": dumped(shown), "report.html": page(shown), "README.md": card(results)}
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    write_epochs(folder / "results.csv", outcome.history)
+    write_settings(folder / "args.yaml", results["job"]["settings"], results["job"]["sources"])
+    return [*texts, "results.csv", "args.yaml", *write_pictures(folder, dataset, outcome, images)]
+
+
 def publish(
     place: Place,
     folder: Path,
     output_name: str,
     dataset: Dataset,
     outcome: Outcome,
+    images: Images,
     provenance: Provenance,
     phases: Phases,
 ) -> dict[str, Any]:
@@ -106,25 +130,34 @@ def publish(
 
     Returns the results.
     """
-    last = results_name(output_name)
-    with phases("publish"):
+    last, beside = results_name(output_name), f"results/{output_name}"
+    with phases("report"), disk_errors(str(folder)):
         names = stage(folder, output_name, dataset, outcome, provenance)
+        results = document(dataset, outcome, provenance, phases)
+        results["job"]["files"] = {name: file_digest(folder / name) for name in names}
+        names += [f"{beside}/{name}" for name in dress(folder / beside, dataset, outcome, images, results)]
+        digests = {name: file_digest(folder / name) for name in names}
+        manifest = f"{beside}/manifest.sha256"  # sha256sum --check reads it, in the output's folder
+        (folder / manifest).write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()))
+        results["job"]["files"] = digests | {manifest: file_digest(folder / manifest)}
+    with phases("publish"):
         if place.find(last) is not None:
             place.delete(last)
-        for name in names:
+        for name in results["job"]["files"]:
             place.upload(folder / name, name)
-    files = {name: file_digest(folder / name) for name in names}
-    results = document(dataset, outcome, provenance, files, phases)
-    path = folder / last
+    results["job"]["seconds"] = dict(phases.seconds)
     with disk_errors(str(folder)):
-        path.write_text(json.dumps(results, indent=3, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    place.upload(path, last)
+        (folder / last).write_text(dumped(results), encoding="utf-8")
+    place.upload(folder / last, last)
     return results
 
 
-def document(
-    dataset: Dataset, outcome: Outcome, provenance: Provenance, files: dict[str, str], phases: Phases
-) -> dict[str, Any]:
+def dumped(value: dict[str, Any]) -> str:
+    """JSON as other programs read it: no NaN."""
+    return json.dumps(value, indent=3, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def document(dataset: Dataset, outcome: Outcome, provenance: Provenance, phases: Phases) -> dict[str, Any]:
     """The results: the seed's keys at the top, then ours. A figure that does not exist is None."""
     history, figures = outcome.history, outcome.figures
     seed: dict[str, Any] = {
@@ -161,12 +194,13 @@ def document(
             "version": __version__,
             "data_set": dataset.name,
             "settings": provenance.settings,
+            "sources": {name: provenance.sources.get(name, "default") for name in provenance.settings},
             "seed": provenance.settings["seed"],
             "small_stem": provenance.small_stem,
             "devices": provenance.devices,
             "libraries": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
             "data_digest": provenance.data_digest,
-            "files": files,
+            "files": {},
             "seconds": dict(phases.seconds),
         },
     }

@@ -1,18 +1,21 @@
-"""Tables for people and their tools: labels.csv, workers.csv, confusion.csv. UTF-8, commas, a line of names first."""
+"""Tables for people and their tools, in UTF-8 with commas and a line of names; and args.yaml."""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from .dataset import Dataset
 from .inference import Inferred
 from .quality import Workers
+from .trainer import History
 
 MOST_CELLS = 10**7
 """Beyond so many cells labels.csv leaves the posterior out, and confusion.csv the pairs that nobody answered."""
@@ -22,7 +25,7 @@ NUMBER = re.compile(r"[+-]?\d[\d_]*(\.\d*)?(e[+-]?\d+)?", re.IGNORECASE | re.ASC
 FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 """What a spreadsheet takes for the start of a formula (OWASP, CSV injection)."""
 
-Cell = str | int | float | bool
+Cell = str | int | float | bool | None
 
 
 def cell(value: Cell) -> str:
@@ -30,6 +33,8 @@ def cell(value: Cell) -> str:
 
     Text that could be one begins with an apostrophe; negative numbers, also as names, stay what they are.
     """
+    if value is None:
+        return ""
     if isinstance(value, bool | int):
         return str(value)
     if isinstance(value, float):
@@ -124,3 +129,33 @@ def write_confusion(path: Path, dataset: Dataset, inferred: Inferred) -> None:
                     yield [name, classes[true], classes[observed], prob[true][observed], mine[true][observed]]
 
     write_table(path, ["worker", "true_label", "observed_label", "prob", "count"], rows())
+
+
+def write_epochs(path: Path, history: History) -> None:
+    """results.csv: a row per epoch, under the names that ultralytics' readers know; accuracies are percent.
+
+    `time` is in seconds since the training began, over all starts of the run.
+    """
+    extra = list(dict.fromkeys(name for figures in history.figures for name in figures))
+    extra.sort(key=lambda name: ["metrics", "lr", "crowd"].index(name.partition("/")[0]))
+    first = [name for name in extra if name.startswith("metrics/")]
+    rest = [name for name in extra if name not in first]
+    names = ["epoch", "time", "train/loss", "val/loss", "metrics/accuracy_top1", *first, "lr/pg0", *rest]
+    times = np.cumsum(history.seconds).tolist()
+
+    def rows() -> Iterator[list[Cell]]:
+        for at, figures in enumerate(history.figures):
+            known = [history.train_loss[at], history.val_loss[at], history.val_accuracy[at]]
+            values = [*known, *map(figures.get, first), history.lr[at], *map(figures.get, rest)]
+            yield [at + 1, f"{times[at]:.3f}", *("" if value is None else f"{value:.7g}" for value in values)]
+
+    write_table(path, names, rows())
+
+
+def write_settings(path: Path, settings: Mapping[str, Any], sources: Mapping[str, str]) -> None:
+    """args.yaml: every setting, and behind it where its value came from."""
+    with path.open("w", encoding="utf-8") as file:
+        for name, value in settings.items():
+            plain = str(value).isprintable()  # else as escapes, in quotes
+            text = yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=plain)
+            file.write(f"{name}: {text.rstrip().removesuffix('...').rstrip()}  # {sources.get(name, 'default')}\n")

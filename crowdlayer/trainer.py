@@ -57,6 +57,8 @@ class History:
     val_accuracy: list[float | None] = field(default_factory=list)
     lr: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    figures: list[dict[str, float]] = field(default_factory=list)
+    """Whatever else is known of an epoch, under its name in results.csv: metrics/…, lr/…, crowd/…"""
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,7 @@ class Trainer:
         self._log_start()
         while self.progress.epoch < self.settings.n_epochs:
             started = time.monotonic()
-            lr = self.optimizer.param_groups[0]["lr"]
+            lr, lr_crowd = (group["lr"] for group in self.optimizer.param_groups)
             train_loss = self.train_epoch(self.replica, self.train, self.criterion, self.optimizer, self.progress)
             logits = self.predict(self.validation.images)
             loss, score, figures = self.validate(logits)
@@ -186,11 +188,13 @@ class Trainer:
             self.history.val_loss.append(loss)
             self.history.val_accuracy.append(figures.get("val_accuracy"))
             self.history.lr.append(lr)
+            collapsed = self.guard.collapsed(epoch)
+            self.history.figures.append(self._also(figures, lr_crowd))
             self.history.seconds.append(time.monotonic() - started)
             if self.settings.verbose:
                 self._log_epoch(epoch, self.best.epoch)
             self.progress = Progress(epoch)
-            if self.guard.collapsed(epoch) and self.collapsed_since is None:
+            if collapsed and self.collapsed_since is None:
                 self._collapse(self.guard.suspicious_since)
             self.watch.epoch_done(self)
         assert self.best is not None  # N_EPOCHS is at least 1
@@ -403,6 +407,13 @@ class Trainer:
     def _unwrapped(self, model: nn.Module) -> CrowdModel:
         unwrapped: CrowdModel = self.accelerator.unwrap_model(model)
         return unwrapped
+
+    def _also(self, figures: dict[str, float], lr_crowd: float) -> dict[str, float]:
+        """The figures of an epoch that have no list of their own; the crowd's is what it thinks of its mean worker."""
+        likelihood = self.crowd_layer.answer_log_likelihood()
+        right = float(likelihood.detach().diagonal(dim1=1, dim2=2).float().exp().mean())
+        top5 = {"metrics/accuracy_top5": figures["val_micro_top5"]} if "val_micro_top5" in figures else {}
+        return top5 | {"lr/pg1": lr_crowd, "crowd/mean_quality": right} | self.guard.figures
 
     def _keep(self, epoch: int, score: float, figures: dict[str, float]) -> Best:
         model = self._evaluated

@@ -84,8 +84,10 @@ def simulate(
     rng = np.random.default_rng(seed)
     truth = rng.integers(n_classes, size=n_tasks)
     confusion = mixed_crowd(n_workers, n_classes, rng).confusion
-    worker = np.stack([np.sort(rng.permutation(n_workers)[:per_task]) for _ in truth]).ravel()
-    task = np.repeat(np.arange(n_tasks), len(worker) // n_tasks)
+    several = rng.integers(n_workers, size=(n_tasks, per_task))
+    while (twice := (np.diff(np.sort(several), axis=1) == 0).any(1)).any():  # nobody answers a task twice
+        several[twice] = rng.integers(n_workers, size=(twice.sum(), per_task))
+    worker, task = several.ravel(), np.repeat(np.arange(n_tasks), per_task)
     chance = rng.random((len(worker), 1))
     label = (confusion[worker, truth[task]].cumsum(1) < chance).sum(1).clip(max=n_classes - 1)
     images = rng.standard_normal((n_tasks, n_classes))
