@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -58,7 +58,14 @@ def precision(settings: TrainingSettings) -> str:
     if settings.mixed_precision == "auto":
         native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         return "bf16" if native else "no"
+    if settings.mixed_precision == "bf16" and not torch.cuda.is_available() and not _cpu_has_bf16():
+        log.warning("MIXED_PRECISION=bf16: this CPU emulates it, convolutions take ten times as long: consider no")
     return settings.mixed_precision
+
+
+def _cpu_has_bf16() -> bool:
+    known: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch that will do
+    return any(known.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
 
 
 def make_accelerator(settings: TrainingSettings) -> Accelerator:
@@ -69,6 +76,10 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
             torch.__version__, torch.version.cuda,
         )  # fmt: skip
     torch.set_num_threads(min(torch.get_num_threads(), cpus()))  # torch counts the machine's, not a container's
+    if torch.cuda.is_available():
+        torch.backends.cudnn.benchmark = True  # the shapes are few: it pays to try all algorithms once
+        if settings.mixed_precision != "no":
+            torch.set_float32_matmul_precision("high")  # tf32, which convolutions take anyway
     # Accelerate keeps the first precision of a process for good; a notebook may ask for another.
     AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision=precision(settings), cpu=not torch.cuda.is_available())
@@ -94,6 +105,11 @@ def processes_here(wanted: int | Literal["auto"]) -> int:
     if 0 < gpus < wanted:
         raise SettingsError(f"N_PROCESSES: must be at most {gpus}, the number of visible GPUs, got {wanted}")
     return wanted
+
+
+def laid_out(classifier: nn.Module) -> nn.Module:
+    """The classifier with its weights in the order that the device's convolutions want, as `normalise` has images."""
+    return classifier.to(memory_format=torch.channels_last) if torch.cuda.is_available() else classifier
 
 
 def synchronised(classifier: nn.Module, settings: TrainingSettings) -> nn.Module:

@@ -48,9 +48,14 @@ def stream(seed: int, epoch: int, purpose: int) -> torch.Generator:
 
 
 def normalise(images: Tensor, device: torch.device) -> Tensor:
-    """(n, size, size, 3) uint8 → (n, 3, size, size) float32 on `device`, channels last in memory."""
+    """(n, size, size, 3) uint8 → (n, 3, size, size) float32 on `device`, in the order that its convolutions want.
+
+    That is channels last on CUDA; on a CPU, where resnet18's step takes a quarter longer so, channels first.
+    """
     mean, std = (torch.tensor(x, device=device).view(1, 3, 1, 1) for x in (MEAN, STD))
-    return images.to(device).permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
+    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+    floats = images.to(device).permute(0, 3, 1, 2).to(torch.float32, memory_format=layout)
+    return floats.div_(255).sub_(mean).div_(std)
 
 
 def on_device(rows: Tensor, device: torch.device) -> Tensor:

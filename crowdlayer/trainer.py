@@ -28,7 +28,7 @@ from . import metrics
 from .aggregation import started
 from .answers import Answers, Ints
 from .crowd_layer import CrowdLoss, CrowdModel, WorkerModel
-from .devices import device_name, synchronised
+from .devices import device_name, laid_out, synchronised
 from .errors import InterruptedRunError, SettingsError
 from .guard import Guard, fallback
 from .images import STREAM_DROPOUT, Batch, CrowdLoader, ImageLoader, Rows, stream_seed
@@ -96,7 +96,7 @@ class Progress:
 
 def on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A copy of the tensors."""
-    return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+    return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
 
 
 class Watch:
@@ -152,7 +152,7 @@ class Trainer:
         if settings.scale > 0:
             answers_of = torch.from_numpy(self.train.answers.worker).bincount(minlength=crowd_layer.n_workers)
             self.regularizer = Regularizer(settings.regularizer, crowd_layer, answers_of, self.processes)
-        model = CrowdModel(synchronised(classifier, settings), crowd_layer)
+        model = CrowdModel(laid_out(synchronised(classifier, settings)), crowd_layer)
         self.criterion = CrowdLoss(settings.loss_reduction)
         if crowd_layer.row_wise:  # whose gradients the loop shares out, and not DDP
             names = [f"crowd_layer.{name}" for name, _ in crowd_layer.named_parameters()]
