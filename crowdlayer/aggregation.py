@@ -58,12 +58,18 @@ def dawid_skene(answers: Answers, n_classes: int) -> DawidSkene:
     for _ in range(MAX_ROUNDS):
         counts = F.embedding_bag(task_by_cell, posterior, of_cell, mode="sum")
         confusion = smoothed(counts.view(answers.n_workers, n_classes, n_classes).transpose(1, 2))
-        shares = (posterior[answered[:, 0]].sum(0) + 1) / (answered.sum() + n_classes)
+        shares = (posterior.sum(0) + 1) / (answers.n_tasks + n_classes)
         evidence = F.embedding_bag(cell, confusion.log().transpose(1, 2).reshape(cells, n_classes), of_task, mode="sum")
-        before, posterior = posterior, (evidence + shares.log()).softmax(1)
-        if float((posterior - before).abs().sum(1).mean()) < SETTLED:
+        before, posterior = posterior, normalised_(evidence.add_(shares.log()))
+        if float(before.sub_(posterior).abs_().sum()) < SETTLED * answers.n_tasks:
             break
     return DawidSkene(posterior, confusion)
+
+
+def normalised_(logs: Tensor) -> Tensor:
+    """softmax(1), in place: torch's own takes three times as long for rows as short as these."""
+    probabilities = logs.sub_(logs.amax(1, keepdim=True)).exp_()
+    return probabilities.div_(probabilities.sum(1, keepdim=True))
 
 
 def smoothed(counts: Tensor) -> Tensor:
