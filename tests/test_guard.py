@@ -18,6 +18,7 @@ from crowdlayer.processes import Processes
 from crowdlayer.trainer import Best, Trainer, Watch
 from tests.bench.crowds import Share, answered, pattern_pool, share
 from tests.bench.quality import make_trainer
+from tests.gang import together
 
 N_CLASSES = 100
 
@@ -108,6 +109,22 @@ def test_a_run_that_is_resumed_before_or_after_its_collapse_comes_to_the_same(ep
     assert resumed.history.train_loss == whole.history.train_loss
     assert all(torch.equal(best.classifier[name], again.classifier[name]) for name in best.classifier)
     assert torch.equal(best.confusion, again.confusion)
+
+
+def guarded() -> tuple[int | None, list[float], torch.Tensor]:
+    trainer = trained(like_cifar_100n(400), 4, crowd_updates="rows")
+    best = trainer.fit()
+    return trainer.collapsed_since, trainer.history.train_loss, best.classifier["fc.weight"]
+
+
+@pytest.mark.slow
+def test_several_processes_fall_back_together() -> None:
+    first, second = together(2, guarded)
+    assert first[0] is not None
+    assert first[0] == second[0]
+    assert len(first[1]) == 4
+    assert first[1] == second[1]
+    assert torch.equal(first[2], second[2])
 
 
 def crowd(n: int = 300, n_classes: int = 5) -> Answers:

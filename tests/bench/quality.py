@@ -33,6 +33,7 @@ from crowdlayer.classifier import build_classifier
 from crowdlayer.crowd_layer import CrowdLoss
 from crowdlayer.devices import make_accelerator
 from crowdlayer.images import CrowdLoader
+from crowdlayer.processes import Processes
 from crowdlayer.settings import TrainingSettings
 from crowdlayer.trainer import Progress, Trainer, Validation
 from tests.bench.crowds import SIMULATED, Pool, Share, answered, pattern_pool, read_pool, share
@@ -146,7 +147,13 @@ def make_trainer(part: Share, size: int, options: dict[str, Any], model: str, se
         else build_classifier(model, part.n_classes, size, False, False, "auto")
     )
     loader = CrowdLoader(
-        part.train, part.answers, settings.batch_size, seed, settings.data_augmentation, accelerator.device
+        part.train,
+        part.answers,
+        settings.batch_size,
+        seed,
+        settings.data_augmentation,
+        accelerator.device,
+        Processes.joined(),
     )
     validation = Validation(part.val, part.val_labels, None)
     trainer = Trainer(settings, accelerator, classifier, part.n_classes, loader, part.answers.n_workers, validation)
