@@ -7,13 +7,11 @@ is random is drawn from SEED, epoch, step and process: there is no random state 
 
 from __future__ import annotations
 
-import copy
 import itertools
 import logging
 import math
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, NoReturn
 
@@ -24,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from . import metrics
+from . import selection
 from .aggregation import started
 from .answers import Answers, Ints
 from .crowd_layer import CrowdLoss, CrowdModel, WorkerModel
@@ -42,8 +40,6 @@ from .settings import TrainingSettings
 
 log = logging.getLogger(__name__)
 
-NOTEWORTHY = 5.0
-"""Percent of validation accuracy that a rule may give away without a word."""
 EVALUATION_BATCHES = 4
 """Without gradients several training batches fit where one did."""
 
@@ -198,7 +194,8 @@ class Trainer:
                 self._collapse(self.guard.suspicious_since)
             self.watch.epoch_done(self)
         assert self.best is not None  # N_EPOCHS is at least 1
-        self._log_choice(self.best)
+        accuracy = self.best.figures.get("val_accuracy")
+        selection.log_choice(self.best.epoch, accuracy, self.history.val_accuracy, self.settings.select_by)
         return self.best
 
     def train_epoch(
@@ -282,29 +279,11 @@ class Trainer:
 
         With true labels the loss is the classifier's cross-entropy; without, the crowd loss of the answers.
         """
-        labels, answers = self.validation.labels, self.validation.answers
-        figures: dict[str, float] = {}
-        at_temperature: Callable[[float], float]
+        labels, answers, rule = self.validation.labels, self.validation.answers, self.settings.select_by
         if labels is not None:
-            figures = metrics.evaluation(logits, labels, "val")
-            loss = figures["val_loss"]
-            at_temperature = lambda temperature: metrics.cross_entropy(logits / temperature, labels)  # noqa: E731
-        else:
-            assert answers is not None
-            crowd_layer = copy.deepcopy(self.crowd_layer).cpu()
-            crowd_loss = CrowdLoss("task")
-            task, worker, label = (torch.from_numpy(part) for part in (answers.task, answers.worker, answers.label))
-            at_temperature = lambda temperature: float(  # noqa: E731
-                crowd_loss(crowd_layer(logits / temperature, task, worker), label, answers.n_tasks)
-            )
-            loss = at_temperature(1.0)
-        match self.settings.select_by:
-            case "accuracy":
-                return loss, -figures["val_accuracy"], figures
-            case "calibrated_loss" if math.isfinite(loss):
-                return loss, metrics.calibrated(at_temperature), figures
-            case _:
-                return loss, loss, figures
+            return selection.by_labels(logits, labels, rule)
+        assert answers is not None  # one of the two is there
+        return *selection.by_answers(logits, answers, self.crowd_layer, rule), {}
 
     def learn_labels(self, labels: Ints) -> None:
         """From now on the classifier learns a label per task (tasks,), -1 for none, without the crowd layer.
@@ -438,16 +417,6 @@ class Trainer:
     @property
     def _begun(self) -> bool:
         return self.progress.epoch + self.progress.step > 0
-
-    def _log_choice(self, best: Best) -> None:
-        """Say so where another rule would have chosen a much better epoch: a loss punishes over-confidence first."""
-        known = [(value, epoch) for epoch, value in enumerate(self.history.val_accuracy, 1) if value is not None]
-        if known and max(known)[0] - best.figures["val_accuracy"] >= NOTEWORTHY:
-            log.warning(
-                "SELECT_BY=%s chose epoch %d with val_accuracy %.1f %%, epoch %d has %.1f %%: "
-                "consider SELECT_BY=accuracy or calibrated_loss",
-                self.settings.select_by, best.epoch, best.figures["val_accuracy"], *max(known)[::-1],
-            )  # fmt: skip
 
     def _log_epoch(self, epoch: int, best_epoch: int) -> None:
         history = self.history

@@ -32,6 +32,7 @@ FLOORS = [
     },
     {
         "aggregation",
+        "selection",
         "guard",
         "mixup",
         "regularizers",
