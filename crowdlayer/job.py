@@ -51,8 +51,9 @@ def train(settings: Settings) -> str:
         checkpoints = Checkpoints(output, settings.output_name)
         if done_before(output, settings.output_name, identity.settings, inputs.digest):
             log.info("this very run was already done: nothing to do")
-            if launch.publishes:
-                checkpoints.remove()
+            if not launch.publishes:
+                return ""
+            checkpoints.remove()
             return location
         if not fresh and launch.publishes:
             _probe(output, settings.output_name, workdir)
