@@ -187,7 +187,7 @@ def crowd_images(
     left_out = {"images_without_answers": 0, "answered_tasks_without_image": 0, "tasks_removed": 0, "broken_images": 0}
     answered = np.diff(answers.starts_at) > 0
     for position, name in enumerate(names):
-        stem = PurePosixPath(name).stem
+        stem = name.rpartition("/")[2].rpartition(".")[0]
         whole, part = canonical(stem), canonical(stem.rpartition("-")[2])
         task = number.get(whole, number.get(part))
         if task is not None and not answered[task]:

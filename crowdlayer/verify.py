@@ -6,12 +6,11 @@ import logging
 import re
 import sys
 import tempfile
-import traceback
 
 import msgspec
 
-from . import logs
-from .errors import Complaints, CrowdlayerError, DataError, SettingsError, one_line
+from . import command
+from .errors import Complaints, DataError, SettingsError
 from .files import Stored, decode_json
 from .settings import as_location, quoted
 from .storage import Place, place
@@ -83,19 +82,11 @@ def _compare(output: Place, stored: dict[str, Stored], files: dict[str, str]) ->
 
 def main(arguments: list[str]) -> int:
     """Verify; returns the contract's exit code: 65 where a file is not what it was, 74 and 77 as the store says."""
-    logs.start("text")
-    try:
-        if len(arguments) != 1:
-            raise SettingsError("usage: python -m crowdlayer.verify <output>, a folder or an s3:// prefix")
-        log.info("verified: all %d files are what the runs wrote", verify(arguments[0]))
-        return 0
-    except CrowdlayerError as error:
-        code, line = error.exit_code, str(error)
-    except Exception as error:  # as in the job: a traceback for a fault of the program, and for nothing else
-        traceback.print_exc()
-        code, line = 70, f"a fault of the program: {type(error).__name__}: {error}"
-    print(f"crowdlayer: {one_line(line)}", file=sys.stderr)  # noqa: T201  the last line, as the job's
-    return code
+
+    def work(output: str) -> None:
+        log.info("verified: all %d files are what the runs wrote", verify(output))
+
+    return command.run("python -m crowdlayer.verify <output>, a folder or an s3:// prefix", work, arguments)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ FLOORS = [
     {"errors", "cpus"},
     {"launch", "interruption", "last_words"},
     {"drawing", "logs", "settings", "answers", "files", "processes", "memory", "supervisor", "watchdog"},
+    {"command"},
     {"answer_files"},
     {"label_studio", "trackers"},
     {"convert"},
@@ -48,7 +49,7 @@ FLOORS = [
     {"experiment", "report"},
     {"tables", "training", "pictures", "view"},
     {"results"},
-    {"job", "peerannot", "predict", "verify", "process"},
+    {"job", "peerannot", "predict", "verify", "pack", "process"},
 ]
 OWNERS = {
     "boto3": {"s3"},

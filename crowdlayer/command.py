@@ -1,0 +1,31 @@
+"""A command beside the job: its arguments, its exit code, its last line."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from . import logs
+from .errors import CrowdlayerError, SettingsError, one_line
+
+
+def run(usage: str, work: Callable[..., None], arguments: Sequence[str]) -> int:
+    """Do `work` with as many arguments as it has; returns the contract's exit code, like the job.
+
+    A failure's last line on standard error names the thing, the rule and the value.
+    """
+    logs.start("text")
+    try:
+        if len(arguments) != len(inspect.signature(work).parameters):
+            raise SettingsError(f"usage: {usage}")
+        work(*arguments)
+        return 0
+    except CrowdlayerError as error:
+        code, line = error.exit_code, str(error)
+    except Exception as error:  # as in the job: a traceback for a fault of the program, and for nothing else
+        traceback.print_exc()
+        code, line = 70, f"a fault of the program: {type(error).__name__}: {error}"
+    print(f"crowdlayer: {one_line(line)}", file=sys.stderr)  # noqa: T201  the last line, as the job's
+    return code
