@@ -5,7 +5,7 @@ BIN := .venv/bin
 RIG := ../shared/tools/container
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test lint format container store slow requirements readme clean
+.PHONY: demo test lint format container store slow fuzz requirements readme clean
 
 demo: .venv/.demo ## a bucket on this machine, the job as a container runs it, the results
 	$(BIN)/python -m tests.demo
@@ -29,6 +29,9 @@ container: .venv/.dev ## build the image and run it against a bucket on loopback
 
 store: .venv/.dev ## the tests against the S3-compatible store that S3_TEST_ENDPOINT and its like name
 	$(PYTEST) -m store
+
+fuzz: .venv/.dev ## a long hunt with random bytes (FUZZ_EXAMPLES of each kind)
+	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-20000} $(PYTEST) tests/test_fuzz.py
 
 slow: .venv/.dev ## the tests that take minutes
 	$(PYTEST) -m slow

@@ -14,11 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from .archive import unpack
 from .cpus import cpus
 from .errors import DataError, SettingsError
-from .files import Stored, disk_errors, enough_space, file_digest, safe_names, size_of
+from .files import Stored, decode_json, disk_errors, enough_space, file_digest, safe_names, size_of
 from .logs import track
 from .s3 import THREADS
 from .settings import is_archive
@@ -242,14 +245,15 @@ def _read_manifest(workdir: Path, location: str) -> dict[str, tuple[list[object]
         shutil.rmtree(workdir / "data", ignore_errors=True)
         return {}
     found: dict[str, tuple[list[object], str]] = {}
-    with path.open(encoding="utf-8") as lines:
-        if next(lines, "").strip() != json.dumps({"location": location}):
+    with path.open("rb") as lines:
+        if next(lines, b"").strip() != json.dumps({"location": location}).encode():
             shutil.rmtree(workdir / "data", ignore_errors=True)
             return {}
         for line in lines:
             try:
-                name, size, etag, digest = json.loads(line)
-            except ValueError:
+                name, size, etag, digest = decode_json(line, tuple[str, int, str, str])
+                safe_names([name])
+            except (ValueError, DataError):
                 continue
             found[name] = ([size, etag], digest)
     return found
@@ -331,10 +335,19 @@ def _sync_archive(location: str, workdir: Path, belongs: Callable[[str], bool], 
 def _remembered(memory: Path, version: list[object], root: Path) -> dict[str, str] | None:
     """The digests of what was unpacked of this very archive, where all of it is still there."""
     try:
-        said = json.loads(memory.read_bytes())
-        files: dict[str, tuple[int, str]] = said["files"] if said["version"] == version else {}
-    except (FileNotFoundError, ValueError, KeyError):
+        said = decode_json(memory.read_bytes(), _Unpacked)
+        safe_names(list(said.files))
+    except (FileNotFoundError, ValueError, DataError):
         return None
-    if not files or any(size_of(root / name) != size for name, (size, _) in files.items()):
+    if said.version != version or not said.files:
         return None
-    return {name: digest for name, (_, digest) in files.items()}
+    if any(size_of(root / name) != size for name, (size, _) in said.files.items()):
+        return None
+    return {name: digest for name, (_, digest) in said.files.items()}
+
+
+class _Unpacked(msgspec.Struct):
+    """What archive.json holds: which archive it was, and {name: (size, SHA-256)} of its files."""
+
+    version: list[Any]
+    files: dict[str, tuple[int, str]]
