@@ -13,7 +13,7 @@ from . import logs
 from .checkpoint import Checkpoints, Found, Identity, Spool, Uploads
 from .dataset import Dataset, belongs, read_dataset
 from .devices import device_name, processes_here
-from .errors import InterruptedRunError, SettingsError
+from .errors import AccessError, InterruptedRunError, SettingsError, StoreError
 from .experiment import Phases, check_possible, load_images, log_dataset, make_trainer
 from .files import disk_errors, working_folder
 from .launch import Launch, hosts_the_store, recognise
@@ -27,6 +27,9 @@ from .training import Plan, Trained
 from .training import train as train_here
 
 log = logging.getLogger(__name__)
+
+STAGED, SPOOL = "results", "checkpoints"
+"""Folders of a run: what is to be put to the output, and its checkpoints."""
 
 
 def train(settings: Settings) -> str:
@@ -58,13 +61,14 @@ def train(settings: Settings) -> str:
         if not fresh and launch.publishes:
             _probe(output, settings.output_name, workdir)
         found = checkpoints.find(identity, settings.resume, folder) if launch.publishes else Found()
-        spool = Spool(folder / "spool", identity, found.number)
+        spool = Spool(folder / SPOOL, identity, found.number)
         synced = inputs.synced
         plan = Plan(
             settings, inputs.dataset, synced.root, synced.digests, inputs.pretrained, workdir, spool, found.parts
         )
         background = settings.checkpoint_every > 0
-        with Uploads(spool.folder, checkpoints, background) if launch.publishes else nullcontext() as uploads:
+        uploading = Uploads(spool.folder, checkpoints, background) if launch.publishes else nullcontext()
+        with _kept(folder, settings.workdir), uploading as uploads:
             try:
                 trained = _train(plan, folder, launch, n_here, phases)
                 if trained is None or uploads is None:
@@ -136,8 +140,10 @@ def _publish(plan: Plan, trained: Trained, output: Place, identity: Identity, fo
     sources = dict.fromkeys(plan.settings.model_fields_set, "environment")
     provenance = Provenance(identity.settings, identity.data_digest, trained.devices, trained.small_stem, sources)
     _, images = plan.images()
-    with tempfile.TemporaryDirectory(dir=folder) as staged:
-        results = publish(output, Path(staged), name, trained.dataset, trained.outcome, images, provenance, phases)
+    staged = folder / STAGED
+    with disk_errors(str(folder)):
+        staged.mkdir()
+    results = publish(output, staged, name, trained.dataset, trained.outcome, images, provenance, phases)
     seconds = "  ".join(f"{phase} {spent:.1f} s" for phase, spent in phases.seconds.items())
     log.info(headline(results), extra={"seconds": phases.seconds})
     log.info("results at %s/%s  (%s)", output.location, results_name(name), seconds)
@@ -150,11 +156,27 @@ def _run_folder(workdir: Path) -> Iterator[Path]:
     with disk_errors(str(workdir)):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700)
-        (folder / "spool").mkdir()
+        (folder / SPOOL).mkdir()
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _kept(folder: Path, workdir: str | None) -> Iterator[None]:
+    """Keep on this machine what cannot be put to the output: days of training are in it."""
+    try:
+        yield
+    except (StoreError, AccessError):
+        parts = [part for part in (folder / STAGED, folder / SPOOL) if part.is_dir() and any(part.iterdir())]
+        if parts:
+            kept = Path(tempfile.mkdtemp(prefix="crowdlayer-kept-", dir=workdir))
+            for part in parts:
+                shutil.move(part, kept)
+            log.error("what could not be put to the output is kept in %s: %s",
+                      kept, " and ".join(f"{part.name}/" for part in parts))  # fmt: skip
+        raise
 
 
 def check(settings: Settings) -> None:

@@ -140,6 +140,7 @@ def publish(
         manifest = f"{beside}/manifest.sha256"  # sha256sum --check reads it, in the output's folder
         (folder / manifest).write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()))
         results["job"]["files"] = digests | {manifest: file_digest(folder / manifest)}
+        (folder / last).write_text(dumped(results), encoding="utf-8")  # all is here, should it not be put
     with phases("publish"):
         if place.find(last) is not None:
             place.delete(last)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +23,7 @@ from tests.forks import Forks, forking
 from tests.servers import KINDS, Fault, Faults, Meddler, Request, meddling
 from tests.test_catalogue import QUICK
 
+RESET = next(kind for kind in KINDS if kind.name == "reset")
 PATIENT = {"STORE_TIMEOUT": "2", "STORE_ATTEMPTS": "12"}
 
 
@@ -145,3 +148,63 @@ def test_a_fault_is_survived_once_and_told_when_it_stays(
     keys = store.keys()
     assert all(store.get(key) == body for key in keys)
     assert keys in (["data/x"], ["data/x", "data/y"], ["data/y"], [])
+
+
+class Gone(Faults):
+    """From the first put to `path` on the store is away, for good or for some seconds."""
+
+    def __init__(self, path: str, seconds: float = math.inf) -> None:
+        super().__init__([RESET], share=1)
+        self._path = path
+        self._seconds = seconds
+        self._since: float | None = None
+
+    def next(self, request: Request) -> Fault | None:
+        if self._since is None and request.method in ("PUT", "POST") and self._path in request.path:
+            self._since = time.monotonic()
+        if self._since is None or time.monotonic() > self._since + self._seconds:
+            return None
+        return super().next(request)
+
+
+def test_a_store_that_is_away_for_a_while_costs_a_while(
+    shapes: Path, store: Store, meddler: Meddler, forks: Forks
+) -> None:
+    meddler.faults = Gone("best_models/", seconds=5)
+    done = job(forks, TASKS=store.put_tree(shapes), OUTPUT=f"s3://{store.bucket}/out")
+    assert done.code == 0, done.stderr
+    assert meddler.faults.done["reset"] > 2
+    meddler.faults = None
+    assert verify(f"s3://{store.bucket}/out") > 2
+
+
+@pytest.mark.parametrize("path", ["/checkpoints/", "/best_models/", "/results/crowdlayer.json"])
+@pytest.mark.parametrize("named", [False, True])
+def test_a_store_that_stays_away_ends_the_job_with_74_and_all_is_kept_here(
+    path: str, named: bool, shapes: Path, store: Store, meddler: Meddler, forks: Forks, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    temporary = tmp_path / "TMPDIR"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    work = {"WORKDIR": str(tmp_path / "work")} if named else {}
+    before = store.put_tree(shapes)
+    meddler.faults = Gone(path)
+    out = f"s3://{store.bucket}/out"
+    done = job(forks, TASKS=before, OUTPUT=out, STORE_TIMEOUT="1", STORE_ATTEMPTS="2", **work)
+    meddler.faults = None
+
+    assert done.code == 74, done.stderr
+    assert done.last_line.startswith(f"crowdlayer: {out}/")
+    kept = Path(re.search(r"is kept in (\S+): ", done.stderr)[1])  # type: ignore[index]
+    assert kept.parent == (tmp_path / "work" if named else temporary)
+    assert verify(str(kept / "results")) > 2
+    assert "out/results/crowdlayer.json" not in store.keys()
+    assert not [key for key in store.keys() if not key.startswith(("data/", "out/"))]
+
+    again = job(forks, TASKS=before, OUTPUT=out, **work)
+    assert again.code == 0, again.stderr
+    del (ours := published(store, "out/"))["results"]["job"]["settings"]
+    theirs = json.loads((kept / "results/results/crowdlayer.json").read_text())
+    assert {name: theirs[name] for name in ("train_loss", "val_loss", "best_epoch")}.items() <= ours["results"].items()
+    assert theirs["job"]["files"] == ours["results"]["job"]["files"]
