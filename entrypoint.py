@@ -9,7 +9,14 @@ import traceback
 from pathlib import Path
 
 from crowdlayer import interruption
-from crowdlayer.errors import CrowdlayerError, DeviceMemoryError, InterruptedRunError, SettingsError, one_line
+from crowdlayer.errors import (
+    CrowdlayerError,
+    DeviceMemoryError,
+    InterruptedRunError,
+    SettingsError,
+    one_line,
+    without_secrets,
+)
 
 TERMINATION_LOG = Path("/dev/termination-log")
 
@@ -72,13 +79,13 @@ def main(arguments: list[str]) -> int:
     except MemoryError as error:
         return failed(f"out of memory: {one_line(str(error))}", DeviceMemoryError.exit_code)
     except BaseException as error:  # the one place that sees everything, to give it its exit code
-        traceback.print_exc()
+        print(without_secrets(traceback.format_exc()), file=sys.stderr, end="")
         return failed(f"a fault of the program: {type(error).__name__}: {one_line(str(error))}", 70)
 
 
 def failed(line: str, code: int) -> int:
     """Say why, as the last line of standard error and where Kubernetes looks for it."""
-    line = f"crowdlayer: {line}"
+    line = without_secrets(f"crowdlayer: {line}")
     print(line, file=sys.stderr, flush=True)
     if TERMINATION_LOG.is_file():
         try:

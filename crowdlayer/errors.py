@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from types import TracebackType
 
+SECRETS = re.compile(
+    r"""(?<=://)[^/@\s'"]+(?=@)  |  (?<=[?&])(?=[^\s'"]*(?:Signature|Credential|Token)=)[^\s'"]+""", re.VERBOSE
+)
+"""User and password of a URL, and the query of one that is signed."""
 SHOWN = 20
 """How many complaints of one kind are shown in full; the rest are counted."""
 
@@ -104,6 +109,11 @@ def listed(complaints: Sequence[str]) -> str:
 def short(text: str, longest: int = 100) -> str:
     """`text` of the user's data for a message: one line, and not pages of it."""
     return one_line(text if len(text) <= longest else f"{text[:longest]}…")
+
+
+def without_secrets(text: str) -> str:
+    """`text` without the credentials and signatures of the URLs in it, as errors of other libraries show them."""
+    return SECRETS.sub("***", text)
 
 
 def one_line(text: str) -> str:

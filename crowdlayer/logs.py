@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 from pythonjsonlogger.json import JsonFormatter
 from tqdm import tqdm
 
-from .errors import one_line
+from .errors import one_line, without_secrets
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -26,6 +26,16 @@ class LineFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  the name is logging's
         return one_line(super().formatMessage(record).rstrip("\n"))
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_secrets(super().format(record))
+
+
+class JsonLines(JsonFormatter):
+    """An object per record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_secrets(super().format(record))
 
 
 class TerminalHandler(logging.StreamHandler):  # type: ignore[type-arg]
@@ -41,7 +51,7 @@ def start(log_format: Literal["text", "json"]) -> None:
     handler = (TerminalHandler if at_terminal else logging.StreamHandler)(sys.stderr)
     if log_format == "json":
         handler.setFormatter(
-            JsonFormatter(
+            JsonLines(
                 "%(asctime)s %(levelname)s %(name)s %(message)s",
                 rename_fields={"asctime": "time", "levelname": "level", "name": "logger"},
                 datefmt="%Y-%m-%dT%H:%M:%S%z",
