@@ -76,7 +76,7 @@ COPY --from=libraries /opt/venv /opt/venv
 # The two halves make a whole, and it loads.
 RUN --mount=type=tmpfs,target=/tmp \
     pip --python /opt/venv --disable-pip-version-check check \
- && python -c "import accelerate, boto3, filelock, msgspec, pydantic_settings, pythonjsonlogger, tenacity, torch, torchvision"
+ && python -c "import accelerate, boto3, filelock, jinja2, msgspec, pydantic_settings, pythonjsonlogger, tenacity, torch, torchvision, yaml"
 WORKDIR /app
 COPY --from=code /app /app
 

@@ -22,6 +22,8 @@ ROUNDS = 5
 """Rounds of `consensus`: on simulated crowds its figures hardly move after three, from a poor start after five."""
 Z95 = 1.959964
 """Standard deviations on either side of the mean that hold 95 % of a normal distribution."""
+LEAST = -30.0
+"""The least log-probability of an answer: nobody is quite sure to give none like it."""
 CHUNK = 2**19
 """Answers handled at once: what is held beside the results is a few times (CHUNK, classes) float64."""
 ANSWERS_TO_FIT = 100_000
@@ -246,7 +248,7 @@ def _as_given(likelihood: Tensor, answers: Answers) -> Evidence:
 
     def evidence(rows: slice) -> Tensor:
         _, worker, label = _tensors(answers, rows)
-        return likelihood[worker, :, label].double()
+        return likelihood[worker, :, label].double().clamp_min(LEAST)
 
     return evidence
 

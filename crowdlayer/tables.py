@@ -66,23 +66,16 @@ def write_labels(path: Path, dataset: Dataset, inferred: Inferred) -> None:
     if whole:
         columns += [f"posterior_{name}" for name in dataset.classes]
     tasks, images = ([name for part in dataset.crowd for name in getattr(part, what)] for what in ("tasks", "names"))
-    count = np.diff(dataset.answers.starts_at)
-    n_train = len(dataset.train.tasks)
+    n_train, majority, count = len(dataset.train.tasks), inferred.majority.tolist(), np.diff(dataset.answers.starts_at)
+    label, score, entropy, issue = (
+        figure.tolist() for figure in (labels.label, labels.score, labels.entropy, labels.issue)
+    )
 
     def rows() -> Iterator[list[Cell]]:
         for rank, task in enumerate(labels.order.tolist(), 1):
-            row: list[Cell] = [
-                tasks[task],
-                dataset.classes[int(labels.label[task])],
-                float(labels.score[task]),
-                dataset.classes[int(inferred.majority[task])],
-                float(labels.entropy[task]),
-                bool(labels.issue[task]),
-                rank,
-                int(count[task]),
-                "train" if task < n_train else "held_out",
-                images[task],
-            ]
+            names = dataset.classes[label[task]], dataset.classes[majority[task]]
+            row: list[Cell] = [tasks[task], names[0], score[task], names[1], entropy[task], issue[task], rank]
+            row += [int(count[task]), "train" if task < n_train else "held_out", images[task]]
             yield row + (inferred.posterior[task].tolist() if whole else [])
 
     write_table(path, columns, rows())

@@ -99,6 +99,14 @@ def test_every_answer_is_counted_once_and_a_row_is_a_distribution() -> None:
         torch.testing.assert_close(matrices.sum(2), torch.ones(30, 10, dtype=torch.float64))
 
 
+def test_an_answer_that_a_model_holds_impossible_is_only_unlikely() -> None:
+    crowd = simulate(2, n_tasks=200)
+    impossible = torch.eye(10, dtype=torch.float64).repeat(30, 1, 1).log()
+    found = consensus(crowd.logits, impossible, crowd.answers)
+    assert found.posterior.isfinite().all()
+    assert right(found.posterior, crowd) > 0.9
+
+
 @pytest.mark.parametrize("certainty", [0.0, 1.0, 4.0])
 def test_a_layer_near_its_start_is_mended(certainty: float) -> None:
     """Even one whose likelihood says nothing; and the workers' matrices come out near the true ones."""

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import yaml
 
-from crowdlayer.tables import cell, write_table
+from crowdlayer.tables import cell, write_epochs, write_settings, write_table
+from crowdlayer.trainer import History
 
 TRICKY = ["plain", "a,b", 'say "hi"', "two\nlines", " edges ", "a;b", "ünï", "", "0", "007", "<b>", "a\rb", "1e5"]
 
@@ -32,6 +36,30 @@ def test_a_negative_number_stays_one_even_as_a_name(text: str) -> None:
 def test_numbers_and_truth_values_are_plain() -> None:
     values = [-0.25, 1.0, 1 / 3, 1e-9, 12, True, False]
     assert [cell(value) for value in values] == ["-0.25", "1", "0.333333", "0", "12", "True", "False"]
+
+
+def test_results_csv_has_the_same_bits_after_a_resume(tmp_path: Path) -> None:
+    """Whose history comes out of a checkpoint; a figure that an epoch lacks leaves its cell empty."""
+    history = History([0.1 + 0.2, 1 / 3], [None, 2e-7], [None, 50.0], [0.1, 1e-5], [0.1, 0.2])
+    history.figures += [{"lr/pg1": 0.1}, {"lr/pg1": 0.1, "crowd/agreement": 0.5, "metrics/accuracy_top5": 99.0}]
+    write_epochs(tmp_path / "before.csv", history)
+    write_epochs(tmp_path / "after.csv", History(**json.loads(json.dumps(asdict(history)))))
+
+    text = (tmp_path / "before.csv").read_text()
+    assert (tmp_path / "after.csv").read_text() == text
+    assert text.splitlines() == [
+        "epoch,time,train/loss,val/loss,metrics/accuracy_top1,metrics/accuracy_top5,lr/pg0,lr/pg1,crowd/agreement",
+        "1,0.100,0.3,,,,0.1,0.1,",
+        "2,0.300,0.3333333,2e-07,50,99,1e-05,0.1,0.5",
+    ]
+
+
+@pytest.mark.parametrize("value", [1e-5, "true", ["a: b", "# c"], "s3://b/# d", "…", "\x85", None, [], 0, False, "😀"])
+def test_any_setting_comes_back_from_args_yaml(tmp_path: Path, value: object) -> None:
+    write_settings(tmp_path / "args.yaml", {"it": value, "other": 1}, {"it": "environment"})
+    text = (tmp_path / "args.yaml").read_text()
+    assert yaml.safe_load(text) == {"it": value, "other": 1}
+    assert text.splitlines()[0].endswith("  # environment")
 
 
 def test_a_semicolon_does_not_open_a_cell_where_it_separates(tmp_path: Path) -> None:

@@ -44,10 +44,11 @@
     const first = cell();
     if (row < matrices.length) {
       const button = make("button", w[0]);
+      button.dir = "auto";
       button.type = "button";
       button.addEventListener("click", () => choose(row));
       first.append(button);
-    } else first.textContent = w[0];
+    } else first.append(make("bdi", w[0]));
     if (w[8]) first.append(" ", make("span", "spammer?", "badge"));
     cell(w[1], "number");
     cell(percent(w[2]), "number").append(" ", make("span", `${whole(w[3])}–${whole(w[4])}`, "note"));
