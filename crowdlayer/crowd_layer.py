@@ -1,4 +1,4 @@
-"""The worker models on top of the classifier, their loss, and what all say together about a task's true class.
+"""The worker models on top of the classifier, and their loss.
 
 Everywhere a matrix is shown or stored it is confusion[worker, true class, answered class].
 """
@@ -299,15 +299,3 @@ class CrowdLoss(nn.Module):
         else:
             total = F.cross_entropy(scores, label, reduction="none") @ weight.to(scores.dtype)
         return total / max(n_tasks if self.reduction == "task" else len(label) if n_answers is None else n_answers, 1)
-
-
-def posterior(logits: Tensor, likelihood: Tensor, task: Tensor, worker: Tensor, label: Tensor) -> Tensor:
-    """P(true class | image, answers), (tasks, classes): Bayes' rule with the classifier's output as the prior.
-
-    Args:
-        logits: (tasks, classes).
-        likelihood: log P(answered | true, worker), (n_workers, true, answered).
-        task, worker, label: (answers,) each.
-    """
-    log_prior = logits.double().log_softmax(1)
-    return log_prior.index_add(0, task, likelihood[worker, :, label].double()).softmax(1)

@@ -20,7 +20,6 @@ from crowdlayer.crowd_layer import (
     CrowdModel,
     WorkerModel,
     log_likelihood,
-    posterior,
 )
 
 Floats = npt.NDArray[np.float64]
@@ -268,17 +267,3 @@ def test_scores_stay_float32_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         scores = layer(torch.randn(2, 3).bfloat16(), torch.tensor([0, 1]), torch.tensor([0, 1]))
     assert scores.dtype == torch.float32
-
-
-def test_the_posterior_is_bayes_rule() -> None:
-    rng = np.random.default_rng(1)
-    z, matrices = rng.normal(size=(3, 4)), rng.normal(size=(2, 4, 4))
-    answers = [(0, 0, 1), (0, 1, 2), (2, 1, 3)]
-    expected = softmax(z)
-    for i, j, y in answers:
-        expected[i] *= softmax(matrices[j])[:, y]
-    expected /= expected.sum(1, keepdims=True)
-    task, worker, label = torch.tensor(answers).T
-    likelihood = CrowdLayer.of(torch.from_numpy(matrices)).answer_log_likelihood()
-    got = posterior(torch.from_numpy(z), likelihood, task, worker, label)
-    np.testing.assert_allclose(got.detach().numpy(), expected, atol=1e-12)

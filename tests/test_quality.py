@@ -47,6 +47,17 @@ def answers_of(rows: list[tuple[int, int, int]], n_tasks: int, n_workers: int) -
 # --- the consensus ---------------------------------------------------------------------------------------------------
 
 
+def test_without_rounds_the_consensus_is_bayes_rule() -> None:
+    rng = np.random.default_rng(1)
+    logits, likelihood = torch.from_numpy(rng.normal(size=(3, 4))), torch.from_numpy(rng.normal(size=(2, 4, 4)))
+    rows = [(0, 0, 1), (0, 1, 2), (2, 1, 3)]
+    expected = logits.exp()
+    for task, worker, label in rows:
+        expected[task] *= likelihood.log_softmax(2)[worker, :, label].exp()
+    found = consensus(logits, likelihood.log_softmax(2), answers_of(rows, 3, 2), rounds=0)
+    torch.testing.assert_close(found.posterior, expected / expected.sum(1, keepdim=True))
+
+
 def test_the_consensus_is_what_its_formula_says() -> None:
     """Two rounds against loops over tasks, answers and classes."""
     crowd = simulate(0, n_classes=3, n_tasks=12, n_workers=10, per_task=2, signal=1)
