@@ -7,12 +7,14 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from . import advice, metrics
+from .answers import Answers
 from .classifier import build_classifier
 from .cpus import cpus
 from .crowd_layer import WORKER_MODELS, log_likelihood
@@ -21,7 +23,7 @@ from .decoding import Decoded, decode_all
 from .devices import enough_memory, make_accelerator, precision
 from .export import Format, check_export
 from .features import on_features
-from .images import CrowdLoader, resident
+from .images import CrowdLoader, Rows, resident
 from .inference import Inferred, Predictions, infer
 from .processes import Processes
 from .settings import TrainingSettings
@@ -67,6 +69,8 @@ class Outcome:
     crowd_layer: str
     """The worker model of the chosen epoch: CROWD_LAYER, or the guard's."""
     collapsed_since: int | None
+    baselines: dict[str, dict[str, Any] | None] = field(default_factory=dict)
+    """The figures of BASELINES, by name."""
 
 
 def load_images(
@@ -121,31 +125,42 @@ def check_possible(settings: TrainingSettings, formats: Sequence[Format] = ()) -
 
 def make_trainer(dataset: Dataset, images: Images, settings: TrainingSettings, pretrained: bool | Path) -> Trainer:
     """The network and everything that moves it, seeded."""
+    validation = Validation(
+        images.validation,
+        None if dataset.val is None else torch.from_numpy(dataset.val.labels),
+        None if dataset.held_out is None else dataset.held_out.answers,
+    )
     with enough_memory(settings):
-        return _make_trainer(dataset, images, settings, pretrained)
+        return build_trainer(
+            settings, pretrained, len(dataset.classes), images.train, dataset.train.answers, validation
+        )
 
 
-def _make_trainer(dataset: Dataset, images: Images, settings: TrainingSettings, pretrained: bool | Path) -> Trainer:
+def build_trainer(
+    settings: TrainingSettings,
+    pretrained: bool | Path,
+    n_classes: int,
+    train: Rows,
+    answers: Answers,
+    validation: Validation,
+) -> Trainer:
+    """The trainer of images (images, size, size, 3) uint8 with these answers; the same settings, the same start."""
     accelerator = make_accelerator(settings)
     torch.manual_seed(settings.seed)
     classifier = build_classifier(
-        settings.model, len(dataset.classes), settings.img_size, pretrained, settings.freeze, settings.small_images
+        settings.model, n_classes, settings.img_size, pretrained, settings.freeze, settings.small_images
     )
     loader = CrowdLoader(
-        resident(images.train, accelerator.device),
-        dataset.train.answers,
+        resident(train, accelerator.device),
+        answers,
         settings.batch_size,
         settings.seed,
         settings.data_augmentation,
         accelerator.device,
         Processes.joined(),
     )
-    validation = Validation(
-        resident(images.validation, accelerator.device),
-        None if dataset.val is None else torch.from_numpy(dataset.val.labels),
-        None if dataset.held_out is None else dataset.held_out.answers,
-    )
-    return Trainer(settings, accelerator, classifier, len(dataset.classes), loader, len(dataset.workers), validation)
+    validation = replace(validation, images=resident(validation.images, accelerator.device))
+    return Trainer(settings, accelerator, classifier, n_classes, loader, answers.n_workers, validation)
 
 
 def run(dataset: Dataset, images: Images, trainer: Trainer, phases: Phases, folder: Path | None = None) -> Outcome:

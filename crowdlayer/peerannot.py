@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from . import logs
+from .baselines import compare
 from .classifier import has_small_stem
 from .crowd_layer import CrowdLoss, CrowdModel
 from .dataset import ANSWERS, belongs, read_dataset
@@ -114,6 +115,8 @@ class Crowdlayer:
     def _prepare(self) -> None:
         """Read, decode, build; the same steps that the job takes, on a folder."""
         data, training = self._data, self._training
+        if training.baselines and str(training.pretrained).startswith("s3://"):
+            raise SettingsError("pretrained: must be a file on this machine where there are baselines")
         with logs.shown(training.verbose), tempfile.TemporaryDirectory() as workdir:
             synced = sync(data.tasks, Path(workdir), belongs)
             files = {"ANSWERS": data.answers or f"{data.tasks}/{ANSWERS}", "PATH_REMOVE": data.path_remove}
@@ -125,8 +128,8 @@ class Crowdlayer:
             self._dataset = read_dataset(synced.root, synced.digests, data, paths["ANSWERS"][0], removed, training.seed)
             log_dataset(self._dataset)
             self._dataset, self._images = load_images(self._dataset, synced.root, training, data.max_bad_images, None)
-            weights = paths["PRETRAINED"][0] if "PRETRAINED" in paths else training.pretrained is True
-            self._trainer = make_trainer(self._dataset, self._images, training, weights)
+            self._weights = paths["PRETRAINED"][0] if "PRETRAINED" in paths else training.pretrained is True
+            self._trainer = make_trainer(self._dataset, self._images, training, self._weights)
 
     @property
     def _ready(self) -> Trainer:
@@ -213,6 +216,9 @@ class Crowdlayer:
         place = Folder(self.tasks_path)
         with logs.shown(self._training.verbose) as log, tempfile.TemporaryDirectory() as folder:
             outcome = run(self._dataset, self._images, trainer, self._phases)
+            outcome = compare(
+                self._dataset, self._images, outcome, self._training, self._weights, trainer.watch, self._phases
+            )
             settings = self._data.model_dump(mode="json") | self._training.model_dump(mode="json")
             provenance = Provenance(
                 settings | {"output_name": self.output_name},

@@ -191,6 +191,7 @@ def document(dataset: Dataset, outcome: Outcome, provenance: Provenance, phases:
         "posterior_temperature": outcome.inferred.temperature,
         "calibration": calibration(dataset, outcome.predictions, figures["temperature"]),
         "workers": worker_columns(dataset, outcome.inferred.workers),
+        "baselines": outcome.baselines,
         "job": {
             "version": __version__,
             "data_set": dataset.name,

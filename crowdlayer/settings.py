@@ -213,6 +213,8 @@ class TrainingSettings(Group):
     """rows: a step moves only workers who answered in it; auto: so where the matrices hold over 10 million numbers."""
     guard: bool = True
     """Start a run that collapses again, with the workers' matrices held where the answers alone put them."""
+    baselines: Annotated[tuple[Annotated[Literal["majority", "dawid-skene"], Word], ...], *ListOf] = ()
+    """What to compare with in the same run: the same network and budget on labels aggregated from the answers."""
     select_by: Annotated[Literal["loss", "accuracy", "calibrated_loss", "last"], Word] = "loss"
     """What picks the best epoch, on val/ or on the answers of the held-out tasks."""
     optimizer: Annotated[Literal["sgd", "adam", "adamw"], Word] = "sgd"

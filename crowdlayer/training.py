@@ -12,6 +12,7 @@ from typing import NoReturn
 from torch.distributed import Store  # type: ignore[attr-defined]  # torch does not list it
 
 from . import interruption
+from .baselines import compare
 from .checkpoint import PARTS, Spool, read_state
 from .classifier import has_small_stem
 from .dataset import Dataset
@@ -142,6 +143,7 @@ def train(plan: Plan, phases: Phases, store: Store | None = None, peers: Peers |
             trainer.watch = Keeper(plan.spool, settings.checkpoint_every, watchdog)
         with interruption.deferred():
             outcome = run(dataset, images, trainer, phases, plan.workdir)
+            outcome = compare(dataset, images, outcome, settings, plan.pretrained, trainer.watch, phases, plan.workdir)
         used = processes.gather_texts(device_name(trainer.accelerator.device))
     return Trained(outcome, dataset, used, has_small_stem(trainer.classifier), phases.seconds)
 

@@ -47,6 +47,7 @@ FLOORS = [
     {"features"},
     {"advice"},
     {"experiment", "report"},
+    {"baselines"},
     {"tables", "training", "pictures", "view"},
     {"results"},
     {"job", "peerannot", "predict", "verify", "pack", "process"},

@@ -1,0 +1,97 @@
+"""BASELINES: what the same network makes of aggregated labels, in the same run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from crowdlayer import baselines, job
+from crowdlayer.answers import Answers
+from crowdlayer.baselines import aggregated, gain
+from crowdlayer.errors import DeviceMemoryError
+from crowdlayer.settings import load_settings
+from tests.conftest import QUICK
+from tests.crowds import write_shapes
+
+
+def test_labels_are_aggregated_by_name() -> None:
+    """Three who agree and one who always says the next class: dawid-skene learns to read him, majority cannot."""
+    rng = np.random.default_rng(0)
+    truth = rng.integers(3, size=300)
+    task = np.repeat(np.arange(300), 2)
+    worker = np.array([[rng.integers(3), 3] for _ in range(300)]).ravel()
+    label = np.where(worker == 3, (truth[task] + 1) % 3, truth[task])
+    answers = Answers(300, 4, task, worker, label)
+    right = {name: float((aggregated(name, answers, 3) == truth).mean()) for name in ("majority", "dawid-skene")}
+    assert right["dawid-skene"] > right["majority"] + 0.2
+
+
+def test_the_interval_of_the_gain_covers_the_true_difference() -> None:
+    rng = torch.Generator().manual_seed(0)
+    inside = 0
+    for _ in range(200):
+        labels = torch.randint(0, 2, (400,), generator=rng)
+        right = torch.rand(2, 400, generator=rng) < torch.tensor([[0.8], [0.7]])
+        ours, theirs = (F.one_hot(torch.where(row, labels, 1 - labels), 2).float() for row in right)
+        found = gain(ours, theirs, labels)
+        inside += found["low"] <= 10 <= found["high"]
+    assert 180 <= inside <= 199
+
+
+def run(environment: pytest.MonkeyPatch, tasks: Path, **settings: str) -> dict[str, Any]:
+    """Train in this process; the results."""
+    with environment.context() as variables:
+        for name, value in (QUICK | {"TASKS": str(tasks), "BASELINES": "majority,dawid-skene"} | settings).items():
+            variables.setenv(f"CROWDLAYER_{name}", value)
+        location = job.train(load_settings())
+    results: dict[str, Any] = json.loads(Path(location).read_text())
+    return results
+
+
+FIGURES = {"label_accuracy", "best_epoch", "val_accuracy", "test_loss", "test_accuracy", "test_ece", "gain"}
+
+
+def test_the_results_hold_each_baselines_figures_and_are_else_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_shapes(tmp_path / "data")
+    results = run(monkeypatch, data, OUTPUT=str(tmp_path / "with"))
+    assert set(results["baselines"]) == {"majority", "dawid-skene"}
+    for figures in results["baselines"].values():
+        assert set(figures) == FIGURES
+        assert figures["gain"]["points"] == pytest.approx(results["test_accuracy"] - figures["test_accuracy"])
+        assert figures["label_accuracy"] > 60
+    assert results["baselines"]["majority"]["label_accuracy"] == pytest.approx(results["majority_vote_accuracy"])
+
+    without = run(monkeypatch, data, OUTPUT=str(tmp_path / "without"), BASELINES="")
+    assert without["baselines"] == {}
+    assert {k: v for k, v in results.items() if k not in ("job", "baselines")} == {
+        k: v for k, v in without.items() if k not in ("job", "baselines")
+    }
+
+
+def test_without_true_labels_a_baseline_is_chosen_on_aggregated_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_shapes(tmp_path / "data", n_val=0, n_test=0)
+    figures = run(monkeypatch, data, BASELINES="majority")["baselines"]["majority"]
+    assert figures["best_epoch"] in (1, 2)
+    assert [figures[name] for name in ("val_accuracy", "test_accuracy", "gain")] == [None] * 3
+
+
+def test_a_baseline_that_does_not_fit_into_memory_does_not_cost_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def too_large(*args: object) -> None:
+        raise DeviceMemoryError("out of memory with MODEL=resnet18")
+
+    monkeypatch.setattr(baselines, "build_trainer", too_large)
+    results = run(monkeypatch, write_shapes(tmp_path / "data"), BASELINES="majority")
+    assert results["baselines"] == {"majority": None}
+    assert "baseline majority: left out: out of memory" in caplog.text
