@@ -104,6 +104,18 @@ class CrowdLayer(WorkerModel):
 
     score_a = Σ_t confusion[j, t, a] σ(z)_t. `confusion` (n_workers, n_classes, n_classes) starts at the identity:
     every worker right. The paper's π^(j), which multiplies from the left, is the transpose of `confusion[j]`.
+
+    Example:
+        >>> import torch
+        >>> from crowdlayer import CrowdLayer
+        >>> layer = CrowdLayer(n_workers=3, n_classes=2)
+        >>> logits = torch.tensor([[2.0, 0.0], [0.0, 1.0]])  # of a classifier, for two tasks
+        >>> task, worker, label = torch.tensor([[0, 0, 1], [1, 2, 0], [0, 1, 1]])  # three observed answers
+        >>> scores = layer(logits, task, worker)
+        >>> loss = torch.nn.functional.cross_entropy(scores, label, reduction="sum") / len(logits)
+        >>> loss.backward()
+        >>> layer.confusion.grad.shape
+        torch.Size([3, 2, 2])
     """
 
     def __init__(self, n_workers: int, n_classes: int) -> None:

@@ -54,6 +54,18 @@ class Crowdlayer:
     Raises:
         SettingsError: an argument is unknown or wrong.
         DataError: the data set or the answers cannot be used.
+
+    Example:
+        >>> from crowdlayer import Crowdlayer
+        >>> strategy = Crowdlayer(
+        ...     "shapes", "shapes/answers.json", model="resnet18", n_classes=3, optimizer="adam", n_epochs=2,
+        ...     lr=0.001, batch_size=16, img_size=16, verbose=False,
+        ... )
+        >>> results = strategy.run()
+        >>> results["class_names"]
+        ['blue', 'green', 'red']
+        >>> len(results["val_accuracy"])
+        2
     """
 
     def __init__(

@@ -124,6 +124,16 @@ def load(location: str | Path) -> Predictor:
     Raises:
         DataError: there is no such model.
         AccessError, StoreError: as the place says.
+
+    Example:
+        >>> from crowdlayer import load
+        >>> model = load("shapes/results/crowdlayer.json")
+        >>> model.classes
+        ('blue', 'green', 'red')
+        >>> images = ["shapes/test/red/square-2.png", "shapes/test/blue/square-0.png"]
+        >>> probabilities = model.predict_proba(images)
+        >>> probabilities.shape
+        (2, 3)
     """
     folder = model_folder(str(location))
     if not folder.startswith("s3://"):
