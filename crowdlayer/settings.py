@@ -89,6 +89,12 @@ def _is_path(value: str) -> bool:
     return bool(value.strip()) and not re.match(r"s3:|\w+://", value, re.IGNORECASE) and not NO_TEXT.search(value)
 
 
+def _file(value: str) -> str:
+    if not _is_path(value):
+        raise ValueError("must be a file on this machine")
+    return value
+
+
 def _folder(value: str) -> str:
     if not _is_path(value):
         raise ValueError("must be a folder on this machine")
@@ -297,6 +303,10 @@ class JobSettings(Group):
     """From a signal to the end of the job, checkpoint put; some seconds less than the platform gives."""
     timeout: Annotated[float, Finite, Field(gt=0), Unit("seconds")] = 1800.0
     """How long a process waits for another, and how long it may go without progress, before it ends with its stacks."""
+    tensorboard: Annotated[str, AfterValidator(_folder)] | None = None
+    """Where TensorBoard's event files go, a folder on this machine; an extra."""
+    metrics_file: Annotated[str, AfterValidator(_file)] | None = None
+    """The newest figures as OpenMetrics text, a file on this machine for Prometheus' textfile collector."""
     log_format: Annotated[Literal["text", "json"], Word] = "text"
     """The form of the log's lines."""
 
@@ -366,7 +376,17 @@ def quoted(value: object, longest: int = 200) -> str:
 
 NO_INFLUENCE = frozenset(
     {"workdir", "log_format", "store_timeout", "store_attempts", "verbose", "num_workers", "max_cache"}
-    | {"predict", "predict_format", "n_processes", "checkpoint_every", "resume", "grace", "timeout"}
+    | {
+        "tensorboard",
+        "metrics_file",
+        "predict",
+        "predict_format",
+        "n_processes",
+        "checkpoint_every",
+        "resume",
+        "grace",
+        "timeout",
+    }
 )
 """Settings that change nothing in the results."""
 

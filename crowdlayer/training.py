@@ -23,7 +23,8 @@ from .files import disk_errors
 from .launch import Peers, as_torchrun
 from .processes import Processes, join, lost_peers
 from .settings import Settings
-from .trainer import Trainer, Watch
+from .trackers import Trackers, wanted
+from .trainer import History, Trainer, Watch
 from .watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -90,11 +91,12 @@ class Trained:
 class Keeper(Watch):
     """Saves the run's state to the spool, and stops the run when a signal asks for it."""
 
-    def __init__(self, spool: Spool, every: int, watchdog: Watchdog) -> None:
+    def __init__(self, spool: Spool, every: int, watchdog: Watchdog, trackers: Trackers) -> None:
         """`every`: epochs between checkpoints; 0 for none but the last epoch's, should what follows be interrupted."""
         self.spool = spool
         self.every = every
         self.watchdog = watchdog
+        self.trackers = trackers
 
     def stop(self) -> bool:
         self.watchdog.progress()
@@ -110,6 +112,7 @@ class Keeper(Watch):
 
     def epoch_done(self, trainer: Trainer) -> None:
         epoch = trainer.progress.epoch
+        self.trackers.log(epoch_figures(trainer.history), epoch)
         if epoch == trainer.settings.n_epochs or (self.every and epoch % self.every == 0):
             self._save(trainer)
 
@@ -140,12 +143,32 @@ def train(plan: Plan, phases: Phases, store: Store | None = None, peers: Peers |
             parts = {name: processes.share(_bytes_of(plan.resume.get(name))) for name in PARTS}
             if all(parts.values()):
                 trainer.load_state_dict(read_state(parts))
-            trainer.watch = Keeper(plan.spool, settings.checkpoint_every, watchdog)
-        with interruption.deferred():
+        with interruption.deferred(), _trackers(settings, processes) as trackers:
+            trainer.watch = Keeper(plan.spool, settings.checkpoint_every, watchdog, trackers)
             outcome = run(dataset, images, trainer, phases, plan.workdir)
             outcome = compare(dataset, images, outcome, settings, plan.pretrained, trainer.watch, phases, plan.workdir)
+            of_test = {name: value for name, value in outcome.figures.items() if name.startswith("test_")}
+            trackers.log({name.replace("_", "/", 1): value for name, value in of_test.items()})
         used = processes.gather_texts(device_name(trainer.accelerator.device))
     return Trained(outcome, dataset, used, has_small_stem(trainer.classifier), phases.seconds)
+
+
+def _trackers(settings: Settings, processes: Processes) -> Trackers:
+    """Those that are asked for, on the first process; none on the others."""
+    made = wanted(settings.output_name, settings.tensorboard, settings.metrics_file) if processes.index == 0 else {}
+    return Trackers(made, settings.model_dump(mode="json"))
+
+
+def epoch_figures(history: History) -> dict[str, float]:
+    """The figures of the newest epoch, those that exist, under the names that they have in results.csv."""
+    figures = {
+        "train/loss": history.train_loss[-1],
+        "val/loss": history.val_loss[-1],
+        "metrics/accuracy_top1": history.val_accuracy[-1],
+        "lr/pg0": history.lr[-1],
+        "seconds": history.seconds[-1],
+    }
+    return {name: value for name, value in figures.items() if value is not None}
 
 
 def _bytes_of(path: Path | None) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import socket
@@ -15,8 +16,10 @@ import pytest
 from accelerate import PartialState
 from accelerate.tracking import GeneralTracker
 
-from crowdlayer import trackers
+from crowdlayer import job, trackers
+from crowdlayer.settings import load_settings
 from crowdlayer.trackers import Textfile, Trackers, wanted
+from tests.conftest import QUICK
 
 CONFIG: dict[str, Any] = {"n_epochs": 2, "lr": 0.1, "classes": None, "milestones": [50]}
 pytestmark = pytest.mark.usefixtures("process_state")
@@ -138,3 +141,20 @@ def test_what_is_asked_for_but_not_installed_is_a_warning(
     assert wanted("r", "/tmp/tb", None) == {}
     assert "tracker mlflow: is asked for, but not installed: pip install mlflow" in caplog.text
     assert "tracker tensorboard" in caplog.text
+
+
+def test_a_run_tells_its_trackers_every_epoch_and_the_test_figures(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    at = {"TASKS": str(shapes), "OUTPUT": str(tmp_path / "out"), "TENSORBOARD": str(tmp_path / "tb")}
+    for name, value in (QUICK | at | {"METRICS_FILE": str(tmp_path / "m.prom")}).items():
+        monkeypatch.setenv(f"CROWDLAYER_{name}", value)
+    results = json.loads(Path(job.train(load_settings())).read_text())
+    events = EventAccumulator(str(tmp_path / "tb" / "crowdlayer")).Reload()
+    assert [e.value for e in events.Scalars("val/loss")] == pytest.approx(results["val_loss"])
+    assert [e.step for e in events.Scalars("val/loss")] == [1, 2]
+    accuracy = re.search(r"^crowdlayer_test_accuracy\{.*\} (.*)$", (tmp_path / "m.prom").read_text(), re.MULTILINE)
+    assert accuracy is not None
+    assert float(accuracy[1]) == pytest.approx(results["test_accuracy"])
