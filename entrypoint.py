@@ -20,7 +20,7 @@ from crowdlayer.errors import (
 
 TERMINATION_LOG = Path("/dev/termination-log")
 
-USAGE = """Usage: python entrypoint.py [predict | --check | --help | --version]
+USAGE = """Usage: python entrypoint.py [predict | --check | --dry-run | --help | --version]
 
 Trains an image classifier on the answers of a crowd; predict: labels the images of CROWDLAYER_PREDICT with it.
 Configured by environment variables:
@@ -50,29 +50,30 @@ def main(arguments: list[str]) -> int:
                 from crowdlayer import __version__
 
                 print(__version__)
-            case [] | ["--check"] | ["predict"]:
+            case [] | ["--check"] | ["--dry-run"] | ["predict"]:
                 from crowdlayer import logs
                 from crowdlayer.settings import load_settings
 
                 settings = load_settings()
                 interruption.set_grace(settings.grace)
                 logs.start(settings.log_format)
-                from crowdlayer import job, predict
+                from crowdlayer import check, job, predict
                 from crowdlayer.s3 import patience
 
                 patience.timeout, patience.attempts = settings.store_timeout, settings.store_attempts
                 match arguments:
                     case ["--check"]:
-                        job.check(settings)
+                        check.check(settings)
+                    case ["--dry-run"]:
+                        job.dry_run(settings)
                     case ["predict"]:
                         print(predict.predict(settings), flush=True)
                     case _:
                         if location := job.train(settings):
                             print(location, flush=True)
             case _:
-                raise SettingsError(
-                    f"arguments: must be predict, --check, --help, --version or none, got {' '.join(arguments)}"
-                )
+                known = "predict, --check, --dry-run, --help, --version or none"
+                raise SettingsError(f"arguments: must be {known}, got {' '.join(arguments)}")
         return 0
     except (CrowdlayerError, InterruptedRunError) as error:
         return failed(one_line(str(error)), error.exit_code)

@@ -80,6 +80,18 @@ class Dataset:
     broken: dict[str, str] = field(default_factory=dict)
     """Images that could not be decoded and were left out, each with its reason."""
 
+    def first(self, n: int) -> Dataset:
+        """The same with `n` images of each part at most; the classes and the workers stay."""
+
+        def few(part: LabelledImages | None) -> LabelledImages | None:
+            return None if part is None else LabelledImages(part.names[:n], part.labels[:n])
+
+        def some(part: CrowdImages) -> CrowdImages:
+            return part.subset(np.arange(min(n, len(part.names))))
+
+        held_out = None if self.held_out is None else some(self.held_out)
+        return replace(self, train=some(self.train), held_out=held_out, val=few(self.val), test=few(self.test))
+
     @property
     def crowd(self) -> list[CrowdImages]:
         """All images with answers: those trained on, then those held out."""

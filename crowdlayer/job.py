@@ -11,18 +11,18 @@ from pathlib import Path
 
 from . import logs
 from .checkpoint import Checkpoints, Found, Identity, Spool, Uploads
-from .dataset import Dataset, belongs, read_dataset
-from .devices import device_name, processes_here
-from .errors import AccessError, InterruptedRunError, SettingsError, StoreError
-from .experiment import Phases, check_possible, load_images, log_dataset, make_trainer
+from .dataset import belongs
+from .errors import AccessError, InterruptedRunError, StoreError
+from .experiment import Phases, check_possible
 from .files import disk_errors, working_folder
+from .inputs import probe, processes_to_start, read_inputs
 from .launch import Launch, hosts_the_store, recognise
 from .processes import lost_peers, meet
 from .results import Provenance, done_before, headline, publish, results_name
 from .settings import Settings
 from .storage import Place, place
 from .supervisor import supervise
-from .sync import Synced, digest_of, fetch, must_be_there, must_stay_apart, sync
+from .sync import must_be_there, must_stay_apart
 from .training import Plan, Trained
 from .training import train as train_here
 
@@ -44,12 +44,12 @@ def train(settings: Settings) -> str:
     must_be_there(settings.tasks)
     must_stay_apart(settings.tasks, {"OUTPUT": settings.output, "WORKDIR": settings.workdir}, belongs)
     check_possible(settings, settings.export)
-    n_here = _processes_here(settings, launch)
+    n_here = processes_to_start(settings, launch)
     with working_folder(settings.workdir) as workdir, _run_folder(workdir) as folder:
         fresh = output.find(results_name(settings.output_name)) is None
         if fresh and launch.publishes:  # where results are, a run could write, and this one may have nothing to do
-            _probe(output, settings.output_name, workdir)
-        inputs = _inputs(settings, workdir, phases)
+            probe(output, settings.output_name, workdir)
+        inputs = read_inputs(settings, workdir, phases)
         identity = Identity(settings.model_dump(mode="json"), inputs.digest)
         checkpoints = Checkpoints(output, settings.output_name)
         if done_before(output, settings.output_name, identity.settings, inputs.digest):
@@ -59,7 +59,7 @@ def train(settings: Settings) -> str:
             checkpoints.remove()
             return location
         if not fresh and launch.publishes:
-            _probe(output, settings.output_name, workdir)
+            probe(output, settings.output_name, workdir)
         found = checkpoints.find(identity, settings.resume, folder) if launch.publishes else Found()
         spool = Spool(folder / SPOOL, identity, found.number)
         synced = inputs.synced
@@ -84,16 +84,27 @@ def train(settings: Settings) -> str:
     return location
 
 
-def _processes_here(settings: Settings, launch: Launch) -> int:
-    """How many training processes are to be started on this node."""
-    if launch.peers is None:
-        return processes_here(settings.n_processes)
-    if settings.n_processes not in ("auto", 1):
-        raise SettingsError(
-            f"N_PROCESSES: must be auto or 1 where {launch.platform} has started {launch.peers.world} processes, "
-            f"got {settings.n_processes}"
-        )
-    return 1
+def dry_run(settings: Settings) -> None:
+    """One step, forward and backward, on every device of every node, and an evaluation; nothing is put anywhere.
+
+    The tasks are as many as a step has, the workers all: what memory it takes, a run takes.
+    """
+    launch = recognise()
+    if not launch.leads:
+        _follow(settings, launch)
+        return
+    must_be_there(settings.tasks)
+    check_possible(settings, settings.export)
+    n_here = processes_to_start(settings, launch)
+    with working_folder(settings.workdir) as workdir, _run_folder(workdir) as folder:
+        phases = Phases()
+        inputs = read_inputs(settings, workdir, phases)
+        one = settings.model_copy(update={"n_epochs": 1, "checkpoint_every": 0, "baselines": (), "guard": False})
+        synced, few = inputs.synced, inputs.dataset.first(settings.batch_size)
+        spool = Spool(folder / SPOOL, Identity(one.model_dump(mode="json"), inputs.digest), 0)
+        plan = Plan(one, few, synced.root, synced.digests, inputs.pretrained, folder, spool, {})  # its own cache
+        trained = _train(plan, folder, launch, n_here, phases)
+        log.info("dry run passed: a step on %s", ", ".join(trained.devices))
 
 
 def _train(plan: Plan, folder: Path, launch: Launch, n_here: int, phases: Phases) -> Trained | None:
@@ -177,81 +188,3 @@ def _kept(folder: Path, workdir: str | None) -> Iterator[None]:
             log.error("what could not be put to the output is kept in %s: %s",
                       kept, " and ".join(f"{part.name}/" for part in parts))  # fmt: skip
         raise
-
-
-def check(settings: Settings) -> None:
-    """Everything but train: read, reach, sync, decode, build, and say what was found."""
-    launch = recognise()
-    phases = Phases()
-    output = place(settings.output_location)
-    must_be_there(settings.tasks)
-    must_stay_apart(settings.tasks, {"OUTPUT": settings.output, "WORKDIR": settings.workdir}, belongs)
-    check_possible(settings, settings.export)
-    log.info("launch: %s; %d training processes here", launch, _processes_here(settings, launch))
-    with working_folder(settings.workdir) as workdir:
-        _probe(output, settings.output_name, workdir)
-        log.info("output: %s can be written", output.location)
-        inputs = _inputs(settings, workdir, phases)
-        with phases("decode"):
-            dataset, images = load_images(
-                inputs.dataset,
-                inputs.synced.root,
-                settings,
-                settings.max_bad_images,
-                workdir,
-                inputs.synced.digests,
-            )
-        with phases("build"):
-            trainer = make_trainer(dataset, images, settings, inputs.pretrained)
-        free = shutil.disk_usage(workdir).free
-        log.info("devices: %s; %.1f GB of disk free", device_name(trainer.accelerator.device), free / 1e9)
-        weights = sum(p.numel() for p in trainer.model.parameters())
-        log.info("model: %s, %.1f million weights; %d steps per epoch, %d epochs",
-                 settings.model, weights / 1e6, len(trainer.train), settings.n_epochs)  # fmt: skip
-        if done_before(output, settings.output_name, settings.model_dump(mode="json"), inputs.digest):
-            log.info("this very run was already done; a run would do nothing")
-        log.info("check passed")
-
-
-class _Inputs:
-    """The data set and the weights on this machine, and one digest of all that was read."""
-
-    def __init__(self, synced: Synced, dataset: Dataset, pretrained: bool | Path, digest: str) -> None:
-        self.synced = synced
-        self.dataset = dataset
-        self.pretrained = pretrained
-        self.digest = digest
-
-
-def _inputs(settings: Settings, workdir: Path, phases: Phases) -> _Inputs:
-    with phases("sync"):
-        files: dict[str, Path] = {}
-        digests: dict[str, str] = {}
-        elsewhere = {"ANSWERS": settings.answers, "PATH_REMOVE": settings.path_remove}
-        if isinstance(settings.pretrained, str):
-            elsewhere["PRETRAINED"] = settings.pretrained
-        for name, location in elsewhere.items():
-            if location is not None:
-                files[name], digests[name] = fetch(location, workdir, name)
-        synced = sync(settings.tasks, workdir, belongs)
-        digests["data"] = synced.digest()
-    with phases("read"):
-        answers = files.get("ANSWERS", synced.root / "answers.json")
-        digest = digests.get("ANSWERS", synced.digests.get("answers.json"))
-        kept = None if digest is None else workdir / "cache" / f"answers-{digest}.npz"
-        dataset = read_dataset(
-            synced.root, synced.digests, settings, answers, files.get("PATH_REMOVE"), settings.seed, kept
-        )
-        log_dataset(dataset)
-    pretrained = files.get("PRETRAINED", settings.pretrained is True)
-    return _Inputs(synced, dataset, pretrained, digest_of(digests))
-
-
-def _probe(output: Place, output_name: str, workdir: Path) -> None:
-    """Write a file to the output and delete it: better to learn it now than after days of training."""
-    name = f"results/{output_name}/.probe"
-    with disk_errors(str(workdir)), tempfile.NamedTemporaryFile(dir=workdir) as file:
-        file.write(b"crowdlayer can write here\n")
-        file.flush()
-        output.upload(Path(file.name), name)
-    output.delete(name)

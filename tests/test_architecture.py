@@ -49,8 +49,8 @@ FLOORS = [
     {"experiment", "report"},
     {"baselines"},
     {"tables", "training", "pictures", "view"},
-    {"results"},
-    {"job", "peerannot", "predict", "verify", "pack", "process"},
+    {"results", "inputs"},
+    {"job", "check", "peerannot", "predict", "verify", "pack", "process"},
 ]
 OWNERS = {
     "boto3": {"s3"},

@@ -147,7 +147,7 @@ def test_version_is_the_packages() -> None:
 
 @pytest.mark.parametrize("arguments", [["--chek"], ["--check", "--help"], ["train"], [""], ["a\nb"]])
 def test_any_other_argument_is_refused(arguments: list[str]) -> None:
-    assert_failed(run_job(*arguments), 78, "arguments: must be predict, --check, --help, --version or none")
+    assert_failed(run_job(*arguments), 78, "arguments: must be predict, --check, --dry-run, --help, --version or none")
 
 
 def test_all_wrong_settings_are_in_the_last_line_before_anything_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:

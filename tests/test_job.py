@@ -16,6 +16,7 @@ import pytest
 from filelock import FileLock
 
 from crowdlayer import job
+from crowdlayer.check import check as run_check
 from crowdlayer.errors import AccessError, DataError, SettingsError, StoreError
 from crowdlayer.settings import load_settings
 from tests.conftest import QUICK, Store, run_job
@@ -58,7 +59,7 @@ def check(monkeypatch: pytest.MonkeyPatch, _tmpdir: None) -> Callable[..., None]
         with monkeypatch.context() as environment:
             for name, value in (QUICK | settings).items():
                 environment.setenv(f"CROWDLAYER_{name}", value)
-            job.check(load_settings())
+            run_check(load_settings())
 
     return run
 

@@ -1,0 +1,277 @@
+"""--check: everything but train, as a table whose rows are ok, a warning or an error, each with its remedy."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import resource
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NoReturn, TypeVar
+
+import torch
+
+from . import advice
+from .dataset import Dataset, belongs, summary
+from .devices import device_name, enough_memory, precision
+from .errors import AccessError, CrowdlayerError, DataError, DeviceMemoryError, SettingsError, StoreError, one_line
+from .experiment import Images, Phases, check_possible, load_images, make_trainer
+from .files import working_folder
+from .inputs import Inputs, probe, processes_to_start, read_inputs
+from .launch import Launch, recognise
+from .logs import duration
+from .memory import free_memory
+from .results import done_before
+from .settings import Settings
+from .storage import place
+from .sync import must_be_there, must_stay_apart
+from .trainer import EVALUATION_BATCHES, Progress, Trainer, Watch
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+State = Literal["ok", "warning", "error"]
+LEVELS: dict[State, int] = {"ok": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+REMEDIES: dict[type[CrowdlayerError], str] = {
+    SettingsError: "set the variable that is named; --help lists all",
+    DataError: "mend what is named; crowdlayer/docs/data-set.md has the rules",
+    AccessError: "give the job's credentials or user the rights; the README names them",
+    StoreError: "try again; if it stays, see crowdlayer/docs/troubleshooting.md, 74",
+    DeviceMemoryError: "lower BATCH_SIZE or IMG_SIZE, or take a smaller MODEL",
+}
+STEPS = 4
+"""Training steps that are timed; the first warms up and does not count."""
+NEARLY_ALL = 0.9
+"""A share of the memory above which a longer run may not stay below."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was looked at, how it is, what was found, and what helps."""
+
+    what: str
+    state: State
+    found: str
+    remedy: str = ""
+
+
+@dataclass
+class Table:
+    """The rows so far, and the first error among them."""
+
+    rows: list[Row] = field(default_factory=list)
+    error: CrowdlayerError | None = None
+
+    def ok(self, what: str, found: str) -> None:
+        self.rows.append(Row(what, "ok", found))
+
+    def warn(self, what: str, found: str, remedy: str = "") -> None:
+        self.rows.append(Row(what, "warning", found, remedy))
+
+    def attempt(self, what: str, work: Callable[[], T]) -> T | None:
+        """What `work` gives; or None and a row with its error."""
+        try:
+            return work()
+        except CrowdlayerError as error:
+            self.rows.append(Row(what, "error", one_line(str(error)), REMEDIES.get(type(error), "")))
+            self.error = self.error or error
+            return None
+
+    def show(self) -> None:
+        """The table in the log: a line per row; in JSON `check`, `state`, `found` and `remedy`."""
+        width = max(len(row.what) for row in self.rows)
+        for row in self.rows:
+            remedy = f": {row.remedy}" if row.remedy else ""
+            fields = {"check": row.what, "state": row.state, "found": row.found, "remedy": row.remedy}
+            log.log(LEVELS[row.state], "%-7s  %-*s  %s%s", row.state, width, row.what, row.found, remedy, extra=fields)
+        count = {state: sum(row.state == state for row in self.rows) for state in LEVELS}
+        log.info("check %s: %d ok, %d warnings, %d errors", "failed" if self.error else "passed", *count.values())
+
+
+def check(settings: Settings) -> None:
+    """Look at everything that a run needs, but train; say it in a table.
+
+    Raises:
+        CrowdlayerError: the first error, when all that does not depend on it has been looked at too.
+    """
+    table = Table()
+    named = sorted(settings.model_fields_set)
+    table.ok("settings", f"{len(named)} set ({', '.join(name.upper() for name in named)}), the others as they are")
+    launch = table.attempt("nodes", lambda: _nodes(table, settings))
+    table.attempt("model", lambda: _model(table, settings))
+    with working_folder(settings.workdir) as workdir:
+        table.attempt("output", lambda: _output(table, settings, workdir))
+        phases = Phases()
+        inputs = table.attempt("data set", lambda: _inputs(table, settings, workdir, phases))
+        if inputs is not None:
+            found = table.attempt("images", lambda: _images(table, settings, inputs, workdir, phases))
+            table.attempt("disk", lambda: _disk(table, settings, workdir))
+            if found is not None:
+                dataset, images = found
+                for warning in advice.before(dataset, settings):
+                    table.warn("advice", *warning.split(": consider ", 1))
+                n_processes = 1 if launch is None else processes_to_start(settings, launch) * launch.n_nodes
+                table.attempt(
+                    "devices", lambda: _rehearse(table, settings, dataset, images, inputs, n_processes, phases)
+                )
+    table.show()
+    if table.error is not None:
+        raise table.error
+
+
+def _nodes(table: Table, settings: Settings) -> Launch:
+    launch = recognise()
+    table.ok("nodes", f"{launch}; {processes_to_start(settings, launch)} training processes here")
+    return launch
+
+
+def _model(table: Table, settings: Settings) -> None:
+    check_possible(settings, settings.export)
+    weights = "random weights" if settings.pretrained is False else "given weights"
+    exports = f"; can be exported as {', '.join(settings.export)}" if settings.export else ""
+    table.ok("model", f"{settings.model} takes images of {settings.img_size} pixels, {weights}{exports}")
+
+
+def _output(table: Table, settings: Settings, workdir: Path) -> None:
+    must_stay_apart(settings.tasks, {"OUTPUT": settings.output, "WORKDIR": settings.workdir}, belongs)
+    must_be_there(settings.tasks)
+    output = place(settings.output_location)
+    probe(output, settings.output_name, workdir)
+    table.ok("output", f"{output.location}: an object was written, read back and deleted")
+
+
+def _inputs(table: Table, settings: Settings, workdir: Path, phases: Phases) -> Inputs:
+    must_be_there(settings.tasks)
+    inputs = read_inputs(settings, workdir, phases)
+    counts = summary(inputs.dataset)
+    found = (
+        f"{counts['n_tasks']} tasks, {counts['n_answers']} answers, {counts['n_workers']} workers, "
+        f"{counts['n_classes']} classes; synced in {duration(phases.seconds['sync'])}"
+    )
+    left_out = [f"{count} {what.replace('_', ' ')}" for what, count in inputs.dataset.left_out.items() if count]
+    if left_out:
+        table.warn("data set", f"{found}; left out: {', '.join(left_out)}", "crowdlayer/docs/data-set.md has the rules")
+    else:
+        table.ok("data set", found)
+    if done_before(
+        place(settings.output_location), settings.output_name, settings.model_dump(mode="json"), inputs.digest
+    ):
+        table.warn(
+            "output", "this very run was already done, a run would do nothing", "another OUTPUT_NAME for another"
+        )
+    return inputs
+
+
+def _images(table: Table, settings: Settings, inputs: Inputs, workdir: Path, phases: Phases) -> tuple[Dataset, Images]:
+    with phases("decode"):
+        dataset, images = load_images(
+            inputs.dataset, inputs.synced.root, settings, settings.max_bad_images, workdir, inputs.synced.digests
+        )
+    n = sum(len(part) for part in (images.train, images.validation, images.test) if part is not None)
+    found = f"{n} decoded in {duration(phases.seconds['decode'])}"
+    if dataset.broken:
+        name, reason = next(iter(dataset.broken.items()))
+        table.warn("images", f"{found}; {len(dataset.broken)} are broken, {name}: {reason}", "mend or remove them")
+    else:
+        table.ok("images", found)
+    return dataset, images
+
+
+def _disk(table: Table, settings: Settings, workdir: Path) -> None:
+    free = shutil.disk_usage(workdir).free
+    table.ok("disk", f"{free / 1e9:.1f} GB free at {settings.workdir or 'TMPDIR'} with data and decoded images there")
+
+
+class _EnoughError(Exception):
+    """The steps that were to be timed are done."""
+
+
+class _Stopwatch(Watch):
+    """Notes the time before each step, and ends after the last of `steps`."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.times: list[float] = []
+
+    def stop(self) -> bool:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.times.append(time.monotonic())
+        return len(self.times) > self.steps
+
+    def stopped(self, trainer: Trainer) -> NoReturn:
+        raise _EnoughError
+
+
+def _rehearse(
+    table: Table,
+    settings: Settings,
+    dataset: Dataset,
+    images: Images,
+    inputs: Inputs,
+    n_processes: int,
+    phases: Phases,
+) -> None:
+    """A few steps on one device, with the share of a step that a process of the run has: memory and time."""
+    share = settings.model_copy(update={"batch_size": -(-settings.batch_size // n_processes)})
+    with enough_memory(settings):
+        trainer = make_trainer(dataset, images, share, inputs.pretrained)
+        watch = trainer.watch = _Stopwatch(STEPS)
+        try:
+            trainer.train_epoch(trainer.model, trainer.train, trainer.criterion, trainer.optimizer, Progress())
+        except _EnoughError:
+            pass
+        else:
+            watch.stop()  # an epoch of fewer steps
+        trainer.watch = Watch()
+        few = images.validation[: EVALUATION_BATCHES * share.batch_size]
+        started = time.monotonic()
+        trainer.predict(few)
+        seconds_each = (time.monotonic() - started) / len(few)
+    device = trainer.accelerator.device
+    weights = sum(weight.numel() for weight in trainer.classifier.parameters())
+    table.ok(
+        "devices",
+        f"{device_name(device)}{_driver()}, torch {torch.__version__}, precision {precision(settings)}, "
+        f"{weights / 1e6:.1f} million weights",
+    )
+    _memory(table, device)
+    lasted = [after - before for before, after in itertools.pairwise(watch.times)]
+    step = statistics.median(lasted[1:] or lasted)
+    n_steps = -(-len(dataset.train.names) // settings.batch_size)
+    epoch = n_steps * step + len(images.validation) * seconds_each / n_processes
+    ready = phases.seconds["sync"] + phases.seconds["decode"]
+    runs = 1 + len(settings.baselines)
+    table.ok(
+        "time",
+        f"about {duration(ready + runs * settings.n_epochs * epoch)}: {settings.n_epochs} epochs of {n_steps} steps, "
+        f"{duration(epoch)} each{f', {runs} times (BASELINES)' if runs > 1 else ''}; measured on {len(lasted)} steps",
+    )
+
+
+def _memory(table: Table, device: torch.device) -> None:
+    """The most that the steps took, against all that there is."""
+    if device.type == "cuda":
+        used, there = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
+    else:
+        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        there = used + free_memory()
+    found = f"{used / 1e9:.1f} of {there / 1e9:.1f} GB used by a step"
+    if used > NEARLY_ALL * there:
+        table.warn("memory", found, "lower BATCH_SIZE or IMG_SIZE, or take a smaller MODEL")
+    else:
+        table.ok("memory", found)
+
+
+def _driver() -> str:
+    """NVIDIA's driver, as its kernel module tells."""
+    try:
+        words = Path("/proc/driver/nvidia/version").read_text().split()
+    except OSError:
+        return ""
+    version = next((word for word in words if word[0].isdigit() and "." in word), "of unknown version")
+    return f", driver {version}"

@@ -1,0 +1,83 @@
+"""What a run needs before it trains: the data set and the weights on this machine, and an output it can write to."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from .dataset import Dataset, belongs, read_dataset
+from .devices import processes_here
+from .errors import SettingsError, StoreError
+from .experiment import Phases, log_dataset
+from .files import disk_errors
+from .launch import Launch
+from .settings import Settings
+from .storage import Place
+from .sync import Synced, digest_of, fetch, sync
+
+PROBE = b"crowdlayer can write here\n"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The data set and the weights on this machine, and one digest of all that was read."""
+
+    synced: Synced
+    dataset: Dataset
+    pretrained: bool | Path
+    digest: str
+
+
+def read_inputs(settings: Settings, workdir: Path, phases: Phases) -> Inputs:
+    """Sync and read all that the settings name.
+
+    Raises:
+        SettingsError, DataError, AccessError, StoreError: as the places and the data say.
+    """
+    with phases("sync"):
+        files: dict[str, Path] = {}
+        digests: dict[str, str] = {}
+        elsewhere = {"ANSWERS": settings.answers, "PATH_REMOVE": settings.path_remove}
+        if isinstance(settings.pretrained, str):
+            elsewhere["PRETRAINED"] = settings.pretrained
+        for name, location in elsewhere.items():
+            if location is not None:
+                files[name], digests[name] = fetch(location, workdir, name)
+        synced = sync(settings.tasks, workdir, belongs)
+        digests["data"] = synced.digest()
+    with phases("read"):
+        answers = files.get("ANSWERS", synced.root / "answers.json")
+        digest = digests.get("ANSWERS", synced.digests.get("answers.json"))
+        kept = None if digest is None else workdir / "cache" / f"answers-{digest}.npz"
+        dataset = read_dataset(
+            synced.root, synced.digests, settings, answers, files.get("PATH_REMOVE"), settings.seed, kept
+        )
+        log_dataset(dataset)
+    pretrained = files.get("PRETRAINED", settings.pretrained is True)
+    return Inputs(synced, dataset, pretrained, digest_of(digests))
+
+
+def processes_to_start(settings: Settings, launch: Launch) -> int:
+    """How many training processes are to be started on this node."""
+    if launch.peers is None:
+        return processes_here(settings.n_processes)
+    if settings.n_processes not in ("auto", 1):
+        raise SettingsError(
+            f"N_PROCESSES: must be auto or 1 where {launch.platform} has started {launch.peers.world} processes, "
+            f"got {settings.n_processes}"
+        )
+    return 1
+
+
+def probe(output: Place, output_name: str, workdir: Path) -> None:
+    """Write a file to the output, read it and delete it: better to learn it now than after days of training."""
+    name = f"results/{output_name}/.probe"
+    with disk_errors(str(workdir)), tempfile.NamedTemporaryFile(dir=workdir) as file:
+        file.write(PROBE)
+        file.flush()
+        output.upload(Path(file.name), name)
+    found = output.read(name)
+    output.delete(name)
+    if found != PROBE:
+        raise StoreError(f"{output.location}/{name}: what was written must read back the same, it does not")

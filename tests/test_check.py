@@ -1,0 +1,144 @@
+"""--check is a table with a remedy for all that is not ok; --dry-run is one step on every device."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from crowdlayer import check as check_module
+from crowdlayer import job
+from crowdlayer.check import check
+from crowdlayer.errors import AccessError, CrowdlayerError, DataError, DeviceMemoryError, SettingsError
+from crowdlayer.settings import load_settings
+from crowdlayer.trainer import Trainer
+from tests.conftest import QUICK, run_job
+from tests.crowds import write_shapes
+
+Rows = dict[str, tuple[str, str, str]]
+
+
+@pytest.fixture
+def look(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Callable[..., tuple[Rows, Any]]:
+    """Check; gives state, what was found and the remedy for each row, and the error that was raised."""
+
+    def run(**settings: str) -> tuple[Rows, Any]:
+        caplog.clear()
+        for name, value in (QUICK | {"N_EPOCHS": "60"} | settings).items():
+            monkeypatch.setenv(f"CROWDLAYER_{name}", value)
+        error = None
+        with caplog.at_level(logging.INFO, "crowdlayer"):
+            try:
+                check(load_settings())
+            except CrowdlayerError as raised:
+                error = raised
+        shown = [vars(record) for record in caplog.records if hasattr(record, "check")]
+        return {row["check"]: (row["state"], row["found"], row["remedy"]) for row in shown}, error
+
+    return run
+
+
+def test_a_sound_data_set_is_ok_in_every_row(tmp_path: Path, look: Callable[..., tuple[Rows, Any]]) -> None:
+    data = write_shapes(tmp_path / "data", n_train=90)
+    before = sorted(data.rglob("*"))
+    rows, error = look(TASKS=str(data))
+    assert error is None
+    assert {name: state for name, (state, _, _) in rows.items()} == dict.fromkeys(
+        ["settings", "nodes", "model", "output", "data set", "images", "disk", "devices", "memory", "time"], "ok"
+    )
+    assert "90 tasks" in rows["data set"][1]
+    assert "an object was written, read back and deleted" in rows["output"][1]
+    assert "60 epochs of 6 steps" in rows["time"][1]
+    assert sorted(data.rglob("*")) == before
+
+
+def test_a_row_that_is_not_ok_has_its_remedy(tmp_path: Path, look: Callable[..., tuple[Rows, Any]]) -> None:
+    data = write_shapes(tmp_path / "data")
+    (data / "train" / "red" / "square-999.png").write_bytes((data / "train" / "red" / "square-2.png").read_bytes())
+    (data / "test" / "red" / "torn.png").write_bytes(b"torn")
+    rows, error = look(TASKS=str(data), MAX_BAD_IMAGES="0.5")
+    assert error is None
+    assert rows["data set"][0] == rows["images"][0] == "warning"
+    assert "left out: 1 images without answers" in rows["data set"][1]
+    assert "1 are broken, test/red/torn.png" in rows["images"][1]
+    assert rows["advice"][2] == "BATCH_SIZE=8"
+    assert all(remedy for state, _, remedy in rows.values() if state != "ok")
+
+
+def test_one_error_does_not_hide_another_and_the_first_decides_the_exit_code(
+    tmp_path: Path, look: Callable[..., tuple[Rows, Any]]
+) -> None:
+    data = write_shapes(tmp_path / "data")
+    (data / "answers.json").write_text('{"0": {"a": 77}}')
+    (tmp_path / "file").write_text("")
+    rows, error = look(TASKS=str(data), OUTPUT=str(tmp_path / "file" / "below"))
+    assert (rows["output"][0], rows["data set"][0]) == ("error", "error")
+    assert rows["nodes"][0] == rows["model"][0] == "ok"
+    assert "label 77" in rows["data set"][1]
+    assert all(remedy for state, _, remedy in rows.values() if state == "error")
+    assert error is not None
+    assert str(error) == rows["output"][1]
+
+
+def test_too_little_memory_is_found_by_a_step(
+    shapes: Path, look: Callable[..., tuple[Rows, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def too_large(*args: object) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Trainer, "train_epoch", too_large)
+    rows, error = look(TASKS=str(shapes), OUTPUT=str(tmp_path / "out"))
+    assert isinstance(error, DeviceMemoryError)
+    assert rows["devices"][2] == "lower BATCH_SIZE or IMG_SIZE, or take a smaller MODEL"
+
+
+def test_every_kind_of_error_has_a_remedy() -> None:
+    assert {SettingsError, DataError, AccessError, DeviceMemoryError} <= check_module.REMEDIES.keys()
+
+
+def test_a_check_in_json_is_a_record_per_row_and_has_a_runs_exit_codes(shapes: Path, tmp_path: Path) -> None:
+    """A process, as a platform starts it."""
+    at = {"TASKS": str(shapes), "OUTPUT": str(tmp_path / "out"), "LOG_FORMAT": "json", "MODEL": "resnet18"}
+    done = run_job("--check", timeout=300, **QUICK, **at)
+    assert (done.code, done.stdout) == (0, "")
+    rows = [json.loads(line) for line in done.stderr.splitlines() if '"check"' in line]
+    assert {row["state"] for row in rows} <= {"ok", "warning"}
+    assert all({"check", "state", "found", "remedy", "message", "level", "time"} <= row.keys() for row in rows)
+    assert not (tmp_path / "out").exists()
+
+
+def dry_run(environment: pytest.MonkeyPatch, **settings: str) -> None:
+    with environment.context() as variables:
+        for name, value in (QUICK | settings).items():
+            variables.setenv(f"CROWDLAYER_{name}", value)
+        job.dry_run(load_settings())
+
+
+def test_a_dry_run_takes_one_step_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = write_shapes(tmp_path / "data", n_train=60)
+    before = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
+    with caplog.at_level(logging.INFO, "crowdlayer"):
+        dry_run(monkeypatch, TASKS=str(data), OUTPUT=str(tmp_path / "out"))
+    assert "1 epochs of 1 steps" in caplog.text
+    assert "dry run passed: a step on cpu" in caplog.text
+    assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == before
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_without_val_holds_tasks_out_as_a_run_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dry_run(monkeypatch, TASKS=str(write_shapes(tmp_path / "data", n_val=0, n_test=0)))
+
+
+@pytest.mark.slow
+def test_a_dry_run_is_one_step_on_every_process(shapes: Path, tmp_path: Path) -> None:
+    at = {"TASKS": str(shapes), "OUTPUT": str(tmp_path / "out"), "N_PROCESSES": "2"}
+    done = run_job("--dry-run", timeout=500, **QUICK, **at)
+    assert (done.code, done.stdout) == (0, ""), done.stderr
+    assert "dry run passed: a step on cpu, cpu" in done.stderr
