@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 import msgspec
 
 from .errors import DataError, one_line
+from .settings import is_archive
 
 log = logging.getLogger(__name__)
 
@@ -161,13 +162,16 @@ def import_list(
             Label Studio serves where LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT is `/`.
         names: of the images, relative to `tasks`.
     """
+    if is_archive(tasks):  # as if it were unpacked where it lies
+        tasks = tasks.rpartition("/")[0] or "."
     if tasks.startswith("s3://"):
-        address = f"{tasks}/"
+        addresses = [f"{tasks}/{name}" for name in names]
     else:
-        address = f"/data/local-files/?d={quote(str(Path(tasks).resolve()).lstrip('/'))}/"
+        root = quote(str(Path(tasks).resolve()).lstrip("/"))
+        addresses = [f"/data/local-files/?d={root}/{quote(name)}" for name in names]
     return [
         {
-            "data": {TO_NAME: address + (name if tasks.startswith("s3://") else quote(name))},
+            "data": {TO_NAME: address},
             "predictions": [
                 {
                     "model_version": version,
@@ -183,5 +187,5 @@ def import_list(
                 }
             ],
         }
-        for name, label, score in zip(names, labels, scores, strict=True)
+        for address, label, score in zip(addresses, labels, scores, strict=True)
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 import logging
 import time
@@ -20,6 +19,7 @@ from .results import results_name
 from .settings import Settings
 from .storage import place
 from .sync import must_be_there, sync
+from .tables import Cell, cell
 
 log = logging.getLogger(__name__)
 
@@ -99,16 +99,16 @@ def _table(path: Path, classes: Sequence[str]) -> Iterator[Writer]:
 @contextmanager
 def _csv(path: Path, classes: Sequence[str]) -> Iterator[Writer]:
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(columns(classes))
+
+        def write_row(row: Sequence[Cell]) -> None:
+            file.write(",".join(map(cell, row)) + "\n")
 
         def write(names: Sequence[str], probabilities: Probabilities) -> None:
             for name, row in zip(names, probabilities, strict=True):
-                if np.isnan(row[0]):
-                    rows.writerow([name, "", "", *[""] * len(classes)])
-                else:
-                    rows.writerow([name, classes[row.argmax()], f"{row.max():.6f}", *(f"{p:.6f}" for p in row)])
+                found = ["", ""] if np.isnan(row[0]) else [classes[row.argmax()], float(row.max())]
+                write_row([name, *found, *("" if np.isnan(p) else float(p) for p in row)])
 
+        write_row(columns(classes))
         yield write
 
 

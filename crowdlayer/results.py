@@ -30,6 +30,7 @@ from .tables import (
     write_confusion,
     write_epochs,
     write_labels,
+    write_review,
     write_settings,
     write_workers,
 )
@@ -77,6 +78,9 @@ def stage(folder: Path, output_name: str, dataset: Dataset, outcome: Outcome, pr
         write_labels(labels, dataset, outcome.inferred)
         write_workers(workers, dataset, outcome.inferred.workers)
         write_confusion(matrices, dataset, outcome.inferred)
+        review = f"results/{output_name}/label_studio.json"
+        write_review(folder / review, dataset, outcome.inferred, provenance.settings["tasks"])
+        names.append(review)
     deployed = f"best_models/{output_name}"
     names += [f"{deployed}/{name}" for name in deploy_model(folder / deployed, dataset, outcome, provenance)]
     return names

@@ -9,16 +9,21 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import yaml
 
+from . import __version__
 from .dataset import Dataset
 from .inference import Inferred
+from .label_studio import import_list
 from .quality import Workers
 from .trainer import History
 
 MOST_CELLS = 10**7
 """Beyond so many cells labels.csv leaves the posterior out, and confusion.csv the pairs that nobody answered."""
+MOST_REVIEWED = 1000
+"""Tasks in the list for Label Studio: more than anybody looks at before the next run."""
 LEAST_COUNT = 0.005
 """What rounds to no answer."""
 NUMBER = re.compile(r"[+-]?\d[\d_]*(\.\d*)?(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
@@ -79,6 +84,24 @@ def write_labels(path: Path, dataset: Dataset, inferred: Inferred) -> None:
             yield row + (inferred.posterior[task].tolist() if whole else [])
 
     write_table(path, columns, rows())
+
+
+def write_review(path: Path, dataset: Dataset, inferred: Inferred, tasks: str) -> None:
+    """label_studio.json: the first `MOST_REVIEWED` tasks of labels.csv, as Label Studio imports them.
+
+    `tasks` is the data set's location, where Label Studio finds the images.
+    """
+    labels = inferred.labels
+    names = [name for part in dataset.crowd for name in part.names]
+    order = labels.order[:MOST_REVIEWED].tolist()
+    items = import_list(
+        tasks,
+        [names[task] for task in order],
+        [dataset.classes[int(labels.label[task])] for task in order],
+        [float(labels.score[task]) for task in order],
+        f"crowdlayer {__version__}",
+    )
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(items), indent=1) + b"\n")
 
 
 def write_workers(path: Path, dataset: Dataset, workers: Workers) -> None:

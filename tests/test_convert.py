@@ -13,10 +13,14 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from crowdlayer import job
 from crowdlayer.answer_files import read_answers
 from crowdlayer.convert import answers_in, convert, main
 from crowdlayer.errors import DataError, SettingsError
 from crowdlayer.label_studio import import_list
+from crowdlayer.settings import load_settings
+from tests.conftest import QUICK
+from tests.crowds import write_shapes
 
 ANSWERS: dict[str, dict[str, Any]] = {"7": {"ann": "cat", "bob": "dog"}, "x-9": {"ann": "cat", "3": "cat"}}
 ROWS = {("7", "ann", "cat"), ("7", "bob", "dog"), ("x-9", "ann", "cat"), ("x-9", "3", "cat")}
@@ -157,10 +161,24 @@ def test_what_does_not_map_cleanly_is_refused(tmp_path: Path, content: object, c
 
 def test_what_is_imported_comes_back_under_the_same_tasks(tmp_path: Path) -> None:
     names = ["train/cat/a-1.jpg", "train/über uns/b 7.png"]
-    for tasks in ("s3://bucket/birds", str(tmp_path)):
+    for tasks in ("s3://bucket/birds", str(tmp_path), "s3://bucket/birds.tar"):
         items = import_list(tasks, names, ["cat", "dog"], [0.25, 0.5], "crowdlayer 1")
         assert [item["predictions"][0]["score"] for item in items] == [0.25, 0.5]
         for item in items:  # as a person who agrees with every prediction
             result = item["predictions"][0]["result"]
             item["annotations"] = [{"completed_by": 1, "was_cancelled": False, "result": result}]
         assert set(answers_in(exported(tmp_path, items))) == {("a-1", "1", "cat"), ("b 7", "1", "dog")}
+
+
+def test_a_run_leaves_a_list_of_the_images_to_look_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_shapes(tmp_path / "data")
+    for name, value in (QUICK | {"TASKS": str(data)}).items():
+        monkeypatch.setenv(f"CROWDLAYER_{name}", value)
+    job.train(load_settings())
+    folder = data / "results" / "crowdlayer"
+    items = json.loads((folder / "label_studio.json").read_text())
+    table = pd.read_csv(folder / "labels.csv")
+    assert [Path(item["data"]["image"]).name for item in items] == [Path(image).name for image in table["image"]]
+    assert [item["predictions"][0]["score"] for item in items] == pytest.approx(table["consensus_quality_score"])
+    image = items[0]["data"]["image"].removeprefix("/data/local-files/?d=")
+    assert Path("/", image).is_file()
