@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from crowdlayer import errors
 from crowdlayer.settings import PREFIX, table
-from tests.conftest import ROOT
+from tests.conftest import QUICK, ROOT, Store
+from tests.crowds import write_shapes
 
 README = ROOT / "README.md"
 DOCS = ROOT / "crowdlayer" / "docs"
@@ -66,14 +72,55 @@ def test_every_make_target_named_exists(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
-def test_the_layer_example_runs() -> None:
-    examples = [
-        block for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if "CrowdLayer(" in block
-    ]
-    assert len(examples) == 1
-    names: dict[str, object] = {}
-    exec(compile(examples[0], "README.md", "exec"), names)
-    assert float(names["loss"].detach()) > 0  # type: ignore[attr-defined]
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of a page."""
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def test_the_library_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they stand, but for the size of the task."""
+    write_shapes(tmp_path / "labelme")
+    for name in ("a.jpg", "b.jpg"):
+        Image.new("RGB", (20, 10)).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    small = {"n_classes=8": "n_classes=3", "n_epochs=100": "n_epochs=1, img_size=16, batch_size=16, verbose=False"}
+    names: dict[str, Any] = {}
+    for block in blocks(README, "python"):
+        for what, instead in small.items():
+            block = block.replace(what, instead)
+        exec(compile(block, "README.md", "exec"), names)
+    assert names["results"]["n_tasks"] == 24
+    assert float(names["loss"].detach()) > 0
+
+
+@pytest.mark.slow
+def test_the_commands_run_in_the_order_of_the_readme(
+    shapes: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but docker's (tests/test_container.py runs the image) and make's (above), on a bucket of this machine."""
+    commands = "".join(block for block in blocks(README, "bash") if "python" in block)
+    convert = "".join(block for block in blocks(DOCS / "data-set.md", "bash") if "convert answers.json" in block)
+    commands += convert.splitlines()[0]
+    assert len(re.findall(r"^(?:\w+=\S+ )?python ", commands, re.MULTILINE)) == commands.count("python ")
+    store.put_tree(shapes, "birds")
+    store.put_tree(shapes / "test", "new")
+    (tmp_path / "answers.json").write_bytes((shapes / "answers.json").read_bytes())
+    (tmp_path / "entrypoint.py").symlink_to(ROOT / "entrypoint.py")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    for name, value in QUICK.items():
+        monkeypatch.setenv(f"CROWDLAYER_{name}", value)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{':'.join(filter(None, sys.path))}")
+
+    script = commands.replace("my-bucket", store.bucket)
+    done = subprocess.run(["bash", "-euxc", script], cwd=tmp_path, capture_output=True, text=True, timeout=900)
+
+    assert done.returncode == 0, done.stderr[-3000:]
+    keys = store.keys()
+    for name in ("results/crowdlayer.json", "results/crowdlayer/predictions.csv", "best_models/crowdlayer/model.json"):
+        assert f"birds/{name}" in keys
+    assert (tmp_path / "answers.csv").is_file()
 
 
 if __name__ == "__main__":
