@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import resource
 import shutil
 import statistics
 import time
@@ -17,14 +16,13 @@ import torch
 
 from . import advice
 from .dataset import Dataset, belongs, summary
-from .devices import device_name, enough_memory, precision
+from .devices import device_name, enough_memory, memory_used, precision
 from .errors import AccessError, CrowdlayerError, DataError, DeviceMemoryError, SettingsError, StoreError, one_line
 from .experiment import Images, Phases, check_possible, load_images, make_trainer
 from .files import working_folder
 from .inputs import Inputs, probe, processes_to_start, read_inputs
 from .launch import Launch, recognise
 from .logs import duration
-from .memory import free_memory
 from .results import done_before
 from .settings import Settings
 from .storage import place
@@ -255,11 +253,7 @@ def _rehearse(
 
 def _memory(table: Table, device: torch.device) -> None:
     """The most that the steps took, against all that there is."""
-    if device.type == "cuda":
-        used, there = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
-    else:
-        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        there = used + free_memory()
+    used, there = memory_used(device)
     found = f"{used / 1e9:.1f} of {there / 1e9:.1f} GB used by a step"
     if used > NEARLY_ALL * there:
         table.warn("memory", found, "lower BATCH_SIZE or IMG_SIZE, or take a smaller MODEL")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import nn
 
 from .cpus import cpus
 from .errors import DeviceMemoryError, SettingsError
+from .memory import free_memory
 from .processes import Processes
 from .settings import TrainingSettings
 
@@ -91,6 +93,14 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
 def device_name(device: torch.device) -> str:
     """The device trained on, with its make."""
     return f"{device} {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
+
+
+def memory_used(device: torch.device) -> tuple[int, int]:
+    """The most bytes that this process has used, of the device's or its own, and how many there are for it."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return used, used + free_memory()
 
 
 def processes_here(wanted: int | Literal["auto"]) -> int:

@@ -26,7 +26,7 @@ from . import selection
 from .aggregation import started
 from .answers import Answers, Ints
 from .crowd_layer import CrowdLoss, CrowdModel, WorkerModel
-from .devices import device_name, laid_out, synchronised
+from .devices import device_name, laid_out, memory_used, synchronised
 from .errors import InterruptedRunError, SettingsError
 from .guard import Guard, fallback
 from .images import STREAM_DROPOUT, Batch, CrowdLoader, ImageLoader, Rows, stream_seed
@@ -438,6 +438,12 @@ class Trainer:
             accuracy, fields["seconds"], f"  {duration(left)} left" if left else "",
             "  best" if best_epoch == epoch else "", extra=fields,
         )  # fmt: skip
+        if len(history.seconds) == 1:
+            used, there = memory_used(self.accelerator.device)
+            log.info(
+                "memory: %.1f of %.1f GB used by this process; at the first epoch's rate the others take %s",
+                used / 1e9, there / 1e9, duration(left), extra={"memory_bytes": used, "memory_total_bytes": there},
+            )  # fmt: skip
 
     def _seconds_left(self, epoch: int) -> float:
         """For the epochs that remain, at the median of those done; the first, which warms up, counts while alone."""
