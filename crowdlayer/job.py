@@ -104,7 +104,8 @@ def dry_run(settings: Settings) -> None:
         spool = Spool(folder / SPOOL, Identity(one.model_dump(mode="json"), inputs.digest), 0)
         plan = Plan(one, few, synced.root, synced.digests, inputs.pretrained, folder, spool, {})  # its own cache
         trained = _train(plan, folder, launch, n_here, phases)
-        log.info("dry run passed: a step on %s", ", ".join(trained.devices))
+        if trained is not None:
+            log.info("dry run passed: a step on %s", ", ".join(trained.devices))
 
 
 def _train(plan: Plan, folder: Path, launch: Launch, n_here: int, phases: Phases) -> Trained | None:
