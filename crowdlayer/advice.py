@@ -19,7 +19,9 @@ LARGE_IMAGES = 96
 
 
 def before(dataset: Dataset, settings: TrainingSettings) -> Iterator[str]:
-    """Of the data set and the settings, before an hour is spent on them."""
+    """Of the data set and the settings, before an hour is spent on them; nothing of a trial of an epoch or two."""
+    if settings.n_epochs < 3:
+        return
     n = len(dataset.train.names)
     if settings.scheduler == "multistep" and min(settings.milestones, default=0) >= settings.n_epochs:
         yield (

@@ -430,15 +430,17 @@ class Trainer:
             "seconds": round(history.seconds[-1], 3),
             "seconds_left": round(left, 1),
             "best_epoch": best_epoch,
+            "crowd_agreement": history.figures[-1].get("crowd/agreement"),
         }
         accuracy = "" if fields["val_accuracy"] is None else f"  val_accuracy {fields['val_accuracy']:5.1f} %"
+        agreement = "" if fields["crowd_agreement"] is None else f"  agreement {fields['crowd_agreement']:.2f}"
         log.info(
-            "epoch %*d/%d  train_loss %.4f  val_loss %.4f%s  %.1f s%s%s",
+            "epoch %*d/%d  train_loss %.4f  val_loss %.4f%s%s  %.1f s%s%s",
             len(str(self.settings.n_epochs)), epoch, self.settings.n_epochs, fields["train_loss"], fields["val_loss"],
-            accuracy, fields["seconds"], f"  {duration(left)} left" if left else "",
+            accuracy, agreement, fields["seconds"], f"  {duration(left)} left" if left else "",
             "  best" if best_epoch == epoch else "", extra=fields,
         )  # fmt: skip
-        if len(history.seconds) == 1:
+        if len(history.seconds) == 1 and left:
             used, there = memory_used(self.accelerator.device)
             log.info(
                 "memory: %.1f of %.1f GB used by this process; at the first epoch's rate the others take %s",

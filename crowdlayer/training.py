@@ -168,7 +168,7 @@ def epoch_figures(history: History) -> dict[str, float]:
         "lr/pg0": history.lr[-1],
         "seconds": history.seconds[-1],
     }
-    return {name: value for name, value in figures.items() if value is not None}
+    return {name: value for name, value in figures.items() if value is not None} | history.figures[-1]
 
 
 def _bytes_of(path: Path | None) -> bytes:
