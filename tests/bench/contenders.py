@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,11 @@ def ours(tasks: str, size: int, model: str, augmented: bool = False, freeze: boo
     data = read_dataset(synced.root, synced.digests, DataSettings(tasks=tasks), answers, None, 0)
     data, images = load_images(data, synced.root, training, 0, None)
     trainer = make_trainer(data, images, training, False)
-    features = on_features(trainer, None)
-    features.__enter__()  # for as long as the process lasts
+    for_good = ExitStack()
+    for_good.enter_context(on_features(trainer, None))
     progress = Progress()
 
-    def epoch() -> None:
+    def epoch(_: ExitStack = for_good) -> None:  # which must not be collected: it would end the context
         progress.step = 0
         trainer.train_epoch(trainer.model, trainer.train, trainer.criterion, trainer.optimizer, progress)
         progress.epoch += 1
