@@ -85,7 +85,7 @@ def started(settings: TrainingSettings, answers: Answers, n_classes: int) -> Wor
     model = WORKER_MODELS[settings.crowd_layer](answers.n_workers, n_classes)
     if settings.crowd_start == "dawid-skene":
         model.start_at(dawid_skene(answers, n_classes).confusion)
-    wanted = {"dense": False, "rows": True, "auto": sum(p.numel() for p in model.parameters()) > ROWS_FROM}
+    wanted = {"dense": False, "rows": True, "auto": sum(p.numel() for p in model.parameters()) >= ROWS_FROM}
     # A regulariser that looks at every worker has a gradient for every worker.
     model.row_wise = wanted[settings.crowd_updates] and (settings.scale == 0 or settings.regularizer == "geo-f")
     return model
