@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
+
+if __name__ == "__main__":  # kept until they are listened to; PID 1 would lose them, others would die of them
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1))
+
+import os
 import sys
 import traceback
 from pathlib import Path

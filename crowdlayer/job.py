@@ -39,6 +39,8 @@ def train(settings: Settings) -> str:
         _follow(settings, launch)
         return ""
     phases = Phases()
+    if settings.sweep_index is not None and settings.sweep:
+        log.info("entry %d of %d of SWEEP: %s", settings.sweep_index, len(settings.sweep), settings.output_name)
     output = place(settings.output_location)
     location = f"{output.location}/{results_name(settings.output_name)}"
     must_be_there(settings.tasks)
@@ -127,7 +129,7 @@ def _train(plan: Plan, folder: Path, launch: Launch, n_here: int, phases: Phases
         store = meet("0.0.0.0", port, timeout, host=True)  # noqa: S104  the others' way in
         port = store.port
     with phases("processes"):
-        supervise("process", folder, n_here, launch, port)
+        supervise("process", folder, n_here, launch, port, timeout)
     return Trained.read(folder) if launch.publishes else None
 
 

@@ -14,6 +14,7 @@ from . import interruption
 from .errors import CrowdlayerError, DeviceMemoryError, InterruptedRunError, one_line
 from .last_words import LastWords
 from .launch import Launch, Peers, recognise
+from .supervisor import live
 
 
 def main() -> None:
@@ -26,6 +27,7 @@ def main() -> None:
         return code
 
     interruption.listen(leave)
+    live(folder, _peers(launch).rank)
     os._exit(_code(folder, launch))  # torch's teardown can take seconds of the grace
 
 

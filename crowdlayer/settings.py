@@ -31,6 +31,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from .errors import SettingsError, listed
+from .launch import array_index
 
 PREFIX = "CROWDLAYER_"
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
@@ -311,12 +312,24 @@ class JobSettings(Group):
     """The form of the log's lines."""
 
 
-class Settings(DataSettings, TrainingSettings, JobSettings, BaseSettings):
+class SweepSettings(Group):
+    """Which run of several this is."""
+
+    sweep: Annotated[tuple[dict[str, Any], ...], *ListOf] = ()
+    """Several runs: a JSON list with the settings of each that are not as here; OUTPUT_NAME gets the place in it."""
+    sweep_index: Annotated[int, Field(ge=0)] | None = None
+    """Which of SWEEP, from 0; found out in an array of AWS Batch or Slurm, and in a Kubernetes Indexed Job."""
+
+
+ENVIRONMENT = SettingsConfigDict(
+    env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid", hide_input_in_errors=True
+)
+
+
+class Settings(DataSettings, TrainingSettings, JobSettings, SweepSettings, BaseSettings):
     """All settings, from the environment: CROWDLAYER_<NAME>."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid", hide_input_in_errors=True
-    )
+    model_config = ENVIRONMENT
 
     @property
     def output_location(self) -> str:
@@ -329,8 +342,38 @@ class Settings(DataSettings, TrainingSettings, JobSettings, BaseSettings):
         return self.tasks
 
 
+class _Sweep(SweepSettings, BaseSettings):
+    """What is to be known before the others: SWEEP may have one that must be set."""
+
+    model_config = ENVIRONMENT | SettingsConfigDict(extra="ignore")
+
+
+def _of_sweep() -> dict[str, Any]:
+    """The settings that this run's entry of SWEEP has, and its place there.
+
+    Raises:
+        SettingsError: SWEEP has no such entry, or it is not known which.
+    """
+    said = _Sweep()
+    if not said.sweep:
+        return {}
+    index, source = said.sweep_index, f"{PREFIX}SWEEP_INDEX"
+    if index is None:
+        if (found := array_index()) is None:
+            raise SettingsError(f"{source}: must be set, this run is in no array that would tell which of SWEEP it is")
+        source, index = found
+    if index >= len(said.sweep):
+        raise SettingsError(f"{source}: must be below {len(said.sweep)}, the entries of SWEEP, got {index}")
+    entry = {name.lower(): value for name, value in said.sweep[index].items()}
+    names = Settings.model_fields.keys() - _Sweep.model_fields.keys()
+    if unknown := sorted(entry.keys() - names):
+        complaints = [f"{PREFIX}SWEEP: {name!r} is not a setting{nearest(name, names)}" for name in unknown]
+        raise SettingsError(listed(complaints))
+    return entry | {"sweep_index": index}
+
+
 def load_settings() -> Settings:
-    """The settings in the environment.
+    """The settings in the environment; of a sweep's entry, where there is one.
 
     Raises:
         SettingsError: with every complaint at once.
@@ -342,7 +385,12 @@ def load_settings() -> Settings:
         if name.upper().startswith(PREFIX) and name.removeprefix(PREFIX) not in known
     ]
     try:
-        settings = Settings()
+        entry = _of_sweep()
+        settings = Settings(**entry)
+        if entry and "output_name" not in entry:
+            settings = settings.model_copy(update={"output_name": f"{settings.output_name}-{settings.sweep_index}"})
+    except SettingsError as error:
+        complaints.append(str(error))
     except ValidationError as error:
         complaints += setting_complaints(error, PREFIX)
     if complaints:
@@ -376,17 +424,8 @@ def quoted(value: object, longest: int = 200) -> str:
 
 NO_INFLUENCE = frozenset(
     {"workdir", "log_format", "store_timeout", "store_attempts", "verbose", "num_workers", "max_cache"}
-    | {
-        "tensorboard",
-        "metrics_file",
-        "predict",
-        "predict_format",
-        "n_processes",
-        "checkpoint_every",
-        "resume",
-        "grace",
-        "timeout",
-    }
+    | {"tensorboard", "metrics_file", "predict", "predict_format", "sweep", "sweep_index"}
+    | {"n_processes", "checkpoint_every", "resume", "grace", "timeout"}
 )
 """Settings that change nothing in the results."""
 
@@ -410,7 +449,9 @@ class Row:
 def table() -> list[Row]:
     """All settings in the order of their groups, for `--help` and the README."""
     fields = {name: field for group in Settings.__mro__[::-1] for name, field in _own_fields(group).items()}
-    order = [name for group in (DataSettings, TrainingSettings, JobSettings) for name in group.model_fields]
+    order = [
+        name for group in (DataSettings, TrainingSettings, JobSettings, SweepSettings) for name in group.model_fields
+    ]
     return [
         Row(
             PREFIX + name.upper(),
@@ -447,6 +488,8 @@ def _type_names(annotation: Any) -> Iterator[str]:
         yield from _type_names(args[0])
     elif origin is Literal:
         yield "|".join(args)
+    elif origin is dict:
+        yield "JSON object"
     elif origin is tuple:
         yield f"list of {' or '.join(_type_names(args[0]))}"
     elif args:

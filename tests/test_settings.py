@@ -21,6 +21,7 @@ from crowdlayer.settings import (
     Settings,
     TrainingSettings,
     classification_models,
+    influential,
     load_settings,
     table,
 )
@@ -487,3 +488,62 @@ def test_any_name_with_our_prefix_is_a_setting_or_refused(suffix: str) -> None:
         return
 
     assert f"CROWDLAYER_{suffix}: is not a setting" in complaint(**{suffix: "1"})
+
+
+# --- several runs ----------------------------------------------------------------------------------------------------
+
+
+SWEEP = '[{"seed": 0}, {"seed": 1, "LR": 0.01, "milestones": [3]}, {"tasks": "other", "output_name": "own"}]'
+
+
+def test_an_element_of_an_array_takes_its_own_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CROWDLAYER_TASKS", "data")
+    monkeypatch.setenv("CROWDLAYER_SWEEP", SWEEP)
+    monkeypatch.setenv("CROWDLAYER_LR", "0.5")
+    monkeypatch.setenv("AWS_BATCH_JOB_ARRAY_INDEX", "1")
+    settings = load_settings()
+    assert (settings.seed, settings.lr, settings.milestones) == (1, 0.01, (3,))
+    assert (settings.tasks, settings.output_name, settings.sweep_index) == ("data", "crowdlayer-1", 1)
+
+    monkeypatch.setenv("CROWDLAYER_SWEEP_INDEX", "0")  # goes before
+    settings = load_settings()
+    assert (settings.seed, settings.lr, settings.output_name) == (0, 0.5, "crowdlayer-0")
+
+
+def test_an_entry_may_have_what_must_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CROWDLAYER_SWEEP", SWEEP)
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "2")
+    settings = load_settings()
+    assert (settings.tasks, settings.output_name) == ("other", "own")
+
+
+@pytest.mark.parametrize(
+    ("variables", "complaint"),
+    [
+        ({"CROWDLAYER_SWEEP": SWEEP}, "CROWDLAYER_SWEEP_INDEX: must be set, this run is in no array"),
+        ({"CROWDLAYER_SWEEP": SWEEP, "SLURM_ARRAY_TASK_ID": "3"}, "SLURM_ARRAY_TASK_ID: must be below 3"),
+        ({"CROWDLAYER_SWEEP": SWEEP, "JOB_COMPLETION_INDEX": "1", "NNODES": "2"}, "SWEEP_INDEX: must be set"),
+        ({"CROWDLAYER_SWEEP": '[{"sed": 1}]', "CROWDLAYER_SWEEP_INDEX": "0"}, "'sed' is not a setting, did you mean"),
+        ({"CROWDLAYER_SWEEP": '[{"seed": "x"}]', "CROWDLAYER_SWEEP_INDEX": "0"}, "CROWDLAYER_SEED: "),
+        ({"CROWDLAYER_SWEEP": '[{"sweep": []}]', "CROWDLAYER_SWEEP_INDEX": "0"}, "'sweep' is not a setting"),
+        ({"CROWDLAYER_SWEEP": "1,2", "CROWDLAYER_SWEEP_INDEX": "0"}, "CROWDLAYER_SWEEP: "),
+        ({"CROWDLAYER_SWEEP": "[", "CROWDLAYER_SWEEP_INDEX": "0"}, "CROWDLAYER_SWEEP: "),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_refused(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], complaint: str
+) -> None:
+    monkeypatch.setenv("CROWDLAYER_TASKS", "data")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as refused:
+        load_settings()
+    assert complaint in str(refused.value)
+
+
+def test_which_run_of_a_sweep_it_is_makes_no_other_run_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CROWDLAYER_TASKS", "data")
+    alone = load_settings().model_copy(update={"output_name": "crowdlayer-0"})
+    monkeypatch.setenv("CROWDLAYER_SWEEP", SWEEP)
+    monkeypatch.setenv("CROWDLAYER_SWEEP_INDEX", "0")
+    assert influential(load_settings().model_dump()) == influential(alone.model_dump())

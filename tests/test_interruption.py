@@ -1,0 +1,224 @@
+"""A job that is killed, again and again, ends with the results of one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+from tests.conftest import ROOT
+from tests.crowds import write_shapes
+
+SETTINGS = {
+    "MODEL": "shufflenet_v2_x0_5",
+    "IMG_SIZE": "32",
+    "BATCH_SIZE": "6",
+    "LR": "0.01",
+    "SCHEDULER": "cosine",
+    "DATA_AUGMENTATION": "true",
+    "GUARD": "false",
+    "OPTIMIZER": "adam",
+}
+DONE, INTERRUPTED = 0, 75
+
+
+@dataclass
+class Job:
+    """A job of two processes, in a process group of its own; started again and again."""
+
+    data: Path
+    out: Path
+    n_epochs: int
+    n_processes: int = 2
+    timeout: int = 1800
+    log: list[str] = field(default_factory=list)
+    started: ClassVar[list[subprocess.Popen[str]]] = []
+
+    def start(self) -> subprocess.Popen[str]:
+        settings = SETTINGS | {
+            "TASKS": str(self.data),
+            "OUTPUT": str(self.out),
+            "WORKDIR": str(self.out.with_name(f"{self.out.name}-work")),
+            "N_PROCESSES": str(self.n_processes),
+            "N_EPOCHS": str(self.n_epochs),
+            "TIMEOUT": str(self.timeout),
+        }
+        environment = dict(os.environ) | {f"CROWDLAYER_{name}": value for name, value in settings.items()}
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "entrypoint.py")],
+            env=environment | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.started.append(process)
+        return process
+
+    def ended(self, process: subprocess.Popen[str]) -> int:
+        """Its exit code, once all that it had to say is read: nobody of its group speaks any more."""
+        assert process.stdout is not None
+        with process.stdout:
+            self.log += process.stdout.read().splitlines()
+        return process.wait()
+
+    def finish(self) -> int:
+        return self.ended(self.start())
+
+    def results(self) -> dict[str, Any]:
+        """The results without what is of one run alone; with the digests of all files but those that tell of it."""
+        found: dict[str, Any] = json.loads((self.out / "results" / "crowdlayer.json").read_text())
+        job = found.pop("job")
+        same = ("labels.csv", "workers.csv", "confusion.csv", ".pth")
+        return found | {"files": {name: digest for name, digest in job["files"].items() if name.endswith(same)}}
+
+    def model(self) -> dict[str, Any]:
+        loaded: dict[str, Any] = torch.load(self.out / "best_models" / "crowdlayer.pth", weights_only=True)
+        return loaded
+
+
+@pytest.fixture(autouse=True)
+def _nobody_is_left() -> Iterator[None]:
+    yield
+    while Job.started:
+        process = Job.started.pop()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shapes(tmp_path_factory.mktemp("shapes"), n_train=30)
+
+
+def wait_for(process: subprocess.Popen[str], text: str, job: Job) -> None:
+    """Until it says so."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        job.log.append(line.rstrip())
+        if text in line:
+            return
+    raise AssertionError("\n".join(job.log))
+
+
+def training_process(process: subprocess.Popen[str], rank: int) -> int:
+    """The id of the training process of that rank."""
+    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
+    for pid in children.stdout.split():
+        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        if f"RANK={rank}".encode() in variables:
+            return int(pid)
+    raise AssertionError(f"no training process {rank} among {children.stdout.split()}")
+
+
+def assert_same(job: Job, whole: Job) -> None:
+    assert job.results() == whole.results()
+    ours, theirs = job.model(), whole.model()
+    assert torch.equal(ours["confusion"], theirs["confusion"])
+    assert all(torch.equal(tensor, theirs["classifier"][name]) for name, tensor in ours["classifier"].items())
+    assert not (job.out / "checkpoints").exists()
+
+
+def test_a_killed_job_ends_with_the_results_of_one_that_was_not(data: Path, tmp_path: Path) -> None:
+    """One of its two processes is killed; then the whole group is told to stop, twice; then it goes on to its end."""
+    whole = Job(data, tmp_path / "whole", n_epochs=4)
+    assert whole.finish() == DONE, "\n".join(whole.log)
+    job = Job(data, tmp_path / "out", n_epochs=4)
+
+    process = job.start()
+    wait_for(process, "epoch 1/4", job)
+    os.kill(training_process(process, rank=1), signal.SIGKILL)
+    assert job.ended(process) == 137
+    assert job.log[-1] == "crowdlayer: process 1: must end by itself, was killed by SIGKILL"
+
+    process = job.start()
+    wait_for(process, "epoch 2/4", job)
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGTERM)
+    assert job.ended(process) == INTERRUPTED, "\n".join(job.log)
+    assert "SIGTERM: the run was interrupted in epoch" in job.log[-1]
+    assert "the checkpoint is at" in job.log[-1]
+
+    assert job.finish() == DONE, "\n".join(job.log)
+    assert any("going on from checkpoint" in line for line in job.log)
+    assert_same(job, whole)
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_change_nothing(data: Path, tmp_path: Path) -> None:
+    """SIGTERM to the job alone or to its group, SIGKILL to its group or to one training process, at any time."""
+    n_epochs, n_kills = 30, int(os.environ.get("KILLS", "20"))
+    whole = Job(data, tmp_path / "whole", n_epochs)
+    started = time.monotonic()
+    assert whole.finish() == DONE, "\n".join(whole.log)
+    life = time.monotonic() - started
+    rng = random.Random(int(os.environ.get("KILL_SEED", "0")))
+    print(f"uninterrupted: {life:.1f} s")
+
+    job, kills, ends = Job(data, tmp_path / "out", n_epochs), 0, 0
+    while kills < n_kills:
+        process, moment = job.start(), rng.uniform(0, 1.2 * life)
+        how = rng.choice(["TERM", "TERM group", "KILL group", "KILL one"])
+        try:
+            process.wait(timeout=moment)
+        except subprocess.TimeoutExpired:
+            kills += 1
+            told = time.monotonic()
+            match how:
+                case "TERM":
+                    process.send_signal(signal.SIGTERM)
+                case "TERM group":
+                    os.killpg(process.pid, signal.SIGTERM)
+                case "KILL group":
+                    os.killpg(process.pid, signal.SIGKILL)
+                case _:
+                    try:
+                        os.kill(training_process(process, rng.randrange(2)), signal.SIGKILL)
+                    except AssertionError:  # not there yet, or not any more
+                        os.killpg(process.pid, signal.SIGKILL)
+            code = job.ended(process)
+            print(f"{how} after {moment:.1f} s: {code} in {time.monotonic() - told:.1f} s: {job.log[-1:]}")
+            assert code in {"T": (INTERRUPTED, DONE), "K": (-signal.SIGKILL, 137, DONE)}[how[0]], "\n".join(job.log)
+        else:
+            assert job.ended(process) == DONE, "\n".join(job.log)
+            assert_same(job, whole)
+            ends += 1
+            job = Job(data, tmp_path / f"out-{ends}", n_epochs)
+    assert job.finish() == DONE, "\n".join(job.log)
+    assert_same(job, whole)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_processes(data: Path, tmp_path: Path) -> None:
+    """Which is nothing to the order of the tasks, and to the figures no more than batch norm makes of it."""
+    job = Job(data, tmp_path / "out", n_epochs=3, n_processes=2)
+    process = job.start()
+    wait_for(process, "epoch 1/3", job)
+    os.kill(process.pid, signal.SIGUSR1)
+    assert job.ended(process) == INTERRUPTED, "\n".join(job.log)
+    job.n_processes = 1
+    assert job.finish() == DONE, "\n".join(job.log)
+    assert len(job.results()["train_loss"]) == 3
+
+
+@pytest.mark.slow
+def test_a_process_that_is_stopped_ends_the_job(data: Path, tmp_path: Path) -> None:
+    """It answers nobody, and cannot end itself: the other misses it, or the job misses its signs of life."""
+    job = Job(data, tmp_path / "out", n_epochs=1000, timeout=60)
+    process = job.start()
+    wait_for(process, "epoch    1/1000", job)
+    os.kill(training_process(process, rank=1), signal.SIGSTOP)
+    assert job.ended(process) == 74
+    assert "another process of the run is gone or silent" in job.log[-1] or "signs of life" in job.log[-1]

@@ -1,0 +1,68 @@
+"""A process that hangs shows where, and ends; one that is told to stop is gone when the grace is over."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from tests.conftest import ROOT
+
+
+def run(program: str) -> subprocess.CompletedProcess[str]:
+    """A Python process that knows this package; its last line is said as the job's is."""
+    said = "lambda line, code: print(line, flush=True) or code"
+    listen = f"from crowdlayer import interruption; interruption.listen({said})\n"
+    return subprocess.run(
+        [sys.executable, "-c", listen + program], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_a_process_without_progress_shows_its_stacks_and_ends() -> None:
+    done = run("""
+import time
+from crowdlayer.watchdog import Watchdog
+def hang(): time.sleep(100)
+with Watchdog(0.5).watching(): hang()
+""")
+    assert done.returncode == 70
+    assert "in hang" in done.stderr
+    assert "no progress for TIMEOUT=0.5 seconds" in done.stdout
+
+
+def test_a_process_with_progress_is_left_alone() -> None:
+    done = run("""
+import time
+from crowdlayer.watchdog import Watchdog
+watchdog = Watchdog(2.0)
+with watchdog.watching():
+    for _ in range(30):
+        time.sleep(0.1)
+        watchdog.progress()
+print("done")
+""")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+def test_the_grace_is_the_end_whatever_a_process_does() -> None:
+    done = run("""
+import os, signal, time
+interruption.set_grace(0.5)
+with interruption.deferred():
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGINT)
+    while True: time.sleep(1)
+""")
+    assert done.returncode == 75
+    assert done.stdout == "SIGTERM: the run was interrupted, and did not stop within GRACE=0.5 seconds\n"
+
+
+def test_outside_training_a_signal_is_an_exception_and_later_ones_are_nothing() -> None:
+    done = run("""
+import os, signal
+try:
+    os.kill(os.getpid(), signal.SIGUSR1)
+except KeyboardInterrupt as error:
+    os.kill(os.getpid(), signal.SIGTERM)
+    print(error, error.exit_code)
+""")
+    assert (done.returncode, done.stdout) == (0, "SIGUSR1: the run was interrupted 75\n")
