@@ -228,17 +228,22 @@ class Bucket:
         offset = file.seek(0, os.SEEK_END)
         request: dict[str, Any] = {"Range": f"bytes={offset}-"} if offset else {"ChecksumMode": "ENABLED"}
         if offset < stored.size or not offset:
-            answer = self.client.get_object(
-                Bucket=self.bucket, Key=self.prefix + stored.name, IfMatch=stored.etag, **request
-            )
-            checked = any(name.startswith("Checksum") for name in answer) and answer.get("ChecksumType") != "COMPOSITE"
             try:
+                answer = self.client.get_object(
+                    Bucket=self.bucket, Key=self.prefix + stored.name, IfMatch=stored.etag, **request
+                )
+                full = answer.get("ChecksumType") != "COMPOSITE"
+                checked = full and any(name.startswith("Checksum") for name in answer)
                 for chunk in answer["Body"].iter_chunks(CHUNK):
                     file.write(chunk)
             except FlexibleChecksumError as error:
                 _empty(file)
                 raise StoreError(f"{thing}: {one_line(str(error))}") from error
-            except (HTTPClientError, IncompleteReadError, HTTPError) as error:
+            except ClientError as error:
+                if _status(error) < 500:
+                    raise
+                raise StoreError(f"{thing}: the store answers {_status(error)} to GetObject") from error
+            except (HTTPClientError, NoConnectionError, IncompleteReadError, HTTPError) as error:
                 raise StoreError(f"{thing}: the connection must last, it broke: {one_line(str(error))}") from error
         if (size := file.tell()) != stored.size:
             _empty(file)
@@ -375,7 +380,10 @@ def _etag_of_parts(file: IO[bytes], size: int) -> str:
 
 
 def _retrying() -> tenacity.Retrying:
-    """For bodies that break or come out wrong, which botocore does not retry as it does requests."""
+    """For bodies that break or come out wrong, which botocore does not retry as it does requests.
+
+    And for requests: its quota of retries is one for all threads, and spent after seconds of a store that is away.
+    """
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(StoreError),
         wait=tenacity.wait_random_exponential(max=20),

@@ -20,11 +20,13 @@ from crowdlayer.s3 import Bucket
 from crowdlayer.verify import verify
 from tests.conftest import Finished, Store
 from tests.forks import Forks, forking
-from tests.servers import KINDS, Fault, Faults, Meddler, Request, meddling
+from tests.servers import KINDS, Fault, Faults, Meddler, Request, late, meddling
 from tests.test_catalogue import QUICK
 
 RESET = next(kind for kind in KINDS if kind.name == "reset")
-PATIENT = {"STORE_TIMEOUT": "2", "STORE_ATTEMPTS": "12"}
+PATIENT = {"STORE_TIMEOUT": "8", "STORE_ATTEMPTS": "12"}
+OF_A_JOB = [*(kind for kind in KINDS if kind.name != "stalled"), Fault("stalled", late(10))]
+"""A busy machine's store may be slower than the matrix's time-out."""
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +74,12 @@ def test_a_job_among_faults_has_the_results_of_one_without(
     out = f"s3://{store.bucket}"
     assert job(forks, TASKS=tasks, OUTPUT=f"{out}/calm").code == 0
 
-    meddler.faults = Faults(KINDS, share=0.1, seed=seed)
+    meddler.faults = Faults(OF_A_JOB, share=0.1, seed=seed)
     done = job(forks, TASKS=tasks, OUTPUT=f"{out}/stormy")
     faults, meddler.faults = meddler.faults, None
 
     assert done.code == 0, done.stderr
-    assert sum(faults.done.values()) >= 3
+    assert sum(faults.done.values()) >= 1
     assert published(store, "stormy/") == published(store, "calm/")
     assert verify(f"{out}/stormy") == verify(f"{out}/calm")
     others = [key for key in store.keys() if not key.startswith(("calm/", "stormy/", "data/"))]
@@ -158,26 +160,35 @@ def test_a_fault_is_survived_once_and_told_when_it_stays(
 
 
 class Gone(Faults):
-    """From the first put to `path` on the store is away, for good or for some seconds."""
+    """From the first put to `path` on, or the first of another method, the store is away: for good or some seconds."""
 
-    def __init__(self, path: str, seconds: float = math.inf) -> None:
+    def __init__(self, path: str, seconds: float = math.inf, methods: tuple[str, ...] = ("PUT", "POST")) -> None:
         super().__init__([RESET], share=1)
         self._path = path
+        self._methods = methods
         self._seconds = seconds
         self._since: float | None = None
 
     def next(self, request: Request) -> Fault | None:
-        if self._since is None and request.method in ("PUT", "POST") and self._path in request.path:
+        if self._since is None and request.method in self._methods and self._path in request.path:
             self._since = time.monotonic()
         if self._since is None or time.monotonic() > self._since + self._seconds:
             return None
         return super().next(request)
 
 
+@pytest.mark.parametrize(
+    ("path", "method", "seconds"),
+    [
+        ("best_models/", "PUT", 5),
+        ("train/", "GET", 15),
+        pytest.param("train/", "GET", 60, marks=pytest.mark.slow),
+    ],
+)
 def test_a_store_that_is_away_for_a_while_costs_a_while(
-    shapes: Path, store: Store, meddler: Meddler, forks: Forks
+    path: str, method: str, seconds: float, shapes: Path, store: Store, meddler: Meddler, forks: Forks
 ) -> None:
-    meddler.faults = Gone("best_models/", seconds=5)
+    meddler.faults = Gone(path, seconds, (method,))
     done = job(forks, TASKS=store.put_tree(shapes), OUTPUT=f"s3://{store.bucket}/out")
     assert done.code == 0, done.stderr
     assert meddler.faults.done["reset"] > 2
