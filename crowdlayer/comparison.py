@@ -65,7 +65,7 @@ def page(names: Sequence[str], runs: Sequence[dict[str, Any]]) -> str:
     best = {}
     for key, (_, more_is_better) in FIGURES.items():
         known = [found[key] for found in figures if found[key] is not None]
-        if more_is_better is not None and len(known) > 1:
+        if more_is_better is not None and len(set(known)) > 1:
             best[key] = max(known) if more_is_better else min(known)  # type: ignore[type-var]
     settings = [results["job"]["settings"] for results in runs]
     every = list(dict.fromkeys(key for mine in settings for key in mine))
@@ -86,7 +86,10 @@ def page(names: Sequence[str], runs: Sequence[dict[str, Any]]) -> str:
     order = sorted(range(len(runs)), key=lambda at: -(figures[at]["test_accuracy"] or 0))[: len(SERIES)]
     chosen = [(names[at], runs[at]) for at in order]
     drawn = [
-        to_svg(charts.curves(title, {name: results[key] for name, results in chosen}, None, unit, 520))
+        {
+            "title": title,
+            "drawing": to_svg(charts.curves(title, {name: results[key] for name, results in chosen}, None, unit, 520)),
+        }
         for title, key, unit in (("validation accuracy", "val_accuracy", "%"), ("validation loss", "val_loss", "loss"))
         if any(value is not None for _, results in chosen for value in results[key])
     ]

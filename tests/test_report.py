@@ -48,6 +48,7 @@ BESIDE = {
     "confusion.csv",
     "confusion_matrix.png",
     "confusion_matrix_normalized.png",
+    "label_studio.json",
     "labels.csv",
     "manifest.sha256",
     "report.html",
