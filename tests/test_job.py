@@ -386,6 +386,9 @@ def test_the_results_come_last_and_are_not_there_when_they_cannot_be_put(
 
     with pytest.raises(AccessError, match=RESULTS):
         train(**out)
+    (kept,) = Path(tempfile.gettempdir()).glob("crowdlayer-kept-*")
+    assert (kept / "results" / MODEL).is_file()
+    shutil.rmtree(kept)
 
     files = [name for name in put_by(proxy) if not name.endswith(("/.probe", RESULTS))]
     assert f"out/{MODEL}" in files
@@ -483,7 +486,7 @@ def test_a_check_reports_and_leaves_the_bucket_as_it_was(
     check(TASKS=tasks)
 
     assert store.keys() == before
-    for told in ("24 tasks", "9 validation and 9 test images", "output: s3://", "devices: cpu", "model: resnet18"):
+    for told in ("24 tasks", "9 validation and 9 test images", f"{tasks}: an object was written", "resnet18", "cpu"):
         assert told in caplog.text
     assert "epoch 1" not in caplog.text
 
