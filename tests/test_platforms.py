@@ -30,7 +30,7 @@ from crowdlayer.errors import (
     SettingsError,
     StoreError,
 )
-from crowdlayer.settings import PREFIX
+from crowdlayer.settings import PREFIX, Settings
 from tests.conftest import QUICK, ROOT
 from tests.servers import free_port
 
@@ -40,6 +40,14 @@ PASSING = sorted(error.exit_code for error in (StoreError, InterruptedRunError))
 
 K8S, BATCH, SLURM = ROOT / "k8s", ROOT / "crowdlayer/platforms/aws_batch", ROOT / "crowdlayer/platforms/slurm"
 OVERLAYS = sorted(path.name for path in (K8S / "overlays").iterdir())
+
+
+def test_a_setting_that_a_platforms_file_names_is_one() -> None:
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    files = [path for folder in (K8S, BATCH, SLURM) for path in folder.rglob("*") if path.is_file()]
+    named = {name for path in files for name in re.findall(rf"{PREFIX}[A-Z_]*[A-Z]", path.read_text())}
+    assert f"{PREFIX}TASKS" in named
+    assert named <= known
 
 
 # --- several nodes ---------------------------------------------------------------------------------------------------
