@@ -23,7 +23,7 @@ from .results import Provenance, headline, publish, results_name
 from .settings import DataSettings, TrainingSettings, nearest, setting_complaints
 from .storage import Folder
 from .sync import digest_of, fetch, sync
-from .trainer import EVALUATION_BATCHES, Progress, Trainer
+from .trainer import EVALUATION_BATCHES, Mover, Progress, Trainer
 
 DECIDED_BY_DATA = frozenset({"n_workers", "labels", "metadata_path", "n_params", "dataset", "strategy"})
 """What peerannot's command line hands over beside the settings; the data decide."""
@@ -253,18 +253,35 @@ class Crowdlayer:
         model: CrowdModel,
         trainloader: CrowdLoader,
         criterion: CrowdLoss,
-        optimizer: Any,
-        optimizer2: Any,
+        optimizer: Mover,
+        optimizer2: Mover,
         logger: dict[str, list[float]],
     ) -> dict[str, list[float]]:
-        """One epoch; appends the mean loss per task to `logger["train_loss"]` and returns `logger`."""
-        if optimizer2 is not optimizer:
-            raise SettingsError("optimizer2: must be the optimizer itself, which moves the workers' matrices too")
+        """One epoch; appends the mean loss per task to `logger["train_loss"]` and returns `logger`.
+
+        `optimizer` and `optimizer2` may be the class's own, which are one, or two of the caller's.
+        """
         progress = Progress(trainloader.epoch)
-        loss = self._ready.train_epoch(model, trainloader, criterion, optimizer, progress)
+        moves = optimizer if optimizer2 is optimizer else _Both(optimizer, optimizer2)
+        loss = self._ready.train_epoch(model, trainloader, criterion, moves, progress)
         trainloader.epoch += 1
         logger.setdefault("train_loss", []).append(loss)
         return logger
+
+
+class _Both:
+    """Two optimisers as one: peerannot has one for the classifier and one for the workers' matrices."""
+
+    def __init__(self, *optimizers: Mover) -> None:
+        self._optimizers = optimizers
+
+    def zero_grad(self) -> None:
+        for optimizer in self._optimizers:
+            optimizer.zero_grad()
+
+    def step(self) -> None:
+        for optimizer in self._optimizers:
+            optimizer.step()
 
 
 def _checked(given: dict[str, Any]) -> tuple[DataSettings, TrainingSettings]:

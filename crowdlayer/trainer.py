@@ -13,7 +13,7 @@ import math
 import statistics
 import time
 from dataclasses import asdict, dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -93,6 +93,13 @@ class Progress:
 def on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A copy of the tensors."""
     return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
+
+
+class Mover(Protocol):
+    """What an epoch asks of an optimiser."""
+
+    def zero_grad(self) -> None: ...
+    def step(self) -> object: ...
 
 
 class Watch:
@@ -203,7 +210,7 @@ class Trainer:
         model: CrowdModel,
         loader: CrowdLoader,
         criterion: CrowdLoss,
-        optimizer: Optimizer,
+        optimizer: Mover,
         progress: Progress,
     ) -> float:
         """The rest of the epoch that `progress` is in; the mean per task of the loss while the weights moved."""

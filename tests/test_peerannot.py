@@ -92,6 +92,21 @@ def test_run_epoch_appends_the_metrics_and_moves_both_parts(data: Path) -> None:
     assert not torch.equal(strategy.crowdlayer_net.confusion, before)
 
 
+def test_run_epoch_takes_an_optimizer_for_each_part(data: Path) -> None:
+    """As peerannot's own class has them: what neither was given stays as it was."""
+    strategy = Crowdlayer(data, data / "answers.json", "resnet18", 3, "sgd", 1, **OPTIONS)
+    network = strategy.crowdlayer_net
+    head, first = (strategy.model.get_parameter(name) for name in ("fc.weight", "conv1.weight"))
+    confusion = strategy.crowdlayer_net.confusion
+    before = [part.detach().clone() for part in (head, confusion, first)]
+    of_head, of_confusion = torch.optim.SGD([head], lr=0.1), torch.optim.Adam([confusion], lr=0.1)
+
+    strategy.run_epoch(network, strategy.trainloader, strategy.criterion, of_head, of_confusion, {})
+
+    moved = [not torch.equal(part, was) for part, was in zip((head, confusion, first), before, strict=True)]
+    assert moved == [True, True, False]
+
+
 def test_loaders_can_be_looped_over(data: Path) -> None:
     strategy = Crowdlayer(data, data / "answers.json", "resnet18", 3, "sgd", 1, **OPTIONS)
     batch = next(iter(strategy.trainloader))
