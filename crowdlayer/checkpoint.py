@@ -14,6 +14,7 @@ import io
 import json
 import logging
 import re
+import shutil
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -73,7 +74,11 @@ class Spool:
     """The number of the checkpoint that the run goes on from."""
 
     def write(self, state: dict[str, Any]) -> None:
-        """Leave `state` here: whole, or not under its name. The best weights are a part of their own."""
+        """Leave `state` here: whole, or not under its name. The best weights are a part of their own.
+
+        What was left before and nobody has taken is removed: a store that is slower than the epochs, or away, must not
+        fill the disk.
+        """
         progress = state["progress"]
         contents = {"best": state["best"], "run": {name: part for name, part in state.items() if name != "best"}}
         with disk_errors(str(self.folder)):
@@ -89,7 +94,12 @@ class Spool:
             beside = self.folder / "index"
             beside.write_text(json.dumps(index))
             number = max([self.last, *map(_number, _indexes(self.folder))]) + 1
-            beside.replace(self.folder / f"{number:08d}.json")
+            newest = self.folder / f"{number:08d}.json"
+            beside.replace(newest)
+            kept = {newest.name, *(file for file, _ in parts.values())}
+            for path in self.folder.iterdir():
+                if path.is_file() and path.name not in kept:
+                    path.unlink(missing_ok=True)
 
     def _write_part(self, content: object) -> tuple[str, int]:
         beside = self.folder / "part"
@@ -216,6 +226,7 @@ class Uploads:
     def __init__(self, spool: Path, checkpoints: Checkpoints, background: bool) -> None:
         """`background`: put them as they come; else `finish` alone puts one."""
         self._spool = spool
+        self._taken = spool / "taken"
         self._checkpoints = checkpoints
         self._over = threading.Event()
         self._done: str | None = None
@@ -230,6 +241,7 @@ class Uploads:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+        shutil.rmtree(self._taken, ignore_errors=True)
 
     def stop(self) -> None:
         """No upload begins after this; one under way comes to its end."""
@@ -255,21 +267,34 @@ class Uploads:
 
     def _put(self) -> None:
         newest = self._newest()
-        if newest is not None and newest != self._done:
-            self._checkpoints.put(self._spool, newest)
+        if newest is not None and newest != self._done and self._take(newest):
+            self._checkpoints.put(self._taken, newest)
             self._done = newest
-            self._tidy(newest)
+
+    def _take(self, newest: str) -> bool:
+        """Give the checkpoint names that training does not remove; False where it just has removed the first."""
+        with disk_errors(str(self._taken)):
+            shutil.rmtree(self._taken, ignore_errors=True)
+            self._taken.mkdir()
+            try:
+                for file in (newest, *(file for file, _ in _parts(self._spool / newest))):
+                    _second_name(self._spool / file, self._taken / file)
+            except FileNotFoundError:
+                return False
+        return True
 
     def _newest(self) -> str | None:
         return next(reversed(_indexes(self._spool)), None)
 
-    def _tidy(self, newest: str) -> None:
-        """Remove from the spool what is older than `newest`. Parts that no index names may be those of the next."""
-        files = {name: {file for file, _ in _parts(self._spool / name)} for name in _indexes(self._spool)}
-        kept = set().union(*(files[name] for name in files if name >= newest))
-        for name in [name for name in files if name < newest]:
-            for old in (name, *(files[name] - kept)):
-                (self._spool / old).unlink(missing_ok=True)
+
+def _second_name(file: Path, name: Path) -> None:
+    """The same file under another name, or a copy where the file system has no such names."""
+    try:
+        name.hardlink_to(file)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        shutil.copyfile(file, name)
 
 
 def _indexes(spool: Path) -> list[str]:

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from . import interruption
+from .cpus import cpus
 from .errors import EndedError, InterruptedRunError, PeerError
 from .last_words import LastWords
 from .launch import Launch
@@ -68,7 +69,7 @@ def supervise(module: str, folder: Path, n: int, launch: Launch, port: int, time
         "WORLD_SIZE": str(launch.n_nodes * n),
         "LOCAL_WORLD_SIZE": str(n),
     }
-    shared.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // n, 1)))
+    shared.setdefault("OMP_NUM_THREADS", str(max(cpus() // n, 1)))
     with interruption.deferred():
         gang = _Gang([sys.executable, "-c", program, str(folder)], n, launch.node * n, shared, folder, timeout)
         try:

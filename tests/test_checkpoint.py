@@ -177,12 +177,15 @@ def test_training_does_not_wait_for_uploads_and_the_newest_is_there_in_the_end(t
         assert output.asked.wait(60)
         for epoch in range(2, 6):
             spool.write(state(epoch))  # while the first is under way
+        waiting = {path.suffix for path in spool.folder.iterdir() if path.is_file()}
+        assert waiting == {".json", ".pt"}
+        assert sum(path.is_file() for path in spool.folder.iterdir()) == 3  # the newest's index and parts alone
         output.may.set()
         assert uploads.finish() == "00000005.json"
     back = found(checkpoints, tmp_path)
     assert back is not None
     assert back["progress"]["epoch"] == 5
-    assert len([path for path in spool.folder.iterdir() if path.suffix == ".json"]) == 1
+    assert sorted(path.suffix for path in spool.folder.iterdir()) == [".json", ".pt", ".pt"]
 
 
 def test_an_upload_that_fails_is_said_and_the_next_goes_well(
