@@ -17,6 +17,8 @@ import pytest
 from tests.crowds import write_shapes
 from tests.servers import moto_server
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # set before torch comes: on nets this small threads only wait
+
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 

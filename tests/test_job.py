@@ -413,6 +413,8 @@ def test_older_results_are_gone_before_a_new_model_comes(
         train(**out, SEED="1")
 
     assert set(store.keys()) == {f"out/{name}" for name in files} - {f"out/{MODEL}"}
+    (kept,) = Path(tempfile.gettempdir()).glob("crowdlayer-kept-*")
+    shutil.rmtree(kept)
 
 
 def test_an_output_that_cannot_be_written_is_known_before_any_training(
