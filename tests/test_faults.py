@@ -181,7 +181,7 @@ class Gone(Faults):
     ("path", "method", "seconds"),
     [
         ("best_models/", "PUT", 5),
-        ("train/", "GET", 15),
+        pytest.param("train/", "GET", 15, marks=pytest.mark.slow),
         pytest.param("train/", "GET", 60, marks=pytest.mark.slow),
     ],
 )
