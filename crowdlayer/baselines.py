@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
@@ -18,7 +18,7 @@ from .errors import DeviceMemoryError
 from .experiment import Images, Outcome, Phases, build_trainer
 from .features import on_features
 from .settings import TrainingSettings
-from .trainer import Trainer, Validation, Watch
+from .trainer import Validation, Watch
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +31,6 @@ class Asked(Watch):
 
     def stop(self) -> bool:
         return self._watch.stop()
-
-    def stopped(self, trainer: Trainer) -> NoReturn:
-        super().stopped(trainer)
 
 
 def compare(
