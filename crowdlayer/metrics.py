@@ -34,10 +34,14 @@ def top_k(logits: Tensor, labels: Tensor, k: int) -> tuple[float, float]:
 
 def expected_calibration_error(logits: Tensor, labels: Tensor, n_bins: int = 15) -> float:
     """The top label's ECE over equal bins of confidence, in [0, 1] (Guo et al., ICML 2017)."""
+    return float(calibration_gaps(logits, labels, n_bins).abs().sum() / len(labels))
+
+
+def calibration_gaps(logits: Tensor, labels: Tensor, n_bins: int = 15) -> Tensor:
+    """(n_bins,): how many more of a bin's labels are right than its confidences promise; sums add up."""
     confidence, predicted = logits.double().softmax(1).max(1)
-    place = _bins(confidence, n_bins)
-    gap = torch.zeros(n_bins, dtype=torch.float64).index_add_(0, place, (predicted == labels).double() - confidence)
-    return float(gap.abs().sum() / len(labels))
+    gap = (predicted == labels).double() - confidence
+    return torch.zeros(n_bins, dtype=torch.float64).index_add_(0, _bins(confidence, n_bins), gap)
 
 
 def brier(logits: Tensor, labels: Tensor) -> float:

@@ -61,7 +61,9 @@ def test_simulated_answers_follow_the_crowds_matrices() -> None:
 def line(variant: str, fold: int, accuracies: list[float], losses: list[float]) -> dict[str, object]:
     seen = dict.fromkeys(("test_loss", "test_ece", "val_calibrated", "held_loss", "held_calibrated"), losses)
     more = {"test_accuracy": accuracies, "val_loss": losses, "val_accuracy": accuracies, "held_agreement": accuracies}
-    return {"condition": "labelme", "model": "small", "variant": variant, "seed": 0, "fold": fold} | seen | more
+    seen["test_scaled_ece"] = losses
+    gaps = {"test_scaled_gaps": [[3.0 if fold else -1.0, 1.0]] * 2, "n_test": 10}
+    return {"condition": "labelme", "model": "small", "variant": variant, "seed": 0, "fold": fold} | seen | more | gaps
 
 
 def test_gains_are_paired_and_each_rule_picks_its_epoch() -> None:
@@ -79,6 +81,9 @@ def test_gains_are_paired_and_each_rule_picks_its_epoch() -> None:
     assert rows["last"]["gain"] == 4
     assert rows["last"]["gain_half_interval"] == pytest.approx(12.706, abs=1e-3)  # t of one degree of freedom
     assert rows["accuracy"]["epoch"] == 2
+    assert (
+        rows["loss"]["pooled_scaled_ece"] == 0.2
+    )  # (|3 − 1| + |1 + 1|) / 20: what falls either way is no miscalibration
 
 
 def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
