@@ -12,7 +12,6 @@ import sys
 import traceback
 from pathlib import Path
 
-from crowdlayer import interruption
 from crowdlayer.errors import (
     CrowdlayerError,
     DeviceMemoryError,
@@ -21,6 +20,7 @@ from crowdlayer.errors import (
     one_line,
     without_secrets,
 )
+from crowdlayer.machine import interruption
 
 TERMINATION_LOG = Path("/dev/termination-log")
 
@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
                 interruption.set_grace(settings.grace)
                 logs.start(settings.log_format)
                 from crowdlayer import check, job, predict
-                from crowdlayer.s3 import patience
+                from crowdlayer.storage.s3 import patience
 
                 patience.timeout, patience.attempts = settings.store_timeout, settings.store_attempts
                 match arguments:

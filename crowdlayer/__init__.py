@@ -13,11 +13,11 @@ __version__ = "0.1.0"
 __all__ = ["CrowdLayer", "Crowdlayer", "__version__", "load"]
 
 if TYPE_CHECKING:
-    from .crowd_layer import CrowdLayer as CrowdLayer
+    from .deployment.predictor import load as load
+    from .learning.crowd_layer import CrowdLayer as CrowdLayer
     from .peerannot import Crowdlayer as Crowdlayer
-    from .predictor import load as load
 
-_HOMES = {"CrowdLayer": ".crowd_layer", "Crowdlayer": ".peerannot", "load": ".predictor"}
+_HOMES = {"CrowdLayer": ".learning.crowd_layer", "Crowdlayer": ".peerannot", "load": ".deployment.predictor"}
 
 
 def __getattr__(name: str) -> object:

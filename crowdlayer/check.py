@@ -14,20 +14,20 @@ from typing import Literal, NoReturn, TypeVar
 
 import torch
 
-from . import advice
-from .dataset import Dataset, belongs, summary
-from .devices import device_name, enough_memory, memory_used, precision
+from .data.dataset import Dataset, belongs, summary
 from .errors import AccessError, CrowdlayerError, DataError, DeviceMemoryError, SettingsError, StoreError, one_line
-from .experiment import Images, Phases, check_possible, load_images, make_trainer
-from .files import working_folder
-from .inputs import Inputs, probe, processes_to_start, read_inputs
-from .launch import Launch, recognise
+from .inputs import Inputs, check_possible, probe, processes_to_start, read_inputs
+from .learning import advice
+from .learning.devices import device_name, enough_memory, memory_used, precision
+from .learning.experiment import Images, Phases, load_images, make_trainer
+from .learning.trainer import EVALUATION_BATCHES, Progress, Trainer, Watch
 from .logs import duration
-from .results import done_before
+from .machine.launch import Launch, recognise
+from .report.results import done_before
 from .settings import Settings
-from .storage import place
-from .sync import must_be_there, must_stay_apart
-from .trainer import EVALUATION_BATCHES, Progress, Trainer, Watch
+from .storage.files import working_folder
+from .storage.places import place
+from .storage.sync import must_be_there, must_stay_apart
 
 log = logging.getLogger(__name__)
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .dataset import Dataset, belongs, read_dataset
-from .devices import processes_here
+import torch
+
+from .data.dataset import Dataset, belongs, read_dataset
+from .deployment.export import Format, check_export
 from .errors import SettingsError, StoreError
-from .experiment import Phases, log_dataset
-from .files import disk_errors
-from .launch import Launch
-from .settings import Settings
-from .storage import Place
-from .sync import Synced, digest_of, fetch, sync
+from .learning.classifier import build_classifier
+from .learning.devices import precision, processes_here
+from .learning.experiment import Phases, log_dataset
+from .machine.launch import Launch
+from .settings import Settings, TrainingSettings
+from .storage.files import disk_errors
+from .storage.places import Place
+from .storage.sync import Synced, digest_of, fetch, sync
 
 PROBE = b"crowdlayer can write here\n"
 
@@ -27,6 +32,19 @@ class Inputs:
     dataset: Dataset
     pretrained: bool | Path
     digest: str
+
+
+def check_possible(settings: TrainingSettings, formats: Sequence[Format] = ()) -> None:
+    """Refuse settings that no data set can make work, before anything is downloaded.
+
+    Raises:
+        SettingsError: the model cannot take such images or has no such stem, the device has no such precision, the
+            model cannot be exported in one of `formats`.
+    """
+    precision(settings)
+    with torch.random.fork_rng(devices=[]):
+        model = build_classifier(settings.model, 2, settings.img_size, False, settings.freeze, settings.small_images)
+        check_export(model, settings.img_size, formats)
 
 
 def read_inputs(settings: Settings, workdir: Path, phases: Phases) -> Inputs:

@@ -10,19 +10,19 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from . import logs
-from .checkpoint import Checkpoints, Found, Identity, Spool, Uploads
-from .dataset import belongs
+from .data.dataset import belongs
 from .errors import AccessError, InterruptedRunError, StoreError
-from .experiment import Phases, check_possible
-from .files import disk_errors, working_folder
-from .inputs import probe, processes_to_start, read_inputs
-from .launch import Launch, hosts_the_store, recognise
-from .processes import lost_peers, meet
-from .results import Provenance, done_before, headline, publish, results_name
+from .inputs import check_possible, probe, processes_to_start, read_inputs
+from .learning.checkpoint import Checkpoints, Found, Identity, Spool, Uploads
+from .learning.experiment import Phases
+from .machine.launch import Launch, hosts_the_store, recognise
+from .machine.processes import lost_peers, meet
+from .machine.supervisor import supervise
+from .report.results import Provenance, done_before, headline, publish, results_name
 from .settings import Settings
-from .storage import Place, place
-from .supervisor import supervise
-from .sync import must_be_there, must_stay_apart
+from .storage.files import disk_errors, working_folder
+from .storage.places import Place, place
+from .storage.sync import must_be_there, must_stay_apart
 from .training import Plan, Trained
 from .training import train as train_here
 

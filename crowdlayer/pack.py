@@ -7,11 +7,11 @@ import sys
 import tarfile
 
 from . import command
-from .dataset import belongs
+from .data.dataset import belongs
 from .errors import SettingsError
-from .files import disk_errors, enough_space, working_folder
-from .storage import place
-from .sync import sync
+from .storage.files import disk_errors, enough_space, working_folder
+from .storage.places import place
+from .storage.sync import sync
 
 log = logging.getLogger("crowdlayer.pack")  # __name__ is another, run as a program
 

@@ -11,19 +11,19 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from . import logs
-from .baselines import compare
-from .classifier import has_small_stem
-from .crowd_layer import CrowdLoss, CrowdModel
-from .dataset import ANSWERS, belongs, read_dataset
-from .devices import device_name
+from .data.dataset import ANSWERS, belongs, read_dataset
+from .data.images import CrowdLoader, ImageLoader, Rows
 from .errors import SettingsError, listed
-from .experiment import Phases, load_images, log_dataset, make_trainer, run
-from .images import CrowdLoader, ImageLoader, Rows
-from .results import Provenance, headline, publish, results_name
+from .learning.baselines import compare
+from .learning.classifier import has_small_stem
+from .learning.crowd_layer import CrowdLoss, CrowdModel
+from .learning.devices import device_name
+from .learning.experiment import Phases, load_images, log_dataset, make_trainer, run
+from .learning.trainer import EVALUATION_BATCHES, Mover, Progress, Trainer
+from .report.results import Provenance, headline, publish, results_name
 from .settings import DataSettings, TrainingSettings, nearest, setting_complaints
-from .storage import Folder
-from .sync import digest_of, fetch, sync
-from .trainer import EVALUATION_BATCHES, Mover, Progress, Trainer
+from .storage.places import Folder
+from .storage.sync import digest_of, fetch, sync
 
 DECIDED_BY_DATA = frozenset({"n_workers", "labels", "metadata_path", "n_params", "dataset", "strategy"})
 """What peerannot's command line hands over beside the settings; the data decide."""

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from .deployment.predictor import Predictor, Probabilities, load
 from .errors import DataError, SettingsError
-from .files import disk_errors, working_folder
-from .predictor import Predictor, Probabilities, load
-from .results import results_name
+from .report.results import results_name
+from .report.tables import Cell, cell
 from .settings import Settings
-from .storage import place
-from .sync import must_be_there, sync
-from .tables import Cell, cell
+from .storage.files import disk_errors, working_folder
+from .storage.places import place
+from .storage.sync import must_be_there, sync
 
 log = logging.getLogger(__name__)
 

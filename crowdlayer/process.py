@@ -10,11 +10,11 @@ import sys
 import traceback
 from pathlib import Path
 
-from . import interruption
 from .errors import CrowdlayerError, DeviceMemoryError, InterruptedRunError, one_line
-from .last_words import LastWords
-from .launch import Launch, Peers, recognise
-from .supervisor import live
+from .machine import interruption
+from .machine.last_words import LastWords
+from .machine.launch import Launch, Peers, recognise
+from .machine.supervisor import live
 
 
 def main() -> None:
@@ -49,8 +49,8 @@ def _code(folder: Path, launch: Launch) -> int:
 
 def _train(folder: Path, launch: Launch) -> None:
     from . import logs  # after signals are heard: torch takes seconds
-    from .experiment import Phases
-    from .processes import meet
+    from .learning.experiment import Phases
+    from .machine.processes import meet
     from .training import Plan, train
 
     plan, peers = Plan.read(folder), _peers(launch)

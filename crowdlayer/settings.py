@@ -31,7 +31,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from .errors import SettingsError, listed
-from .launch import array_index
+from .machine.launch import array_index
 
 PREFIX = "CROWDLAYER_"
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")

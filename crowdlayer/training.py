@@ -11,21 +11,21 @@ from typing import NoReturn
 
 from torch.distributed import Store  # type: ignore[attr-defined]  # torch does not list it
 
-from . import interruption
-from .baselines import compare
-from .checkpoint import PARTS, Spool, read_state
-from .classifier import has_small_stem
-from .dataset import Dataset
-from .devices import device_name
+from .data.dataset import Dataset
 from .errors import InterruptedRunError
-from .experiment import Images, Outcome, Phases, load_images, make_trainer, run
-from .files import disk_errors
-from .launch import Peers, as_torchrun
-from .processes import Processes, join, lost_peers
+from .learning.baselines import compare
+from .learning.checkpoint import PARTS, Spool, read_state
+from .learning.classifier import has_small_stem
+from .learning.devices import device_name
+from .learning.experiment import Images, Outcome, Phases, load_images, make_trainer, run
+from .learning.trainer import History, Trainer, Watch
+from .machine import interruption
+from .machine.launch import Peers, as_torchrun
+from .machine.processes import Processes, join, lost_peers
+from .machine.watchdog import Watchdog
+from .report.trackers import Trackers, wanted
 from .settings import Settings
-from .trackers import Trackers, wanted
-from .trainer import History, Trainer, Watch
-from .watchdog import Watchdog
+from .storage.files import disk_errors
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ import msgspec
 
 from . import command
 from .errors import Complaints, DataError, SettingsError
-from .files import Stored, decode_json
 from .settings import as_location, quoted
-from .storage import Place, place
+from .storage.files import Stored, decode_json
+from .storage.places import Place, place
 
 log = logging.getLogger("crowdlayer.verify")  # __name__ is another, run as a program
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from crowdlayer import processes
+from crowdlayer.machine import processes
 from tests.servers import free_port
 
 T = TypeVar("T")

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from crowdlayer import advice
 from crowdlayer.answers import Answers
-from crowdlayer.dataset import CrowdImages, Dataset, LabelledImages
+from crowdlayer.data.dataset import CrowdImages, Dataset, LabelledImages
+from crowdlayer.learning import advice
+from crowdlayer.learning.trainer import History
 from crowdlayer.settings import TrainingSettings
-from crowdlayer.trainer import History
 
 SOUND: dict[str, Any] = {"n_epochs": 100, "milestones": (50,), "batch_size": 64, "img_size": 32}
 

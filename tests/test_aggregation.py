@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from crowdlayer.aggregation import RIGHT, SETTLED, STRENGTH, dawid_skene
 from crowdlayer.answers import Answers, majority_vote
+from crowdlayer.learning.aggregation import RIGHT, SETTLED, STRENGTH, dawid_skene
 from tests.crowds import Crowd, mixed_crowd
 
 

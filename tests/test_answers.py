@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from crowdlayer.answer_files import read_answers
 from crowdlayer.answers import AnswerFile, Answers, canonical, look_up, majority_vote, natural_order
+from crowdlayer.answers.files import read_answers
 from crowdlayer.errors import DataError
 
 

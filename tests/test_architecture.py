@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -10,96 +11,83 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "crowdlayer"
 
 FLOORS = [
-    {"errors", "cpus"},
-    {"launch", "interruption", "last_words"},
-    {"drawing", "logs", "settings", "answers", "files", "processes", "memory", "supervisor", "watchdog"},
-    {"command"},
-    {"answer_files"},
-    {"label_studio", "trackers"},
-    {"convert"},
-    {
-        "rows",
-        "classes",
-        "s3",
-        "archive",
-        "crowd_layer",
-        "metrics",
-        "charts",
-        "pages",
-        "classifier",
-        "images",
-        "decoding",
-        "devices",
-    },
-    {
-        "aggregation",
-        "selection",
-        "guard",
-        "mixup",
-        "regularizers",
-        "dataset",
-        "storage",
-        "optimization",
-        "deploy",
-        "quality",
-    },
-    {"sync", "trainer", "comparison", "export", "predictor", "inference", "checkpoint"},
-    {"features"},
-    {"advice"},
-    {"experiment", "report"},
-    {"baselines"},
-    {"tables", "training", "pictures", "view"},
-    {"results", "inputs"},
+    {"errors"},
+    {"logs", "machine"},
+    {"command", "settings"},
+    {"storage"},
+    {"answers"},
+    {"data"},
+    {"learning"},
+    {"deployment"},
+    {"report"},
+    {"inputs", "training"},
     {"job", "check", "peerannot", "predict", "verify", "pack", "process"},
 ]
+"""The modules and packages of crowdlayer/, from the ground up."""
 OWNERS = {
-    "boto3": {"s3"},
-    "botocore": {"s3"},
-    "accelerate": {"devices", "trainer", "trackers"},
+    "boto3": {"storage.s3"},
+    "botocore": {"storage.s3"},
+    "accelerate": {"learning.devices", "learning.trainer", "report.trackers"},
     "pydantic_settings": {"settings"},
 }
 
 
-def imports(module: str) -> set[str]:
-    """What a module imports: ours as `.name`, others by their top name."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+def dotted(path: Path) -> str:
+    """A module's name below crowdlayer; a package's own file has the package's."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {dotted(path): path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"}
+
+
+def imports(module: str) -> tuple[set[str], set[str]]:
+    """What a module imports: modules of ours by their name below crowdlayer, others by their top name."""
+    ours: set[str] = set()
+    others: set[str] = set()
+    home = MODULES[module].relative_to(PACKAGE).parent.parts
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
-            found |= {f".{node.module}"} if node.module else {f".{alias.name}" for alias in node.names}
+            base = [*home[: len(home) + 1 - node.level], *(node.module or "").split(".")]
+            names = [".".join(filter(None, [*base, alias.name])) for alias in node.names]
+            ours |= {name if name in MODULES else name.rpartition(".")[0] for name in names} - {""}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module.split(".")[0])
+            others.add(node.module.split(".")[0])
         elif isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
-    return found
+            others |= {alias.name.split(".")[0] for alias in node.names}
+    return ours, others
 
 
-def modules() -> set[str]:
-    return {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+def floor(module: str) -> int:
+    top = module.split(".")[0]
+    return next(number for number, names in enumerate(FLOORS) if top in names)
 
 
 def test_every_module_has_its_floor() -> None:
-    assert set.union(*FLOORS) == modules()
+    assert set.union(*FLOORS) == {module.split(".")[0] for module in MODULES}
 
 
-@pytest.mark.parametrize("module", sorted(modules()))
-def test_a_module_imports_only_from_floors_below(module: str) -> None:
-    floor = next(number for number, names in enumerate(FLOORS) if module in names)
-    below = set.union(set(), *FLOORS[:floor])
-    ours = {name[1:] for name in imports(module) if name.startswith(".")} - {"__version__"}
-    assert ours <= below, f"{module} imports {sorted(ours - below)}, which are not below it"
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_a_module_imports_only_from_its_own_package_and_from_floors_below(module: str) -> None:
+    package = module.split(".")[0]
+    above = {name for name in imports(module)[0] if name.split(".")[0] != package and floor(name) >= floor(module)}
+    assert not above, f"{module} imports {sorted(above)}, which are not below it"
+
+
+def test_no_import_goes_round_in_a_circle() -> None:
+    TopologicalSorter({module: imports(module)[0] - {module} for module in MODULES}).prepare()
 
 
 @pytest.mark.parametrize("library", sorted(OWNERS))
 def test_a_library_at_the_edge_has_one_owner(library: str) -> None:
-    assert {module for module in modules() if library in imports(module)} == OWNERS[library]
+    assert {module for module in MODULES if library in imports(module)[1]} == OWNERS[library]
 
 
 def test_the_environment_is_read_in_one_place_and_where_others_variables_count() -> None:
-    readers = {module for module in modules() if "os.environ" in (PACKAGE / f"{module}.py").read_text()}
+    readers = {module for module, path in MODULES.items() if "os.environ" in path.read_text()}
     assert readers == {
         "settings",
-        "launch",
-        "s3",  # whether the user chose botocore's checksums and retries
-        "supervisor",  # hands it on
-        "trackers",  # whether MLflow's and W&B's own variables ask for them
+        "machine.launch",
+        "storage.s3",  # whether the user chose botocore's checksums and retries
+        "machine.supervisor",  # hands it on
+        "report.trackers",  # whether MLflow's and W&B's own variables ask for them
     }

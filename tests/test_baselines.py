@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from crowdlayer import baselines, job
+from crowdlayer import job
 from crowdlayer.answers import Answers
-from crowdlayer.baselines import aggregated, gain
 from crowdlayer.errors import DeviceMemoryError
+from crowdlayer.learning import baselines
+from crowdlayer.learning.baselines import aggregated, gain
 from crowdlayer.settings import load_settings
 from tests.conftest import QUICK
 from tests.crowds import write_shapes

@@ -15,8 +15,8 @@ from crowdlayer import check as check_module
 from crowdlayer import job
 from crowdlayer.check import check
 from crowdlayer.errors import AccessError, CrowdlayerError, DataError, DeviceMemoryError, SettingsError
+from crowdlayer.learning.trainer import Trainer
 from crowdlayer.settings import load_settings
-from crowdlayer.trainer import Trainer
 from tests.conftest import QUICK, run_job
 from tests.crowds import write_shapes
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from crowdlayer.checkpoint import FORMAT, PARTS, Checkpoints, Found, Identity, Spool, Uploads, read_state
 from crowdlayer.errors import SettingsError, StoreError
-from crowdlayer.storage import Folder, Place, place
+from crowdlayer.learning.checkpoint import FORMAT, PARTS, Checkpoints, Found, Identity, Spool, Uploads, read_state
+from crowdlayer.storage.places import Folder, Place, place
 from tests.conftest import Store
 
 SETTINGS: dict[str, Any] = {"lr": 0.1, "n_epochs": 5, "verbose": True}

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torchvision import models
 
-from crowdlayer.classifier import build_classifier, has_small_stem, head
 from crowdlayer.errors import SettingsError
+from crowdlayer.learning.classifier import build_classifier, has_small_stem, head
 
 FAMILIES = [
     ("alexnet", 64),

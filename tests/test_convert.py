@@ -14,10 +14,10 @@ import pandas as pd
 import pytest
 
 from crowdlayer import job
-from crowdlayer.answer_files import read_answers
-from crowdlayer.convert import answers_in, convert, main
+from crowdlayer.answers.convert import answers_in, convert, main
+from crowdlayer.answers.files import read_answers
+from crowdlayer.answers.label_studio import import_list
 from crowdlayer.errors import DataError, SettingsError
-from crowdlayer.label_studio import import_list
 from crowdlayer.settings import load_settings
 from tests.conftest import QUICK
 from tests.crowds import write_shapes

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from crowdlayer.cpus import cpus
+from crowdlayer.machine.cpus import cpus
 from tests.conftest import ROOT
 
 HERE = len(os.sched_getaffinity(0))

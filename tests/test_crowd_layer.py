@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crowdlayer.crowd_layer import (
+from crowdlayer.learning.crowd_layer import (
     WORKER_MODELS,
     CrowdLayer,
     CrowdLoss,

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from crowdlayer.classes import best_order
-from crowdlayer.dataset import Dataset, belongs, read_dataset, without_broken
+from crowdlayer.data.classes import best_order
+from crowdlayer.data.dataset import Dataset, belongs, read_dataset, without_broken
 from crowdlayer.errors import DataError, SettingsError
 from crowdlayer.settings import DataSettings
 

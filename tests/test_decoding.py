@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from crowdlayer.decoding import BrokenImageError, decode, decode_all
+from crowdlayer.data.decoding import BrokenImageError, decode, decode_all
+from crowdlayer.data.images import MEAN, STD, Rows, normalise
 from crowdlayer.errors import StoreError
-from crowdlayer.files import file_digest
-from crowdlayer.images import MEAN, STD, Rows, normalise
+from crowdlayer.storage.files import file_digest
 from tests.test_images import CPU, picture
 
 

@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from crowdlayer.classifier import build_classifier
-from crowdlayer.decoding import decode
-from crowdlayer.deploy import Deployed, Description, read_model, write_model
+from crowdlayer.data.decoding import decode
+from crowdlayer.data.images import normalise
+from crowdlayer.deployment.export import export
+from crowdlayer.deployment.model_files import Deployed, Description, read_model, write_model
+from crowdlayer.deployment.predictor import Predictor, load, model_folder
 from crowdlayer.errors import DataError, SettingsError
-from crowdlayer.export import export
-from crowdlayer.images import normalise
-from crowdlayer.predictor import Predictor, load, model_folder
+from crowdlayer.learning.classifier import build_classifier
 
 SIZE = 24
 CLASSES = ["cat", "dog", "a bird, perhaps"]

@@ -7,8 +7,8 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from crowdlayer import charts
-from crowdlayer.drawing import LIGHT, Box, Dot, Drawing, Line, Text, beside, to_picture, to_svg
+from crowdlayer.report import charts
+from crowdlayer.report.drawing import LIGHT, Box, Dot, Drawing, Line, Text, beside, to_picture, to_svg
 
 HOSTILE = "\"><script>alert(1)</script>&'{{7*7}}"
 

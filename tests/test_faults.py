@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from crowdlayer import s3
 from crowdlayer.errors import StoreError
-from crowdlayer.files import Stored
-from crowdlayer.s3 import Bucket
+from crowdlayer.storage import s3
+from crowdlayer.storage.files import Stored
+from crowdlayer.storage.s3 import Bucket
 from crowdlayer.verify import verify
 from tests.conftest import Finished, Store
 from tests.forks import Forks, forking

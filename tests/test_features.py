@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from crowdlayer.features import features, on_features
-from crowdlayer.trainer import Best, Trainer
+from crowdlayer.learning.features import features, on_features
+from crowdlayer.learning.trainer import Best, Trainer
 from tests.gang import together
 from tests.test_trainer import Small, coloured, make
 

@@ -22,14 +22,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from crowdlayer.answer_files import read_answers
-from crowdlayer.classes import read_metadata
-from crowdlayer.dataset import belongs, read_dataset, read_removed
-from crowdlayer.decoding import BrokenImageError, decode
+from crowdlayer.answers.files import read_answers
+from crowdlayer.data.classes import read_metadata
+from crowdlayer.data.dataset import belongs, read_dataset, read_removed
+from crowdlayer.data.decoding import BrokenImageError, decode
 from crowdlayer.errors import CrowdlayerError, DataError, one_line
-from crowdlayer.files import safe_names
 from crowdlayer.settings import DataSettings
-from crowdlayer.sync import sync
+from crowdlayer.storage.files import safe_names
+from crowdlayer.storage.sync import sync
 from tests.catalogue import WHOLE, red, saved
 from tests.conftest import Store
 

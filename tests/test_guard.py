@@ -11,11 +11,11 @@ import pytest
 import torch
 from sklearn.metrics import cohen_kappa_score
 
-from crowdlayer import metrics
 from crowdlayer.answers import Answers, majority_vote
-from crowdlayer.guard import Guard
-from crowdlayer.processes import Processes
-from crowdlayer.trainer import Best, Trainer, Watch
+from crowdlayer.learning import metrics
+from crowdlayer.learning.guard import Guard
+from crowdlayer.learning.trainer import Best, Trainer, Watch
+from crowdlayer.machine.processes import Processes
 from tests.bench.crowds import Share, answered, pattern_pool, share
 from tests.bench.quality import make_trainer
 from tests.gang import together

@@ -15,9 +15,8 @@ from torch.nn import functional as F
 from torchvision import transforms
 
 from crowdlayer.answers import Answers
-from crowdlayer.decoding import decode_all
-from crowdlayer.errors import DataError
-from crowdlayer.images import (
+from crowdlayer.data.decoding import decode_all
+from crowdlayer.data.images import (
     DRAWS,
     MEAN,
     STD,
@@ -27,6 +26,7 @@ from crowdlayer.images import (
     augment,
     normalise,
 )
+from crowdlayer.errors import DataError
 
 CPU = torch.device("cpu")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from crowdlayer.errors import SettingsError
-from crowdlayer.launch import Launch, Peers, array_index, hosts_the_store, recognise
+from crowdlayer.machine.launch import Launch, Peers, array_index, hosts_the_store, recognise
 
 TORCHRUN = {
     "RANK": "3",

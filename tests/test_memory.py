@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from crowdlayer import memory
+from crowdlayer.machine import memory
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, brier_score_loss, log_loss, top_k_accuracy_score
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
-from crowdlayer import metrics
+from crowdlayer.learning import metrics
 
 
 def sample(seed: int, n: int, n_classes: int) -> tuple[torch.Tensor, torch.Tensor]:

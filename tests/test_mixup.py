@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from crowdlayer.crowd_layer import WORKER_MODELS, CrowdLoss
-from crowdlayer.images import Batch
-from crowdlayer.mixup import mix
+from crowdlayer.data.images import Batch
+from crowdlayer.learning.crowd_layer import WORKER_MODELS, CrowdLoss
+from crowdlayer.learning.mixup import mix
 from tests.test_crowd_layer import drawn, softmax
 
 

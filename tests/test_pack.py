@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from crowdlayer.dataset import belongs
+from crowdlayer.data.dataset import belongs
 from crowdlayer.errors import DataError, SettingsError
 from crowdlayer.pack import pack
-from crowdlayer.sync import sync
+from crowdlayer.storage.sync import sync
 from tests.conftest import ROOT, Store
 
 

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from crowdlayer.answers import Answers
-from crowdlayer.devices import make_accelerator, synchronised
+from crowdlayer.data.images import CrowdLoader
 from crowdlayer.errors import SettingsError
-from crowdlayer.images import CrowdLoader
-from crowdlayer.processes import Processes
+from crowdlayer.learning.devices import make_accelerator, synchronised
+from crowdlayer.learning.trainer import Trainer, Validation
+from crowdlayer.machine.processes import Processes
 from crowdlayer.settings import TrainingSettings
-from crowdlayer.trainer import Trainer, Validation
 from tests.gang import together
 
 CPU = torch.device("cpu")

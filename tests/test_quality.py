@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from crowdlayer import quality
 from crowdlayer.answers import Answers, majority_vote
-from crowdlayer.metrics import cross_entropy
-from crowdlayer.quality import consensus
+from crowdlayer.learning import quality
+from crowdlayer.learning.metrics import cross_entropy
+from crowdlayer.learning.quality import consensus
 from tests.crowds import Simulated, simulate
 
 KINDS = {

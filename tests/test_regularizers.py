@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from crowdlayer.crowd_layer import WORKER_MODELS, CrowdLayer, WorkerModel
-from crowdlayer.processes import Processes
-from crowdlayer.regularizers import RIDGE, Name, Regularizer
+from crowdlayer.learning.crowd_layer import WORKER_MODELS, CrowdLayer, WorkerModel
+from crowdlayer.learning.regularizers import RIDGE, Name, Regularizer
+from crowdlayer.machine.processes import Processes
 from tests.gang import together
 from tests.test_crowd_layer import Floats, slopes, softmax
 

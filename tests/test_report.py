@@ -20,15 +20,16 @@ import torch
 import yaml
 from PIL import Image
 
-from crowdlayer import job, report
-from crowdlayer.dataset import CrowdImages, Dataset, LabelledImages
-from crowdlayer.decoding import Decoded
+from crowdlayer import job
+from crowdlayer.data.dataset import CrowdImages, Dataset, LabelledImages
+from crowdlayer.data.decoding import Decoded
 from crowdlayer.errors import DataError, SettingsError
-from crowdlayer.experiment import Images, Outcome
-from crowdlayer.inference import Predictions, infer
+from crowdlayer.learning.experiment import Images, Outcome
+from crowdlayer.learning.inference import Predictions, infer
+from crowdlayer.learning.trainer import Best, History
+from crowdlayer.report import html as report
+from crowdlayer.report.view import view
 from crowdlayer.settings import load_settings
-from crowdlayer.trainer import Best, History
-from crowdlayer.view import view
 from tests.conftest import QUICK, ROOT
 from tests.crowds import simulate, write_shapes
 
@@ -399,8 +400,8 @@ def made_up(n_tasks: int, n_workers: int, n_classes: int, per_task: int) -> tupl
 
 
 def document(dataset: Dataset, outcome: Outcome) -> dict[str, Any]:
-    from crowdlayer.experiment import Phases
-    from crowdlayer.results import Provenance, document
+    from crowdlayer.learning.experiment import Phases
+    from crowdlayer.report.results import Provenance, document
 
     settings = {"output_name": "big", "seed": 0, "model": "resnet18", "select_by": "loss", "img_size": 8}
     return document(dataset, outcome, Provenance(settings, "0" * 64, ["cpu"], False), Phases())

@@ -16,11 +16,11 @@ import boto3
 import pytest
 from boto3.s3.transfer import TransferConfig
 
-from crowdlayer import s3
 from crowdlayer.errors import AccessError, SettingsError, StoreError
-from crowdlayer.files import Stored, disk_errors, file_digest
-from crowdlayer.s3 import Bucket
-from crowdlayer.storage import Folder, place
+from crowdlayer.storage import s3
+from crowdlayer.storage.files import Stored, disk_errors, file_digest
+from crowdlayer.storage.places import Folder, place
+from crowdlayer.storage.s3 import Bucket
 from tests.conftest import Store
 from tests.servers import (
     OTHER_USER,

@@ -26,11 +26,11 @@ from typing import NamedTuple
 import boto3
 import pytest
 
-from crowdlayer.dataset import belongs
+from crowdlayer.data.dataset import belongs
 from crowdlayer.errors import AccessError, DataError, SettingsError, StoreError
 from crowdlayer.settings import is_archive
-from crowdlayer.storage import place
-from crowdlayer.sync import Synced, fetch, sync
+from crowdlayer.storage.places import place
+from crowdlayer.storage.sync import Synced, fetch, sync
 from tests.conftest import ROOT, Store, run_job
 from tests.crowds import write_shapes
 from tests.servers import OTHER_USER, REAL_STORE, Answer, Meddler, meddling, real_store, refused, shortened_to

@@ -16,9 +16,10 @@ import pytest
 from accelerate import PartialState
 from accelerate.tracking import GeneralTracker
 
-from crowdlayer import job, trackers
+from crowdlayer import job
+from crowdlayer.report import trackers
+from crowdlayer.report.trackers import Textfile, Trackers, wanted
 from crowdlayer.settings import load_settings
-from crowdlayer.trackers import Textfile, Trackers, wanted
 from tests.conftest import QUICK
 
 CONFIG: dict[str, Any] = {"n_epochs": 2, "lr": 0.1, "classes": None, "milestones": [50]}

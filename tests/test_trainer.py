@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch import nn
 
-from crowdlayer.aggregation import dawid_skene
 from crowdlayer.answers import Answers
-from crowdlayer.crowd_layer import WORKER_MODELS, CrowdLayer, CrowdLoss
-from crowdlayer.devices import enough_memory, make_accelerator, precision
+from crowdlayer.data.images import CrowdLoader, normalise
 from crowdlayer.errors import DeviceMemoryError, InterruptedRunError, SettingsError
-from crowdlayer.images import CrowdLoader, normalise
-from crowdlayer.optimization import make_optimizer, make_scheduler
-from crowdlayer.processes import Processes
+from crowdlayer.learning.aggregation import dawid_skene
+from crowdlayer.learning.crowd_layer import WORKER_MODELS, CrowdLayer, CrowdLoss
+from crowdlayer.learning.devices import enough_memory, make_accelerator, precision
+from crowdlayer.learning.optimization import make_optimizer, make_scheduler
+from crowdlayer.learning.trainer import Best, Progress, Trainer, Validation, Watch
+from crowdlayer.machine.processes import Processes
 from crowdlayer.settings import TrainingSettings
-from crowdlayer.trainer import Best, Progress, Trainer, Validation, Watch
 
 CPU = torch.device("cpu")
 N_CLASSES = 3
@@ -172,7 +172,7 @@ def test_large_crowds_are_moved_row_by_row_unless_a_regulariser_looks_at_all_wor
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert not make().crowd_layer.row_wise
-    monkeypatch.setattr("crowdlayer.aggregation.ROWS_FROM", 10)
+    monkeypatch.setattr("crowdlayer.learning.aggregation.ROWS_FROM", 10)
     assert make().crowd_layer.row_wise
     assert not make(crowd_updates="dense").crowd_layer.row_wise
     assert not make(scale=0.1).crowd_layer.row_wise

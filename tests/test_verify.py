@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from crowdlayer.errors import DataError, SettingsError
-from crowdlayer.files import file_digest
+from crowdlayer.storage.files import file_digest
 from crowdlayer.verify import main, verify
 from tests.conftest import ROOT, Store
 from tests.servers import free_port

@@ -33,12 +33,12 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 def ours(tasks: str, size: int, model: str, augmented: bool = False, freeze: bool = False) -> Unit:
     """An epoch of the job's own trainer, validation not included."""
-    from crowdlayer.dataset import belongs, read_dataset
-    from crowdlayer.experiment import load_images, make_trainer
-    from crowdlayer.features import on_features
+    from crowdlayer.data.dataset import belongs, read_dataset
+    from crowdlayer.learning.experiment import load_images, make_trainer
+    from crowdlayer.learning.features import on_features
+    from crowdlayer.learning.trainer import Progress
     from crowdlayer.settings import DataSettings, TrainingSettings
-    from crowdlayer.sync import sync
-    from crowdlayer.trainer import Progress
+    from crowdlayer.storage.sync import sync
 
     training = TrainingSettings(img_size=size, model=model, data_augmentation=augmented, freeze=freeze, lr=0.001)
     synced = sync(tasks, Path("unused"), belongs)
@@ -61,7 +61,7 @@ def ours(tasks: str, size: int, model: str, augmented: bool = False, freeze: boo
 
 def limit(tasks: str, size: int, model: str) -> Unit:
     """An epoch of the same network on images that are a float tensor already, one label each, in a plain loop."""
-    from crowdlayer.classifier import build_classifier
+    from crowdlayer.learning.classifier import build_classifier
 
     folders = Path(tasks, "train")
     n = sum(path.is_file() for path in folders.rglob("*"))
@@ -100,7 +100,7 @@ def _wait() -> None:
 def gathered(n: int, size: int, augmented: bool) -> Unit:
     """An epoch of batches of `n` images that are held."""
     from crowdlayer.answers import Answers
-    from crowdlayer.images import CrowdLoader, resident
+    from crowdlayer.data.images import CrowdLoader, resident
 
     images = resident(torch.randint(0, 256, (n, size, size, 3), dtype=torch.uint8), DEVICE)
     task = np.arange(n)
@@ -116,8 +116,8 @@ def gathered(n: int, size: int, augmented: bool) -> Unit:
 
 def decoded(tasks: str, size: int, kept: bool) -> Unit:
     """All images of train/, decoded; with `kept`, found where the first unit has left them."""
-    from crowdlayer.decoding import decode_all
-    from crowdlayer.files import file_digest
+    from crowdlayer.data.decoding import decode_all
+    from crowdlayer.storage.files import file_digest
 
     root = Path(tasks)
     names = sorted(str(path.relative_to(root)) for path in Path(tasks, "train").rglob("*") if path.is_file())
@@ -135,10 +135,10 @@ def decoded(tasks: str, size: int, kept: bool) -> Unit:
 
 def crowd_layer(n_workers: int, n_classes: int, update: bool, per_task: int = 3) -> Unit:
     """Ten steps on 64 tasks: forward, loss, backward, and with `update` the optimiser's step."""
-    from crowdlayer.aggregation import started
     from crowdlayer.answers import Answers
-    from crowdlayer.crowd_layer import CrowdLoss, CrowdModel
-    from crowdlayer.optimization import make_optimizer
+    from crowdlayer.learning.aggregation import started
+    from crowdlayer.learning.crowd_layer import CrowdLoss, CrowdModel
+    from crowdlayer.learning.optimization import make_optimizer
     from crowdlayer.settings import TrainingSettings
 
     settings = TrainingSettings(lr=0.01)
@@ -194,8 +194,8 @@ def _answers(n_workers: int, n_classes: int, per_task: int) -> tuple[Tensor, Ten
 
 def synced(location: str, again: bool) -> Unit:
     """The data set of a bucket or an archive into a fresh folder, or, with `again`, into one that has it."""
-    from crowdlayer.dataset import belongs
-    from crowdlayer.sync import sync
+    from crowdlayer.data.dataset import belongs
+    from crowdlayer.storage.sync import sync
 
     filled = tempfile.TemporaryDirectory()
     if again:
@@ -240,8 +240,8 @@ def aws(location: str) -> Unit:
 
 def answers(path: str, kept: bool) -> Unit:
     """The answers of a file, read and looked up."""
-    from crowdlayer.answer_files import read_answers
     from crowdlayer.answers import look_up
+    from crowdlayer.answers.files import read_answers
 
     folder = tempfile.TemporaryDirectory()
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from crowdlayer.answers import Answers, Ints
-from crowdlayer.dataset import belongs, read_dataset
-from crowdlayer.experiment import load_images
+from crowdlayer.data.dataset import belongs, read_dataset
+from crowdlayer.learning.experiment import load_images
 from crowdlayer.settings import DataSettings, TrainingSettings
-from crowdlayer.sync import sync
+from crowdlayer.storage.sync import sync
 from tests.crowds import Crowd, mixed_crowd
 
 

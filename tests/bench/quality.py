@@ -26,16 +26,16 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from crowdlayer import metrics
-from crowdlayer.aggregation import dawid_skene
 from crowdlayer.answers import majority_vote
-from crowdlayer.classifier import build_classifier
-from crowdlayer.crowd_layer import CrowdLoss
-from crowdlayer.devices import make_accelerator
-from crowdlayer.images import CrowdLoader
-from crowdlayer.processes import Processes
+from crowdlayer.data.images import CrowdLoader
+from crowdlayer.learning import metrics
+from crowdlayer.learning.aggregation import dawid_skene
+from crowdlayer.learning.classifier import build_classifier
+from crowdlayer.learning.crowd_layer import CrowdLoss
+from crowdlayer.learning.devices import make_accelerator
+from crowdlayer.learning.trainer import Progress, Trainer, Validation
+from crowdlayer.machine.processes import Processes
 from crowdlayer.settings import TrainingSettings
-from crowdlayer.trainer import Progress, Trainer, Validation
 from tests.bench.crowds import SIMULATED, Pool, Share, answered, pattern_pool, read_pool, share
 from tests.conftest import SHARED
 

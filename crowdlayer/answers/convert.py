@@ -1,0 +1,101 @@
+"""Answers from one form into another: `python -m crowdlayer.answers convert FROM TO`."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from ..errors import CrowdlayerError, DataError, SettingsError
+from ..storage.files import disk_errors
+from . import AnswerFile
+from .files import COLUMNS, read_answers
+from .label_studio import read_export
+
+USAGE = """Usage: python -m crowdlayer.answers convert FROM TO
+
+FROM   answers: .json {task: {worker: label}}, .csv or .parquet with the columns task, worker, label,
+       or an export of Label Studio (JSON, JSON-MIN or CSV)
+TO     .json, .csv or .parquet, by the ending"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Convert; returns the exit code, the same as a run's."""
+    try:
+        match arguments:
+            case ["convert", source, target]:
+                print(f"{target}: {convert(Path(source), Path(target))} answers")
+            case ["--help"] | ["-h"] | ["convert", "--help" | "-h"]:
+                print(USAGE)
+            case _:
+                print(USAGE, file=sys.stderr)
+                return SettingsError.exit_code
+    except CrowdlayerError as error:
+        print(f"crowdlayer: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def convert(source: Path, target: Path) -> int:
+    """Write the answers in `source` to `target`, in the form of its ending; returns how many there are.
+
+    Raises:
+        DataError: `source` has no answers.
+        SettingsError: no such form; .parquet without pyarrow.
+    """
+    writer = {".json": _write_json, ".csv": _write_csv, ".parquet": _write_parquet}.get(target.suffix.lower())
+    if writer is None:
+        raise SettingsError(f"{target.name}: must end in .json, .csv or .parquet")
+    rows = list(answers_in(source))
+    with disk_errors(str(target)):
+        writer(target, rows)
+    return len(rows)
+
+
+Row = tuple[str, str, int | str]
+"""task, worker, label"""
+
+
+def answers_in(source: Path) -> Iterator[Row]:
+    """The answers in a file of any form that is read here."""
+    if not source.is_file():
+        raise DataError(f"{source}: must be a file of answers, there is none")
+    exported = read_export(source) if source.suffix.lower() in (".json", ".csv") else None
+    if exported is not None:
+        return ((vote.task, vote.worker, vote.label) for vote in exported)
+    return _rows(read_answers(source))
+
+
+def _rows(file: AnswerFile) -> Iterator[Row]:
+    answers = file.answers
+    for task, worker, label in zip(answers.task, answers.worker, answers.label, strict=True):
+        yield file.tasks[task], file.workers[worker], file.labels[label]
+
+
+def _write_json(target: Path, rows: Sequence[Row]) -> None:
+    answers: dict[str, dict[str, int | str]] = {}
+    for task, worker, label in rows:
+        answers.setdefault(task, {})[worker] = label
+    target.write_bytes(msgspec.json.encode(answers) + b"\n")
+
+
+def _write_csv(target: Path, rows: Sequence[Row]) -> None:
+    with target.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(COLUMNS)
+        table.writerows(rows)
+
+
+def _write_parquet(target: Path, rows: Sequence[Row]) -> None:
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError as error:
+        raise SettingsError(f"{target.name}: .parquet needs pyarrow: pip install 'crowdlayer[parquet]'") from error
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    if not all(isinstance(label, int) for label in columns[2]):
+        columns[2] = [str(label) for label in columns[2]]
+    parquet.write_table(pa.table(dict(zip(COLUMNS, columns, strict=True))), target)

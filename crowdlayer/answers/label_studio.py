@@ -1,0 +1,191 @@
+"""Label Studio: its exports in, and tasks to look at again out, as it imports them."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import mimetypes
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import parse_qs, quote, urlsplit
+
+import msgspec
+
+from ..errors import DataError, one_line
+from ..settings import is_archive
+
+log = logging.getLogger(__name__)
+
+UPLOADED = re.compile(r"[0-9a-f]{8}-(?=.)")
+"""What Label Studio puts before the name of a file that was uploaded to it."""
+FROM_NAME, TO_NAME = "choice", "image"
+"""The names of the controls in Label Studio's own template for image classification."""
+OWN = frozenset(
+    {"id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time", "agreement", "comments", "project"}
+)
+"""The fields of a flat export that are Label Studio's own."""
+
+
+@dataclass(frozen=True)
+class Vote:
+    """One answer; `task` is the stem of the image's file name, which is how the job finds the image."""
+
+    task: str
+    worker: str
+    label: str
+    when: str = ""
+
+
+def read_export(path: Path) -> list[Vote] | None:
+    """The answers in an export of Label Studio (JSON, JSON-MIN or CSV); None where the file is not one.
+
+    One choice per annotation is what maps cleanly. Skipped and empty annotations are left out; of several by one person
+    for one image the latest counts.
+
+    Raises:
+        DataError: an annotation with several choices, an image without a name, no annotation at all.
+    """
+    found = _from_csv(path) if path.suffix.lower() == ".csv" else _from_json(path)
+    if found is None:
+        return None
+    votes: dict[tuple[str, str], Vote] = {}
+    n = 0
+    for vote in sorted(found, key=lambda vote: vote.when):
+        votes[vote.task, vote.worker] = vote
+        n += 1
+    if not votes:
+        raise DataError(f"{path.name}: must have at least one annotation with a choice, has none")
+    if n > len(votes):
+        log.warning("%s: %d annotations were replaced by later ones of the same person", path.name, n - len(votes))
+    return list(votes.values())
+
+
+def _from_json(path: Path) -> Iterator[Vote] | None:
+    try:
+        items = msgspec.json.decode(path.read_bytes())
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path.name}: must be JSON: {one_line(str(error))}") from error
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        return None
+    if all("annotations" in item and "data" in item for item in items):
+        return (vote for item in items for vote in _annotations(path.name, item))
+    if all("annotator" in item for item in items):
+        return _flat(path.name, items)
+    return None
+
+
+def _from_csv(path: Path) -> Iterator[Vote] | None:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as lines:
+            rows = csv.DictReader(lines)
+            return _flat(path.name, list(rows)) if "annotator" in (rows.fieldnames or ()) else None
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{path.name}: must be CSV in UTF-8: {one_line(str(error))}") from error
+
+
+def _annotations(file: str, item: dict[str, Any]) -> Iterator[Vote]:
+    """The votes in one task of a JSON export."""
+    image = _image(file, item["data"], item.get("id"))
+    for annotation in item["annotations"]:
+        results = [r for r in annotation.get("result", []) if r.get("type") == "choices"]
+        if annotation.get("was_cancelled") or not results:
+            continue
+        by = annotation.get("completed_by")
+        worker = by.get("email") or by.get("id") if isinstance(by, dict) else by
+        choices = [choice for result in results for choice in result["value"]["choices"]]
+        yield _vote(file, image, worker, choices, annotation.get("updated_at"))
+
+
+def _flat(file: str, items: Sequence[dict[str, Any]]) -> Iterator[Vote]:
+    """The votes of JSON-MIN and CSV, whose items are annotations: the data's fields, the choice's, and these."""
+    said = ((name, value) for item in items for name, value in item.items() if name not in OWN and value)
+    fields = {name for name, value in said if not _is_image(value)}
+    column = FROM_NAME if FROM_NAME in fields else min(fields, default="")
+    if len(fields) > 1 and column != FROM_NAME:
+        raise DataError(
+            f"{file}: must have one field with the label, or one named {FROM_NAME}, has {one_line(str(sorted(fields)))}"
+        )
+    for item in items:
+        if item.get(column):
+            image = _image(file, item, item.get("id"))
+            yield _vote(file, image, item["annotator"], _choices(item[column]), item.get("updated_at"))
+
+
+def _choices(field: Any) -> list[Any]:
+    """One choice, or several: {"choices": […]}, in CSV as text."""
+    if isinstance(field, str) and field.startswith('{"choices"'):
+        field = msgspec.json.decode(field)
+    return list(field["choices"]) if isinstance(field, dict) and "choices" in field else [field]
+
+
+def _vote(file: str, image: str, worker: Any, choices: Sequence[Any], when: Any) -> Vote:
+    if len(choices) != 1 or not isinstance(choices[0], str | int):
+        raise DataError(
+            f"{file}: image {one_line(image)}, annotator {one_line(str(worker))}: "
+            f"must have one choice, has {one_line(str(list(choices)))[:200]}"
+        )
+    return Vote(image, str(worker), str(choices[0]), str(when or ""))
+
+
+def _is_image(value: object) -> bool:
+    kind = mimetypes.guess_type(_path(value), strict=False)[0] if isinstance(value, str) else None
+    return kind is not None and kind.startswith("image/")
+
+
+def _path(value: str) -> str:
+    """The path in a URL of an image; of Label Studio's local files it is the query's d."""
+    parts = urlsplit(value)
+    return (parse_qs(parts.query).get("d") or [parts.path])[0]
+
+
+def _image(file: str, data: dict[str, Any], number: object) -> str:
+    """The stem of the task's one image."""
+    found = [_path(value) for value in data.values() if _is_image(value)]
+    if len(found) != 1:
+        raise DataError(f"{file}: task {number}: must have one image, has {len(found)}")
+    name = PurePosixPath(found[0]).name
+    if "/upload/" in found[0]:
+        name = UPLOADED.sub("", name, count=1)
+    return PurePosixPath(name).stem
+
+
+def import_list(
+    tasks: str, names: Sequence[str], labels: Sequence[str], scores: Sequence[float], version: str
+) -> list[dict[str, Any]]:
+    """Tasks that Label Studio imports, each with its label as a prediction; a low score asks for a second look.
+
+    Args:
+        tasks: the data set's location. Of a bucket the images are its objects; of a folder they are local files, which
+            Label Studio serves where LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT is `/`.
+        names: of the images, relative to `tasks`.
+    """
+    if is_archive(tasks):  # as if it were unpacked where it lies
+        tasks = tasks.rpartition("/")[0] or "."
+    if tasks.startswith("s3://"):
+        addresses = [f"{tasks}/{name}" for name in names]
+    else:
+        root = quote(str(Path(tasks).resolve()).lstrip("/"))
+        addresses = [f"/data/local-files/?d={root}/{quote(name)}" for name in names]
+    return [
+        {
+            "data": {TO_NAME: address},
+            "predictions": [
+                {
+                    "model_version": version,
+                    "score": round(score, 6),
+                    "result": [
+                        {
+                            "from_name": FROM_NAME,
+                            "to_name": TO_NAME,
+                            "type": "choices",
+                            "value": {"choices": [label]},
+                        }
+                    ],
+                }
+            ],
+        }
+        for address, label, score in zip(addresses, labels, scores, strict=True)
+    ]

@@ -1,0 +1,159 @@
+"""Which classes there are, and in which order the labels count them."""
+
+from __future__ import annotations
+
+import logging
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..answers import DECIMAL, Ints
+from ..errors import DataError, SettingsError, one_line
+from ..settings import DataSettings
+from ..storage.files import decode_json
+
+log = logging.getLogger(__name__)
+
+METADATA = "metadata.json"
+MOST_CLASSES = 100_000
+"""No label from here on is an index; one that is wrong must not become memory for as many classes."""
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """metadata.json; every field is a hint that may be missing, `classes` names the classes in label order."""
+
+    name: str | None = None
+    n_classes: int | None = None
+    n_workers: int | None = None
+    n_tasks: int | None = None
+    classes: list[str] | None = None
+
+
+def read_metadata(path: Path) -> Metadata:
+    """Read metadata.json, empty where there is none; fields that the contract does not name are ignored.
+
+    Raises:
+        DataError: not JSON, or a field of the wrong type.
+    """
+    if not path.is_file():
+        return Metadata()
+    try:
+        metadata = decode_json(path.read_bytes(), Metadata)
+    except ValueError as error:
+        raise DataError(f"{METADATA}: {error}") from error
+    if metadata.n_classes is not None and metadata.n_classes > MOST_CLASSES:
+        raise DataError(f"{METADATA}: n_classes must be at most {MOST_CLASSES}, got {metadata.n_classes}")
+    if metadata.classes is not None and len(set(metadata.classes)) < max(2, len(metadata.classes)):
+        raise DataError(f"{METADATA}: classes must be at least two different names, got {few(metadata.classes)}")
+    return metadata
+
+
+def class_folder(name: str) -> str | None:
+    """The folder right below the split in which the image lies."""
+    parts = name.split("/")
+    return parts[1] if len(parts) > 2 else None
+
+
+def find_classes(
+    images: Mapping[str, Sequence[str]], settings: DataSettings, metadata: Metadata, labels: Sequence[int | str]
+) -> list[str]:
+    """The class names in label order: CLASSES, metadata.json, the folders, or the numbers from 0.
+
+    Folders under train/ count when there are none under val/ and test/ or when they share a name with those:
+    else they are no class folders. Metadata's n_classes settles it between folders with and without train's.
+    """
+    if settings.classes is not None:
+        classes = list(settings.classes)
+    elif metadata.classes is not None:
+        classes = metadata.classes
+    else:
+        folders = {s: {f for f in map(class_folder, names) if f is not None} for s, names in images.items()}
+        labelled_folders = folders["val"] | folders["test"]
+        found = labelled_folders
+        if not labelled_folders or labelled_folders & folders["train"]:
+            found = labelled_folders | folders["train"]
+        wanted = settings.n_classes or metadata.n_classes
+        if len(found) != wanted and len(labelled_folders) == wanted:
+            found = labelled_folders
+        if not labelled_folders and (len(found) < 2 or (wanted is not None and len(found) != wanted)):
+            found = set()  # nothing but folders of train/, and they are not the classes
+        numbers = [
+            int(label) for label in labels if isinstance(label, int) or (DECIMAL.fullmatch(label) and len(label) < 10)
+        ]
+        numbers = [number for number in numbers if number < MOST_CLASSES]
+        classes = sorted(found) or [str(i) for i in range(wanted or max([*numbers, 1]) + 1)]
+    if settings.n_classes is not None and settings.n_classes != len(classes):
+        raise SettingsError(
+            f"N_CLASSES: must agree with the data set's {len(classes)} classes ({few(classes)}), "
+            f"got {settings.n_classes}"
+        )
+    if metadata.n_classes is not None and metadata.n_classes != len(classes):
+        log.warning(
+            "%s says n_classes=%d, the data set has %d: %s",
+            METADATA, metadata.n_classes, len(classes), few(classes),
+        )  # fmt: skip
+    if any(not name.isprintable() for name in classes):
+        raise DataError(
+            f"class names must be printable text in UTF-8, got {few([n for n in classes if not n.isprintable()])}"
+        )
+    if len({unicodedata.normalize("NFC", name) for name in classes}) < len(classes):
+        raise DataError(f"class names must differ in more than the form of their letters, got {few(classes)}")
+    if len({name.casefold() for name in classes}) < len(classes):
+        log.warning("some class names differ in capitals only: %s", few(classes))
+    if len(classes) < 2:
+        raise DataError(f"the data set must have at least 2 classes, has {len(classes)} ({few(classes)})")
+    return classes
+
+
+def check_class_order(vote: Ints, truth: Ints, classes: Sequence[str]) -> None:
+    """Stop where the answers count the classes in another order than ours.
+
+    Peerannot's CIFAR-10H counts plane 0, car 1, bird 2 …, its folders sort otherwise. Where majority vote agrees with
+    the class folders under another order at least twice as well, and that order, found on one half of the tasks,
+    is far above chance on the other half, the answers do not count as we do.
+
+    Args:
+        vote: (tasks,) the majority's labels.
+        truth: (tasks,) the classes that the folders name, -1 where they name none.
+
+    Raises:
+        DataError: with the order to set.
+    """
+    known = np.flatnonzero(truth >= 0)
+    if len(known) < 4:
+        return
+    table = [np.zeros((len(classes), len(classes)), dtype=np.int64) for _ in range(2)]  # [half][label, folder]
+    for half in range(2):
+        rows = known[half::2]
+        np.add.at(table[half], (vote[rows], truth[rows]), 1)
+    order = best_order(table[0])
+    n = table[1].sum()
+    agreement = np.trace(table[1]) / n
+    other = table[1][np.arange(len(classes)), order].sum() / n
+    chance = float((table[1].sum(1) / n) @ (table[1].sum(0) / n))
+    if other >= 2 * agreement and other > chance + 5 * np.sqrt(chance * (1 - chance) / n):
+        suggestion = ",".join(classes[i] for i in best_order(table[0] + table[1]))
+        raise DataError(
+            "answers.json counts the classes in another order than the folders: majority vote agrees with "
+            f"{agreement:.0%} of the class folders of train/, but with {other:.0%} under the order "
+            f"CROWDLAYER_CLASSES={suggestion}"
+        )
+
+
+def best_order(table: Ints) -> Ints:
+    """For each label the folder that goes with it, one to one: the largest counts of (labels, folders) first."""
+    order = np.full(len(table), -1, dtype=np.int64)
+    free = np.ones(len(table), dtype=bool)
+    for flat in np.argsort(-table, axis=None, kind="stable"):
+        label, folder = divmod(int(flat), len(table))
+        if order[label] < 0 and free[folder]:
+            order[label], free[folder] = folder, False
+    return order
+
+
+def few(names: Sequence[str], shown: int = 12) -> str:
+    return one_line(", ".join(names[:shown]) + (f", … {len(names) - shown} more" if len(names) > shown else ""))

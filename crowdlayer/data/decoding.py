@@ -1,0 +1,234 @@
+"""Image files → bytes, decoded once and held for every epoch, for every process of the node and for the next start."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import PIL
+import torch
+from filelock import FileLock
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from ..errors import one_line
+from ..logs import track
+from ..machine.memory import free_memory, in_memory
+from ..storage.files import SPARE, disk_errors
+
+log = logging.getLogger(__name__)
+
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
+"""What an image may be, whatever its name ends with. Pillow knows many more, and some start other programs."""
+LARGE = 2**24
+"""Images of more pixels are decoded one at a time; those above Pillow's limit, 2**27.4, not at all."""
+_large = threading.Lock()
+
+
+def _one_at_a_time(large: bool) -> AbstractContextManager[object]:
+    return _large if large else nullcontext()
+
+
+class BrokenImageError(ValueError):
+    """The file is no image that can be used; the text is the reason."""
+
+
+def decode(path: Path, size: int) -> np.ndarray:
+    """(size, size, 3) uint8 RGB, the whole image resized as peerannot does (bilinear, aspect ratio not kept).
+
+    16-bit images keep their upper 8 bits; EXIF rotation is applied; of an animation it is the first picture.
+
+    Raises:
+        BrokenImageError: Pillow cannot read it, whatever its reason: decoders meet damage in many ways.
+        OSError: the disk failed.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as opened, _one_at_a_time(opened.width * opened.height > LARGE):
+            return square(opened, size)
+    except UnidentifiedImageError as error:
+        raise BrokenImageError("it is of no known format") from error
+    except Exception as error:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+            raise
+        raise BrokenImageError(one_line(str(error)) or type(error).__name__) from error
+
+
+def square(opened: Image.Image, size: int) -> np.ndarray:
+    """(size, size, 3) uint8 RGB of an open image, as `decode` says.
+
+    A JPEG of four times the size and more is decoded at a half, a quarter or an eighth of its own, which JPEG has for
+    the asking, still at least twice the size: two to six times as fast, and less than one level of 256 off on average.
+    """
+    opened.draft(None, (2 * size, 2 * size))
+    image: Image.Image = ImageOps.exif_transpose(opened)
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+    elif image.mode == "F":
+        image = Image.fromarray((np.nan_to_num(np.asarray(image)).clip(0, 1) * 255).astype(np.uint8))
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+
+
+class Decoded:
+    """Images by their row: the first ones are held, the others are decoded whenever they are asked for."""
+
+    def __init__(self, held: Tensor, rows: Tensor, decode_row: Callable[[int], np.ndarray], threads: int) -> None:
+        """`held`: (m, size, size, 3) uint8; `rows`: (n,) which images these are; `decode_row` gives those from m on."""
+        self._held = held
+        self._rows = rows
+        self._decode_row = decode_row
+        self._threads = threads
+        self.all_held = bool((rows < len(held)).all())
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, wanted: Tensor | slice) -> Tensor:
+        """(k, size, size, 3) uint8."""
+        rows = self._rows[wanted]
+        if self.all_held:
+            return self._held[rows]
+        there = rows < len(self._held)
+        images = torch.empty(len(rows), *self._held.shape[1:], dtype=torch.uint8)
+        images[there] = self._held[rows[there]]
+        with ThreadPoolExecutor(self._threads) as pool:
+            for to, pixels in zip(
+                (~there).nonzero()[:, 0].tolist(), pool.map(self._decode_row, rows[~there].tolist()), strict=True
+            ):
+                images[to] = torch.from_numpy(pixels.copy())
+        return images
+
+    def chosen(self, rows: Tensor) -> Decoded:
+        """The images at these places (k,), which are no copies."""
+        return Decoded(self._held, self._rows[rows], self._decode_row, self._threads)
+
+
+def decode_all(
+    root: Path,
+    names: Sequence[str],
+    size: int,
+    threads: int,
+    folder: Path | None,
+    kept: tuple[str, Sequence[str]] | None = None,
+    at_most: float = math.inf,
+) -> tuple[Decoded, dict[str, str]]:
+    """Each file decoded once; and the broken ones, which are not among the images: {name: reason}.
+
+    The bytes lie in a file that is mapped, so the page cache holds what memory allows. Images beyond the room on the
+    disk, beyond half of the free memory where the folder lies in it, or beyond `at_most`, are decoded when asked for.
+
+    Args:
+        folder: by default TMPDIR, where the file is nameless.
+        kept: the split and the SHA-256 of each file: the bytes are kept in `folder`/cache under a name made from
+            these, decoded by the first process of the node that comes, and found by the others and by the next start.
+        at_most: bytes.
+
+    Raises:
+        StoreError: the disk failed.
+    """
+
+    def decode_row(row: int) -> np.ndarray:
+        with disk_errors(one_line(names[row])):
+            return decode(root / names[row], size)
+
+    def fill(file: IO[bytes]) -> dict[int, str]:
+        """Write the images that there is room for; the reasons of the rows that are broken, of all."""
+        n_held = min(len(names), int(min(_room(place), at_most)) // (3 * size**2))
+        with disk_errors(f"{place}: {n_held * 3 * size**2 / 1e9:.1f} GB for decoded images"):
+            # a hole that cannot be filled would end a process by SIGBUS
+            os.posix_fallocate(file.fileno(), 0, max(n_held, 1) * 3 * size**2)
+        held = np.memmap(file, dtype=np.uint8, mode="r+", shape=(max(n_held, 1), size, size, 3))
+
+        def one(row: int) -> str | None:
+            try:
+                pixels = decode_row(row)
+            except BrokenImageError as error:
+                return str(error)
+            if row < n_held:
+                held[row] = pixels
+            return None
+
+        with warnings.catch_warnings(), ThreadPoolExecutor(max(threads, 1)) as pool:
+            warnings.simplefilter("ignore")  # damage that could be put up with
+            reasons = list(track(pool.map(one, range(len(names))), "decode", len(names), "images"))
+        held.flush()
+        if n_held < len(names):
+            log.warning(
+                "%d of %d decoded images of %d bytes are held; the others are decoded in every epoch",
+                n_held, len(names), 3 * size**2,
+            )  # fmt: skip
+            file.truncate(n_held * 3 * size**2)
+        return {row: reason for row, reason in enumerate(reasons) if reason is not None}
+
+    place = folder or Path(tempfile.gettempdir())
+    if kept is None:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            broken = fill(file)
+            held = _mapped(file, size)
+    else:
+        path = place / "cache" / _name(*kept, size)
+        with disk_errors(str(path)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(path.parent / ".images.lock"):
+                broken = _found(path, fill)
+            with path.open("rb") as whole:
+                held = _mapped(whole, size)
+    rows = torch.tensor([row for row in range(len(names)) if row not in broken], dtype=torch.int64)
+    return Decoded(held, rows, decode_row, max(threads, 1)), {names[row]: reason for row, reason in broken.items()}
+
+
+def _room(folder: Path) -> int:
+    """Bytes that decoded images may take there."""
+    free = shutil.disk_usage(folder).free - SPARE
+    return max(min(free, free_memory() // 2) if in_memory(folder) else free, 0)
+
+
+def _mapped(file: IO[bytes], size: int) -> Tensor:
+    """(n, size, size, 3) uint8, all of the file; its pages are shared with whoever maps it too."""
+    n = os.fstat(file.fileno()).st_size // (3 * size**2)
+    if n == 0:
+        return torch.empty(0, size, size, 3, dtype=torch.uint8)
+    return torch.from_numpy(np.memmap(file, dtype=np.uint8, mode="c", shape=(n, size, size, 3)))
+
+
+def _name(split: str, digests: Sequence[str], size: int) -> str:
+    """Made from all that the bytes depend on: the files, the size and the decoder."""
+    said = "\n".join([f"1 {PIL.__version__} {size}", *digests])
+    return f"images-{split}-{hashlib.sha256(said.encode()).hexdigest()[:32]}"
+
+
+def _found(path: Path, fill: Callable[[IO[bytes]], dict[int, str]]) -> dict[int, str]:
+    """What `fill` says of the file, now or when it was filled: a note beside it is written when it is whole.
+
+    The files of the same split that were made of other images are removed.
+    """
+    note = path.with_suffix(".json")
+    try:
+        said = json.loads(note.read_bytes())
+        if path.stat().st_size == said["size"]:
+            log.info("decoded images found in %s", path.name)
+            return {int(row): reason for row, reason in said["broken"].items()}
+    except (FileNotFoundError, ValueError, KeyError):
+        pass
+    for older in path.parent.glob(f"{path.name.rpartition('-')[0]}-*"):
+        older.unlink(missing_ok=True)
+    with path.open("w+b") as file:
+        broken = fill(file)
+    beside = path.with_suffix(".new")
+    beside.write_text(json.dumps({"size": path.stat().st_size, "broken": broken}))
+    beside.replace(note)
+    return broken

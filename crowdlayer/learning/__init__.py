@@ -1,0 +1,1 @@
+"""The classifier, the crowd layer, the loop that trains them, and what can be said of the workers and the labels."""

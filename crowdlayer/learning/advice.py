@@ -1,0 +1,83 @@
+"""What a data set, its settings and a finished run give reason to warn about, each with the setting that helps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ..data.dataset import Dataset
+from ..settings import TrainingSettings
+from .trainer import History
+
+FEW_HELD_OUT = 50
+"""Held-out tasks below which the choice of the epoch is mostly luck: a rate has a standard error of 7 % at 50."""
+FEW_IMAGES = 5000
+"""Below so many images a large network from scratch seldom comes near one that starts from ImageNet's weights."""
+LARGE_IMAGES = 96
+"""Pixels from which torchvision's weights, trained at 224, are of use."""
+
+
+def before(dataset: Dataset, settings: TrainingSettings) -> Iterator[str]:
+    """Of the data set and the settings, before an hour is spent on them; nothing of a trial of an epoch or two."""
+    if settings.n_epochs < 3:
+        return
+    n = len(dataset.train.names)
+    if settings.scheduler == "multistep" and min(settings.milestones, default=0) >= settings.n_epochs:
+        yield (
+            f"MILESTONES={_list(settings.milestones)}: none comes within N_EPOCHS={settings.n_epochs}, LR never falls: "
+            f"consider MILESTONES={max(settings.n_epochs // 2, 1)} or SCHEDULER=cosine"
+        )
+    if settings.batch_size > n // 4:
+        steps = -(-n // settings.batch_size)
+        yield (
+            f"BATCH_SIZE={settings.batch_size}: an epoch of {n} tasks has {steps} step{'s' if steps > 1 else ''}: "
+            f"consider BATCH_SIZE={max(n // 20, 8)}"
+        )
+    if settings.pretrained is False and n < FEW_IMAGES and settings.img_size >= LARGE_IMAGES:
+        yield f"PRETRAINED=false: {n} images are few to train {settings.model} from scratch: consider PRETRAINED=true"
+    if dataset.held_out is not None and len(dataset.held_out.names) < FEW_HELD_OUT:
+        yield (
+            f"the epoch is chosen by {len(dataset.held_out.names)} held-out tasks, which are few: "
+            f"add val/, or raise VAL_FRACTION"
+        )
+    if dataset.held_out is not None and settings.select_by != "last" and settings.crowd_layer == "stochastic":
+        yield (
+            f"SELECT_BY={settings.select_by}: matrices that learn fast fit the answers they have, and held-out answers "
+            f"then choose too early an epoch: consider SELECT_BY=last with SCHEDULER=cosine"
+        )
+    yield from _workers(dataset, settings)
+
+
+def _workers(dataset: Dataset, settings: TrainingSettings) -> Iterator[str]:
+    """A matrix has classes² entries; a worker of whom they cannot be learnt stays near where the matrix starts."""
+    classes = len(dataset.classes)
+    given = np.bincount(dataset.train.answers.worker, minlength=len(dataset.workers))
+    few = int((given < classes).sum())
+    matrices = settings.crowd_layer in ("matrix", "stochastic")
+    if matrices and settings.scale == 0 and 2 * few > len(given):
+        yield (
+            f"CROWD_LAYER={settings.crowd_layer}: {few} of {len(given)} workers gave fewer answers "
+            f"than there are classes ({classes}): consider REGULARIZER=pooled with SCALE=0.001, "
+            f"or a CROWD_LAYER with fewer parameters"
+        )
+
+
+def after(history: History, best_epoch: int, settings: TrainingSettings) -> Iterator[str]:
+    """Of how the training went."""
+    epochs = len(history.train_loss)
+    if epochs < 3:
+        return
+    if history.train_loss[-1] >= history.train_loss[0]:
+        yield f"train_loss did not fall in {epochs} epochs: consider a lower LR than {settings.lr:g}"
+    elif settings.select_by != "last" and best_epoch == epochs:
+        yield f"the best epoch is the last: consider more than N_EPOCHS={settings.n_epochs}"
+    elif settings.select_by != "last" and best_epoch <= epochs // 4:
+        yield (
+            f"nothing was gained after epoch {best_epoch} of {epochs}: consider DATA_AUGMENTATION=true, "
+            f"a lower LR than {settings.lr:g}, or SELECT_BY=accuracy or calibrated_loss"
+        )
+
+
+def _list(values: Sequence[int]) -> str:
+    return ",".join(map(str, values))

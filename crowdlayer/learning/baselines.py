@@ -1,0 +1,134 @@
+"""BASELINES: the same network and budget on labels to which the answers were aggregated before. Did the layer help?"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..answers import Answers, Ints, majority_vote
+from ..data.dataset import Dataset
+from ..errors import DeviceMemoryError
+from ..settings import TrainingSettings
+from . import metrics
+from .aggregation import dawid_skene
+from .devices import enough_memory
+from .experiment import Images, Outcome, Phases, build_trainer
+from .features import on_features
+from .trainer import Validation, Watch
+
+log = logging.getLogger(__name__)
+
+
+class Asked(Watch):
+    """Stops when the run is asked to stop, and leaves its checkpoint as it is: baselines start again after a resume."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    def stop(self) -> bool:
+        return self._watch.stop()
+
+
+def compare(
+    dataset: Dataset,
+    images: Images,
+    outcome: Outcome,
+    settings: TrainingSettings,
+    pretrained: bool | Path,
+    watch: Watch,
+    phases: Phases,
+    folder: Path | None = None,
+) -> Outcome:
+    """Train each of BASELINES as the run itself was, but on one hard label per task; `outcome` with their figures.
+
+    Same network, first weights, order of the tasks, epochs, learning rates and rule for the epoch; without val/ the
+    epoch is chosen on the held-out tasks' aggregated labels. The figures, by the name of the baseline:
+    `label_accuracy` (percent of the aggregated labels that are right, where truth is known), `best_epoch`,
+    `val_accuracy`, `test_loss`, `test_accuracy`, `test_ece`, and `gain` (see `gain`); None for all where the memory of
+    the device does not suffice for a second network.
+    """
+    found: dict[str, dict[str, Any] | None] = {}
+    for name in settings.baselines:
+        with phases(f"baseline {name}"):
+            try:
+                found[name] = _figures(name, dataset, images, outcome, settings, pretrained, watch, folder)
+            except DeviceMemoryError as error:  # the run itself is done, and worth more
+                log.warning("baseline %s: left out: %s", name, error)
+                found[name] = None
+    return replace(outcome, baselines=found)
+
+
+def aggregated(name: str, answers: Answers, n_classes: int) -> Ints:
+    """(tasks,): a label per task from the answers alone."""
+    if name == "majority":
+        return majority_vote(answers, n_classes)
+    return dawid_skene(answers, n_classes).posterior.argmax(1).numpy()
+
+
+def gain(ours: torch.Tensor, theirs: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    """The points of accuracy that logits `ours` (images, classes) are better than `theirs`, with a 95 % interval.
+
+    Paired over the images: the mean of the differences right − right, ± 1.96 of its standard errors. Of chance in the
+    training it knows nothing: another seed moves it too.
+    """
+    right = (100 * (logits.argmax(1) == labels).double() for logits in (ours, theirs))
+    difference = next(right) - next(right)
+    mean, error = float(difference.mean()), float(difference.std(correction=0)) / len(difference) ** 0.5
+    return {"points": mean, "low": mean - 1.96 * error, "high": mean + 1.96 * error}
+
+
+def _figures(
+    name: str,
+    dataset: Dataset,
+    images: Images,
+    outcome: Outcome,
+    settings: TrainingSettings,
+    pretrained: bool | Path,
+    watch: Watch,
+    folder: Path | None,
+) -> dict[str, Any]:
+    n_classes, n = len(dataset.classes), len(dataset.train.names)
+    label = aggregated(name, dataset.answers, n_classes)
+    known = dataset.truth >= 0
+    held = torch.from_numpy(label[n:] if dataset.val is None else dataset.val.labels)
+    plain = {"crowd_layer": "scalar", "crowd_start": "identity", "scale": 0.0, "guard": False}  # it has no part
+    with enough_memory(settings):
+        trainer = build_trainer(
+            settings.model_copy(update=plain),
+            pretrained,
+            n_classes,
+            images.train,
+            dataset.train.answers,
+            Validation(images.validation, held, None),
+        )
+        trainer.learn_labels(label[:n])
+        trainer.watch = Asked(watch)
+        log.info("baseline %s: the same network on its labels", name)
+        with on_features(trainer, folder):
+            best = trainer.fit()
+        trainer.load(best)
+        logits = None if images.test is None else trainer.predict(images.test)
+    figures: dict[str, Any] = {
+        "label_accuracy": 100 * float((label == dataset.truth)[known].mean()) if known.any() else None,
+        "best_epoch": best.epoch,
+        "val_accuracy": best.figures["val_accuracy"] if dataset.val is not None else None,
+        "test_loss": None,
+        "test_accuracy": None,
+        "test_ece": None,
+        "gain": None,
+    }
+    if dataset.test is not None and logits is not None and outcome.predictions.test is not None:
+        labels = torch.from_numpy(dataset.test.labels)
+        evaluation = metrics.evaluation(logits, labels, "test")
+        figures |= {key: evaluation[key] for key in ("test_loss", "test_accuracy")}
+        figures["test_ece"] = metrics.expected_calibration_error(logits, labels)
+        figures["gain"] = gain(outcome.predictions.test, logits, labels)
+        log.info(
+            "baseline %s: test accuracy %.1f %%; the crowd layer has %+.1f (95 %%: %+.1f to %+.1f)",
+            name, figures["test_accuracy"], *figures["gain"].values(), extra={"baseline": name},
+        )  # fmt: skip
+    return figures

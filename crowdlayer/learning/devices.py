@@ -1,0 +1,138 @@
+"""What this process trains on: device, precision, memory, and the processes that train with it."""
+
+from __future__ import annotations
+
+import logging
+import resource
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from ..errors import DeviceMemoryError, SettingsError
+from ..machine.cpus import cpus
+from ..machine.memory import free_memory
+from ..machine.processes import Processes
+from ..settings import TrainingSettings
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def enough_memory(settings: TrainingSettings) -> Iterator[None]:
+    """Say which settings need less memory when there is too little, or more images per step.
+
+    Raises:
+        DeviceMemoryError: out of memory on the device; on the CPU torch says so in a RuntimeError.
+        SettingsError: one image alone, of which batch norm makes nothing.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" in str(error):
+            raise SettingsError(
+                f"BATCH_SIZE: at least 2 images per step and process are needed for MODEL={settings.model} with "
+                f"IMG_SIZE={settings.img_size}"
+            ) from error
+        raise
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error):
+            raise DeviceMemoryError(
+                f"out of memory with MODEL={settings.model}, BATCH_SIZE={settings.batch_size} and "
+                f"IMG_SIZE={settings.img_size}: lower one of them"
+            ) from error
+        raise
+
+
+def precision(settings: TrainingSettings) -> str:
+    """no, fp16 or bf16: what MIXED_PRECISION names, for the devices at hand.
+
+    Raises:
+        SettingsError: no device here has it.
+    """
+    if settings.mixed_precision == "fp16" and not torch.cuda.is_available():
+        raise SettingsError("MIXED_PRECISION: fp16 needs a GPU, there is none")
+    if settings.mixed_precision == "auto":
+        native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16" if native else "no"
+    if settings.mixed_precision == "bf16" and not torch.cuda.is_available() and not _cpu_has_bf16():
+        log.warning("MIXED_PRECISION=bf16: this CPU emulates it, convolutions take ten times as long: consider no")
+    return settings.mixed_precision
+
+
+def _cpu_has_bf16() -> bool:
+    known: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch that will do
+    return any(known.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
+
+
+def make_accelerator(settings: TrainingSettings) -> Accelerator:
+    """Accelerate for this process's device, in the precision that MIXED_PRECISION names."""
+    if Path("/dev/nvidiactl").exists() and not torch.cuda.is_available():
+        log.warning(
+            "there is an NVIDIA driver, but torch %s (CUDA %s) sees no GPU: training on the CPU",
+            torch.__version__, torch.version.cuda,
+        )  # fmt: skip
+    torch.set_num_threads(min(torch.get_num_threads(), cpus()))  # torch counts the machine's, not a container's
+    if torch.cuda.is_available():
+        torch.backends.cudnn.benchmark = True  # the shapes are few: it pays to try all algorithms once
+        if settings.mixed_precision != "no":
+            torch.set_float32_matmul_precision("high")  # tf32, which convolutions take anyway
+    # Accelerate keeps the first precision of a process for good; a notebook may ask for another.
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(mixed_precision=precision(settings), cpu=not torch.cuda.is_available())
+    # Accelerate can make lone processes of N, without a word, that then race for the same files.
+    assert accelerator.num_processes == Processes.joined().count
+    return accelerator
+
+
+def device_name(device: torch.device) -> str:
+    """The device trained on, with its make."""
+    return f"{device} {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
+
+
+def memory_used(device: torch.device) -> tuple[int, int]:
+    """The most bytes that this process has used, of the device's or its own, and how many there are for it."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return used, used + free_memory()
+
+
+def processes_here(wanted: int | Literal["auto"]) -> int:
+    """How many training processes N_PROCESSES asks for on this node; counting does not wake the GPUs.
+
+    Raises:
+        SettingsError: more than there are GPUs, where there is one.
+    """
+    gpus = torch.cuda.device_count()
+    if wanted == "auto":
+        return max(gpus, 1)
+    if 0 < gpus < wanted:
+        raise SettingsError(f"N_PROCESSES: must be at most {gpus}, the number of visible GPUs, got {wanted}")
+    return wanted
+
+
+def laid_out(classifier: nn.Module) -> nn.Module:
+    """The classifier with its weights in the order that the device's convolutions want, as `normalise` has images."""
+    return classifier.to(memory_format=torch.channels_last) if torch.cuda.is_available() else classifier
+
+
+def synchronised(classifier: nn.Module, settings: TrainingSettings) -> nn.Module:
+    """The classifier with batch norm over the whole batch of all processes, where SYNC_BATCHNORM asks for it.
+
+    Raises:
+        SettingsError: asked for without GPUs; torch has it for CUDA alone.
+    """
+    if Processes.joined().count == 1 or settings.sync_batchnorm == "false":
+        return classifier
+    if torch.cuda.is_available():
+        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(classifier)  # type: ignore[no-untyped-call]
+        return converted
+    if settings.sync_batchnorm == "true":
+        raise SettingsError("SYNC_BATCHNORM: true needs GPUs, there is none")
+    return classifier

@@ -1,0 +1,188 @@
+"""A data set on this machine → a chosen model and its figures: the way that the job and the class share."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..answers import Answers
+from ..data.dataset import CrowdImages, Dataset, LabelledImages, summary, without_broken
+from ..data.decoding import Decoded, decode_all
+from ..data.images import CrowdLoader, Rows, resident
+from ..machine.cpus import cpus
+from ..machine.processes import Processes
+from ..settings import TrainingSettings
+from . import advice, metrics
+from .classifier import build_classifier
+from .crowd_layer import WORKER_MODELS, log_likelihood
+from .devices import enough_memory, make_accelerator
+from .features import on_features
+from .inference import Inferred, Predictions, infer
+from .trainer import Best, History, Trainer, Validation
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Phases:
+    """Seconds per phase of a run, in order."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - started, 3)
+
+
+@dataclass(frozen=True)
+class Images:
+    """The decoded images, (n, size, size, 3) uint8 each, in the order of the data set's parts."""
+
+    train: Decoded
+    validation: Decoded
+    test: Decoded | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run."""
+
+    history: History
+    best: Best
+    figures: dict[str, float]
+    """The seed's figures of val (of the chosen epoch) and test, for those that exist; and `temperature`."""
+    predictions: Predictions
+    inferred: Inferred
+    crowd_layer: str
+    """The worker model of the chosen epoch: CROWD_LAYER, or the guard's."""
+    collapsed_since: int | None
+    baselines: dict[str, dict[str, Any] | None] = field(default_factory=dict)
+    """The figures of BASELINES, by name."""
+
+
+def load_images(
+    dataset: Dataset,
+    root: Path,
+    settings: TrainingSettings,
+    max_bad_images: float,
+    folder: Path | None,
+    digests: Mapping[str, str] | None = None,
+) -> tuple[Dataset, Images]:
+    """Decode every image once, to IMG_SIZE; the arrays lie in `folder`, by default under TMPDIR.
+
+    Args:
+        digests: the files' SHA-256 by name; with these the arrays are kept, and found by other processes and starts.
+
+    Returns:
+        The data set without the images that are broken, and the others.
+    """
+    threads = cpus() if settings.num_workers == "auto" else settings.num_workers
+    at_most = math.inf if settings.max_cache == "auto" else settings.max_cache * 1e9
+    broken: dict[str, str] = {}
+
+    def decoded(split: str, *parts: CrowdImages | LabelledImages) -> list[Decoded]:
+        """The images of the parts of a split: the file does not depend on which tasks are held out."""
+        names = sorted(name for part in parts for name in part.names)
+        kept = None if digests is None else (split, [digests[name] for name in names])
+        images, bad = decode_all(root, names, settings.img_size, threads, folder, kept, at_most)
+        broken.update(bad)
+        row = {name: row for row, name in enumerate(name for name in names if name not in bad)}
+        rows = [[row[name] for name in part.names if name in row] for part in parts]
+        return [images.chosen(torch.tensor(chosen, dtype=torch.int64)) for chosen in rows]
+
+    train, *validation = decoded("train", *dataset.crowd)
+    if dataset.val is not None:
+        validation = decoded("val", dataset.val)
+    test = None if dataset.test is None else decoded("test", dataset.test)[0]
+    return without_broken(dataset, broken, max_bad_images), Images(train, validation[0], test)
+
+
+def make_trainer(dataset: Dataset, images: Images, settings: TrainingSettings, pretrained: bool | Path) -> Trainer:
+    """The network and everything that moves it, seeded."""
+    validation = Validation(
+        images.validation,
+        None if dataset.val is None else torch.from_numpy(dataset.val.labels),
+        None if dataset.held_out is None else dataset.held_out.answers,
+    )
+    with enough_memory(settings):
+        return build_trainer(
+            settings, pretrained, len(dataset.classes), images.train, dataset.train.answers, validation
+        )
+
+
+def build_trainer(
+    settings: TrainingSettings,
+    pretrained: bool | Path,
+    n_classes: int,
+    train: Rows,
+    answers: Answers,
+    validation: Validation,
+) -> Trainer:
+    """The trainer of images (images, size, size, 3) uint8 with these answers; the same settings, the same start."""
+    accelerator = make_accelerator(settings)
+    torch.manual_seed(settings.seed)
+    classifier = build_classifier(
+        settings.model, n_classes, settings.img_size, pretrained, settings.freeze, settings.small_images
+    )
+    loader = CrowdLoader(
+        resident(train, accelerator.device),
+        answers,
+        settings.batch_size,
+        settings.seed,
+        settings.data_augmentation,
+        accelerator.device,
+        Processes.joined(),
+    )
+    validation = replace(validation, images=resident(validation.images, accelerator.device))
+    return Trainer(settings, accelerator, classifier, n_classes, loader, answers.n_workers, validation)
+
+
+def run(dataset: Dataset, images: Images, trainer: Trainer, phases: Phases, folder: Path | None = None) -> Outcome:
+    """Train, then evaluate the chosen epoch on test/ and on the tasks with answers."""
+    _advise(advice.before(dataset, trainer.settings))
+    with phases("train"), enough_memory(trainer.settings), on_features(trainer, folder):
+        best = trainer.fit()
+    _advise(advice.after(trainer.history, best.epoch, trainer.settings))
+    with phases("evaluate"), enough_memory(trainer.settings):
+        trainer.load(best)
+        test = None if images.test is None else trainer.predict(images.test)
+        predictions = Predictions(trainer.predict(images.train), trainer.predict(images.validation), test)
+        figures = dict(best.figures)
+        if dataset.test is not None and test is not None:
+            labels = torch.from_numpy(dataset.test.labels)
+            figures |= metrics.evaluation(test, labels, "test")
+            figures["test_ece"] = metrics.expected_calibration_error(test, labels)
+        likelihood = log_likelihood(best.confusion, WORKER_MODELS[trainer.settings.crowd_layer].likelihood)
+        figures["temperature"], inferred = infer(dataset, predictions, likelihood)
+    return Outcome(
+        trainer.history, best, figures, predictions, inferred, trainer.settings.crowd_layer, trainer.collapsed_since
+    )
+
+
+def _advise(warnings: Iterable[str]) -> None:
+    for warning in warnings if Processes.joined().index == 0 else ():
+        log.warning("%s", warning)
+
+
+def log_dataset(dataset: Dataset) -> None:
+    """One line on what was found."""
+    counts = summary(dataset)
+    test = 0 if dataset.test is None else len(dataset.test.names)
+    chosen_on = f"{len(dataset.val.names)} validation" if dataset.val is not None else "no validation"
+    log.info(
+        "data set %s: %d tasks with %d answers of %d workers, %d classes; %s and %d test images",
+        dataset.name, counts["n_tasks"], counts["n_answers"], counts["n_workers"], counts["n_classes"],
+        chosen_on, test, extra=counts,
+    )  # fmt: skip

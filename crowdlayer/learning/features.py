@@ -1,0 +1,84 @@
+"""FREEZE=true: what reaches the head of a frozen network is computed once per image, and trained on."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..data.images import Rows, on_device, resident
+from .classifier import head
+from .trainer import EVALUATION_BATCHES, Trainer
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def on_features(trainer: Trainer, folder: Path | None) -> Iterator[None]:
+    """Meanwhile the trainer sees features for images, and its classifier is the head alone.
+
+    Only where these never change: a frozen network without augmentation and mixup, whose last layer is its head, and of
+    which EMA keeps no second. The weights keep their names, so a checkpoint is the same with and without. The arrays
+    lie in nameless files of `folder`.
+    """
+    loader, validation, classifier = trainer.train, trainer.validation, trainer.classifier
+    settings = trainer.settings
+    changing = not settings.freeze or loader.augmented or settings.mixup > 0 or settings.ema > 0
+    if changing or not _ends_with_head(trainer):
+        yield
+        return
+    images = loader.dataset
+    log.info("frozen: the features of %d images are computed once", len(images) + len(validation.images))
+    device = trainer.accelerator.device
+    loader.dataset = resident(features(trainer, images, folder), device)
+    trainer.validation = replace(validation, images=resident(features(trainer, validation.images, folder), device))
+    classifier.forward = head(classifier).forward
+    try:
+        yield
+    finally:
+        del classifier.forward  # the class's own again
+        loader.dataset, trainer.validation = images, validation
+
+
+def features(trainer: Trainer, images: Rows, folder: Path | None) -> Tensor:
+    """(images, …) float32: the input of the head for (images, size, size, 3) uint8; the same bits on all processes."""
+    found: Tensor | None = None
+    for rows in torch.split(torch.arange(len(images)), EVALUATION_BATCHES * trainer.settings.batch_size):
+        trainer.stop_if_asked()
+        given = trainer.processes.gather(_head_input(trainer, images[trainer.processes.mine(rows)])[0])
+        if found is None:
+            shape = (len(images), *given.shape[1:])
+            with tempfile.TemporaryFile(dir=folder) as file:
+                found = torch.from_numpy(np.memmap(file, dtype=np.float32, mode="w+", shape=shape))
+        found[rows] = given
+    assert found is not None  # no data set is without images
+    return found
+
+
+def _ends_with_head(trainer: Trainer) -> bool:
+    """Whether the head's output is the network's: squeezenet pools after it."""
+    given, output = _head_input(trainer, trainer.train.dataset[:2])
+    with torch.inference_mode(), trainer.accelerator.autocast():
+        again = head(trainer.classifier)(given)
+    return again.shape == output.shape and torch.equal(again, output)
+
+
+@torch.inference_mode()
+def _head_input(trainer: Trainer, images: Tensor) -> tuple[Tensor, Tensor]:
+    """What reaches the head for (n, size, size, 3) uint8 images, and the network's output."""
+    caught: list[Tensor] = []
+
+    def catch(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+        caught.append(given[0].float())
+
+    classifier = trainer.classifier.eval()
+    with head(classifier).register_forward_pre_hook(catch), trainer.accelerator.autocast():
+        output: Tensor = classifier(on_device(images, trainer.accelerator.device))
+    return caught[0], output

@@ -1,0 +1,117 @@
+"""The chosen classifier's logits and the crowd's answers → its temperature, the labels, the workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..answers import majority_vote
+from ..data.dataset import Dataset
+from . import metrics
+from .quality import (
+    Consensus,
+    Labels,
+    Workers,
+    answers_log_loss,
+    confusion,
+    consensus,
+    judge_labels,
+    judge_workers,
+    predictive_temperature,
+)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The chosen classifier's logits, (images, classes) each, in the order of the data set's parts."""
+
+    train: Tensor
+    validation: Tensor
+    test: Tensor | None
+
+
+@dataclass(frozen=True)
+class Inferred:
+    """What classifier and answers together say about every task with answers, those trained on first.
+
+    `majority` (tasks,) is the majority vote; `temperature` that of the classifier on the images trained on.
+    """
+
+    consensus: Consensus
+    majority: Tensor
+    temperature: float
+    workers: Workers
+    labels: Labels
+
+    @property
+    def posterior(self) -> Tensor:
+        """P(true class | image, answers), (tasks, classes) float64."""
+        return self.consensus.posterior
+
+
+def infer(dataset: Dataset, predictions: Predictions, likelihood: Tensor) -> tuple[float, Inferred]:
+    """The classifier's temperature, and what it and the answers say about every task with answers.
+
+    The temperature is the one with the least log-loss on val/; without val/, on the answers of the held-out tasks,
+    given the workers' matrices that the other tasks show. `likelihood` is log P(answered | true, worker).
+    """
+    train, validation = predictions.train, predictions.validation
+    if dataset.val is not None:
+        labels = torch.from_numpy(dataset.val.labels)
+        temperature = metrics.best_temperature(lambda t: metrics.cross_entropy(validation / t, labels))
+        in_sample = predictive_temperature(train, likelihood, dataset.train.answers, temperature)
+        logits = train / in_sample
+    else:
+        assert dataset.held_out is not None
+        held = dataset.held_out.answers
+        in_sample = predictive_temperature(train, likelihood, dataset.train.answers, 1.0)
+        matrices = confusion(consensus(train / in_sample, likelihood, dataset.train.answers).counts)
+        temperature = metrics.best_temperature(lambda t: answers_log_loss(validation / t, matrices, held))
+        in_sample = max(in_sample, temperature)
+        logits = torch.cat([train / in_sample, validation / temperature])
+    answers = dataset.answers
+    majority = torch.from_numpy(majority_vote(answers, len(dataset.classes)))
+    found = consensus(logits, likelihood, answers)
+    of_workers, of_labels = judge_workers(found, answers), judge_labels(found.posterior, majority)
+    return temperature, Inferred(found, majority, in_sample, of_workers, of_labels)
+
+
+def calibration(dataset: Dataset, predictions: Predictions, temperature: float) -> dict[str, Any]:
+    """ECE, Brier score and log-loss of val and test, `before` and `after` the temperature; None without true labels."""
+    splits = {"val": (dataset.val, predictions.validation), "test": (dataset.test, predictions.test)}
+    figures: dict[str, Any] = {}
+    for split, (part, logits) in splits.items():
+        figures[split] = None
+        if part is not None and logits is not None:
+            labels = torch.from_numpy(part.labels)
+            figures[split] = {
+                "before": metrics.calibration(logits, labels),
+                "after": metrics.calibration(logits / temperature, labels),
+            }
+    return figures
+
+
+def crowd_figures(dataset: Dataset, inferred: Inferred) -> dict[str, float | None]:
+    """Percent right, of the tasks whose true class is known from train/'s folders; None where none is.
+
+    `train_accuracy` of the inferred labels, `majority_vote_accuracy` of the majority's, `answer_accuracy` of single
+    answers; and `majority_vote_agreement`, the percent of all tasks where the inferred label is the majority's.
+    """
+    truth = torch.from_numpy(dataset.truth)
+    known = truth >= 0
+    label = inferred.posterior.argmax(1)
+    right = [
+        (part.answers.label == part.truth[part.answers.task])[part.truth[part.answers.task] >= 0]
+        for part in dataset.crowd
+    ]
+    answers = np.concatenate(right)
+    return {
+        "train_accuracy": metrics.accuracy(label[known], truth[known]) if known.any() else None,
+        "majority_vote_accuracy": metrics.accuracy(inferred.majority[known], truth[known]) if known.any() else None,
+        "answer_accuracy": 100 * float(answers.mean()) if len(answers) else None,
+        "majority_vote_agreement": metrics.accuracy(label, inferred.majority),
+    }

@@ -1,0 +1,64 @@
+"""What SELECT_BY makes of an epoch."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..answers import Answers
+from . import metrics
+from .crowd_layer import CrowdLoss, WorkerModel
+
+log = logging.getLogger(__name__)
+
+NOTEWORTHY = 5.0
+"""Percent of validation accuracy that a rule may give away without a word."""
+Rule = Literal["loss", "accuracy", "calibrated_loss", "last"]
+
+
+def by_labels(logits: Tensor, labels: Tensor, rule: Rule) -> tuple[float, float, dict[str, float]]:
+    """The cross-entropy on (images,) true labels, what `rule` makes of it (less is better), and all figures."""
+    figures = metrics.evaluation(logits, labels, "val")
+    if rule == "accuracy":
+        return figures["val_loss"], -figures["val_accuracy"], figures
+
+    def at(temperature: float) -> float:
+        return metrics.cross_entropy(logits / temperature, labels)
+
+    return figures["val_loss"], _score(figures["val_loss"], at, rule), figures
+
+
+def by_answers(logits: Tensor, answers: Answers, model: WorkerModel, rule: Rule) -> tuple[float, float]:
+    """The crowd loss of the answers to held-out tasks, and what `rule` makes of it; less is better."""
+    model = copy.deepcopy(model).cpu()
+    task, worker, label = (torch.from_numpy(part) for part in (answers.task, answers.worker, answers.label))
+
+    def at(temperature: float) -> float:
+        return float(CrowdLoss("task")(model(logits / temperature, task, worker), label, answers.n_tasks))
+
+    loss = at(1.0)
+    return loss, _score(loss, at, rule)
+
+
+def _score(loss: float, at: Callable[[float], float], rule: Rule) -> float:
+    return metrics.calibrated(at) if rule == "calibrated_loss" and math.isfinite(loss) else loss
+
+
+def log_choice(epoch: int, accuracy: float | None, accuracies: Sequence[float | None], rule: Rule) -> None:
+    """Say so where another rule would have chosen a much better epoch: a loss punishes over-confidence first.
+
+    `accuracies`: percent on val/ of each epoch; `accuracy` that of the chosen one.
+    """
+    known = [(value, number) for number, value in enumerate(accuracies, 1) if value is not None]
+    if accuracy is not None and known and max(known)[0] - accuracy >= NOTEWORTHY:
+        log.warning(
+            "SELECT_BY=%s chose epoch %d with val_accuracy %.1f %%, epoch %d has %.1f %%: "
+            "consider SELECT_BY=accuracy or calibrated_loss",
+            rule, epoch, accuracy, *max(known)[::-1],
+        )  # fmt: skip

@@ -1,0 +1,1 @@
+"""What the job runs on: processes, nodes, devices, processors, memory, signals."""

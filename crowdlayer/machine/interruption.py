@@ -1,0 +1,103 @@
+"""Signals that ask the run to stop: heard once, answered at a good moment, and never later than the grace.
+
+Outside training the answer is an exception, so that everything is tidied up on the way out. In training it is a flag
+that the loop looks at between two steps, because all processes must stop at the same one. In either case the process
+is gone when the grace is over, whatever it is doing then. Nothing here is imported that takes time.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import NoReturn
+
+from ..errors import InterruptedRunError
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+@dataclass
+class _State:
+    """Signals belong to the process, and so does this."""
+
+    heard: signal.Signals | None = None
+    deadline: float = 0.0
+    deferred: bool = False
+    grace: float = 25.0
+    last: Callable[[str, int], int] = lambda line, code: code
+
+
+_state = _State()
+
+
+def listen(last: Callable[[str, int], int]) -> None:
+    """Hear signals from now on; `last` says a line, and gives an exit code back, when the process must `leave`."""
+    _state.last = last
+    for number in SIGNALS:
+        signal.signal(number, _hear)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # who started us may have held them back until now
+
+
+def set_grace(seconds: float) -> None:
+    """How long the process may take from the first signal to its end."""
+    _state.grace = seconds
+
+
+def heard() -> signal.Signals | None:
+    """The signal that asked the run to stop."""
+    return _state.heard
+
+
+def time_left() -> float:
+    """Seconds until the grace is over; infinite while nobody has asked."""
+    return max(_state.deadline - time.monotonic(), 0.0) if _state.heard is not None else float("inf")
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Let a signal set a flag alone; what is inside looks at `heard`. What it left unanswered is answered after it.
+
+    Raises:
+        InterruptedRunError: a signal came, and what is inside has gone on to its end.
+    """
+    _state.deferred = True
+    try:
+        yield
+    finally:
+        _state.deferred = False
+    if _state.heard is not None:
+        raise _interrupted()
+
+
+def _interrupted() -> InterruptedRunError:
+    assert _state.heard is not None
+    return InterruptedRunError(f"{_state.heard.name}: the run was interrupted")
+
+
+def _hear(number: int, frame: FrameType | None) -> None:
+    if _state.heard is not None:
+        return  # once is enough, and the way out must not be interrupted
+    _state.heard = signal.Signals(number)
+    _state.deadline = time.monotonic() + _state.grace
+    timer = threading.Timer(_state.grace, _end)
+    timer.daemon = True
+    timer.start()
+    if not _state.deferred:
+        raise _interrupted()
+
+
+def _end() -> None:
+    assert _state.heard is not None
+    line = f"{_state.heard.name}: the run was interrupted, and did not stop within GRACE={_state.grace:g} seconds"
+    leave(line, InterruptedRunError.exit_code)
+
+
+def leave(line: str, code: int) -> NoReturn:
+    """End the process, whatever its threads are doing."""
+    os._exit(_state.last(line, code))

@@ -1,0 +1,157 @@
+"""The training processes of a node: started, told of signals, ended together, and what they came to.
+
+Why this and not torch's elastic agent? Tried in process (torch 2.14, `elastic_launch`, static rendezvous, two processes
+that save for 2 s after a SIGTERM and end with 75): they had their grace, but all that comes out of the agent is
+SignalException(sigval=15). Their exit codes are lost, and with them whether there is a checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..errors import EndedError, InterruptedRunError, PeerError
+from . import interruption
+from .cpus import cpus
+from .last_words import LastWords
+from .launch import Launch
+
+log = logging.getLogger(__name__)
+
+BEAT = 1.0
+"""Seconds between two signs of life of a process."""
+POLL = 0.05
+"""Seconds between looks at the processes."""
+RESERVE = 0.25
+"""Share of the grace that is kept for what follows the end of the processes: putting the checkpoint."""
+
+
+def live(folder: Path, rank: int) -> None:
+    """Give signs of life from now on, in a thread of its own: a process that is stopped gives none, nor can it end."""
+
+    def beat() -> None:
+        while True:
+            _sign_of_life(folder, rank).touch()
+            time.sleep(BEAT)
+
+    threading.Thread(target=beat, name="signs of life", daemon=True).start()
+
+
+def _sign_of_life(folder: Path, rank: int) -> Path:
+    return folder / f"alive-{rank}"
+
+
+def supervise(module: str, folder: Path, n: int, launch: Launch, port: int, timeout: float) -> None:
+    """Run the `main` of a module of this package in `n` processes of this node, until all have ended.
+
+    Args:
+        folder: their argument, where they leave their last words.
+        port: of the first node, where they meet; its supervisor has opened it already.
+        timeout: seconds without a sign of life after which a process is taken for lost.
+
+    Raises:
+        InterruptedRunError: they were asked to stop, or one of them was.
+        EndedError: one failed; with its line and its exit code.
+        PeerError: one gave no sign of life.
+    """
+    home = str(Path(__file__).resolve().parents[2])
+    program = f"import sys; sys.path.insert(0, {home!r}); from crowdlayer.{module} import main; main()"
+    shared = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")} | {
+        "MASTER_ADDR": launch.address if launch.node else "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(launch.n_nodes * n),
+        "LOCAL_WORLD_SIZE": str(n),
+    }
+    shared.setdefault("OMP_NUM_THREADS", str(max(cpus() // n, 1)))
+    with interruption.deferred():
+        gang = _Gang([sys.executable, "-c", program, str(folder)], n, launch.node * n, shared, folder, timeout)
+        try:
+            gang.wait()
+        finally:
+            gang.kill()
+        gang.judge()
+
+
+class _Gang:
+    """The processes, ranks `first` and on."""
+
+    def __init__(
+        self, command: list[str], n: int, first: int, shared: Mapping[str, str], folder: Path, timeout: float
+    ) -> None:
+        self._folder = folder
+        self._timeout = timeout
+        now = time.monotonic()
+        self._lives = {first + i: (0.0, now) for i in range(n)}  # the last sign of life, and when it was seen
+        self._ended: dict[int, int] = {}  # rank → exit code, in the order of their ends; not of those killed here
+        signal.pthread_sigmask(signal.SIG_BLOCK, interruption.SIGNALS)  # theirs until they listen: none is lost
+        try:
+            self._alive = {
+                first + i: subprocess.Popen(  # noqa: S603  our own interpreter and module
+                    command, env={**shared, "RANK": str(first + i), "LOCAL_RANK": str(i)}
+                )
+                for i in range(n)
+            }
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, interruption.SIGNALS)
+
+    def wait(self) -> None:
+        """Until all have ended, or one has failed, or little of the grace is left."""
+        told = False
+        enough = 0.0
+        while self._alive:
+            for rank, process in list(self._alive.items()):
+                if (code := process.poll()) is not None:
+                    del self._alive[rank]
+                    self._ended[rank] = 128 - code if code < 0 else code
+            if set(self._ended.values()) - {0, InterruptedRunError.exit_code}:
+                return
+            self._all_live()
+            if not told and interruption.heard() is not None:
+                told, enough = True, interruption.time_left() * RESERVE
+                for process in self._alive.values():
+                    process.send_signal(signal.SIGTERM)
+            if told and interruption.time_left() < enough:
+                log.warning("%d processes have not stopped in time", len(self._alive))
+                return
+            time.sleep(POLL)
+
+    def _all_live(self) -> None:
+        for rank in self._alive:
+            path, (last, seen) = _sign_of_life(self._folder, rank), self._lives[rank]
+            now, sign = time.monotonic(), path.stat().st_mtime if path.exists() else last
+            if sign != last:
+                self._lives[rank] = (sign, now)
+            elif now - seen > self._timeout:
+                raise PeerError(f"process {rank}: must give signs of life, gave none for TIMEOUT={self._timeout:g} s")
+
+    def kill(self) -> None:
+        """End those that are left: without the others they cannot go on, nor save."""
+        for process in self._alive.values():
+            process.kill()
+        for process in self._alive.values():
+            process.wait()
+
+    def judge(self) -> None:
+        """Raise what the run came to, unless all went well."""
+        interrupted = InterruptedRunError.exit_code
+        words = {rank: LastWords.read(self._folder, rank) for rank in self._ended}
+        lost = {rank for rank, said in words.items() if said is not None and said.lost}
+        failed = [rank for rank, code in self._ended.items() if code not in (0, interrupted)]
+        if failed:
+            rank = min(failed, key=lambda rank: rank in lost)  # who missed another is not the cause
+            said, code = words[rank], self._ended[rank]
+            if said is not None:
+                raise EndedError(said.line, said.code)
+            how = f"killed by {signal.Signals(code - 128).name}" if code > 128 else f"ended with {code}"
+            raise EndedError(f"process {rank}: must end by itself, was {how}", code)
+        if self._alive or interrupted in self._ended.values():
+            heard = interruption.heard()
+            said_by_one = next((said.line for said in words.values() if said is not None), None)
+            raise InterruptedRunError(said_by_one or f"{heard.name if heard else 'a signal'}: the run was interrupted")

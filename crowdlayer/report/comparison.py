@@ -1,0 +1,110 @@
+"""Several runs on one page, side by side, from their results alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import DataError, one_line
+from ..storage.places import Place
+from . import charts
+from .drawing import SERIES, to_svg
+from .pages import figure, percent, rendered
+
+FIGURES = {
+    "test_accuracy": ("test accuracy", True),
+    "train_accuracy": ("inferred labels right", True),
+    "majority_vote_accuracy": ("majority vote right", True),
+    "ece": ("calibration error", False),
+    "log_loss": ("test log-loss", False),
+    "best_epoch": ("best epoch", None),
+    "seconds": ("seconds of training", None),
+}
+"""What is compared, under which name, and whether more is better."""
+NOT_COMPARED = frozenset({"output_name", "output", "workdir", "verbose", "log_format"})
+"""Settings that differ of themselves."""
+
+
+def read_results(place: Place, name: str) -> dict[str, Any]:
+    """The results of a run.
+
+    Raises:
+        DataError: they are not there, or not ours.
+    """
+    raw = place.read(name)
+    where = one_line(f"{place.location}/{name}")
+    if raw is None:
+        raise DataError(f"{where}: must be the results of a run, there is no such file")
+    try:
+        results: dict[str, Any] = json.loads(raw)
+        job = results["job"]
+        if not isinstance(job["settings"], dict) or not isinstance(job["version"], str):
+            raise TypeError
+        for series in ("val_loss", "val_accuracy"):
+            if not all(value is None or isinstance(value, float | int) for value in results[series]):
+                raise TypeError
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"{where}: must be the results of a run of crowdlayer") from error
+    return results
+
+
+def compared(results: dict[str, Any]) -> dict[str, float | None]:
+    """The figures of FIGURES of one run; None for those that it does not have."""
+    calibration = (results.get("calibration") or {}).get("test")
+    seconds = results["job"].get("seconds") or {}
+    found = {name: results.get(name) for name in FIGURES} | {"seconds": seconds.get("train")}
+    if calibration is not None:
+        found |= {"ece": calibration["after"]["ece"], "log_loss": calibration["after"]["log_loss"]}
+    return {name: value if isinstance(value, int | float) else None for name, value in found.items()}
+
+
+def page(names: Sequence[str], runs: Sequence[dict[str, Any]]) -> str:
+    """The page of `runs` with these `names`: the best figure of each kind is marked, settings that differ are shown."""
+    figures = [compared(results) for results in runs]
+    best = {}
+    for key, (_, more_is_better) in FIGURES.items():
+        known = [found[key] for found in figures if found[key] is not None]
+        if more_is_better is not None and len(set(known)) > 1:
+            best[key] = max(known) if more_is_better else min(known)  # type: ignore[type-var]
+    settings = [results["job"]["settings"] for results in runs]
+    every = list(dict.fromkeys(key for mine in settings for key in mine))
+    differ = [
+        key
+        for key in every
+        if key not in NOT_COMPARED and len({json.dumps(mine.get(key), sort_keys=True) for mine in settings}) > 1
+    ]
+    rows = [
+        {
+            "name": name,
+            "data_set": results["job"].get("data_set", ""),
+            "figures": [(found[key], shown(key, found[key]), found[key] == best.get(key, ())) for key in FIGURES],
+            "settings": [mine.get(key) for key in differ],
+        }
+        for name, results, found, mine in zip(names, runs, figures, settings, strict=True)
+    ]
+    order = sorted(range(len(runs)), key=lambda at: -(figures[at]["test_accuracy"] or 0))[: len(SERIES)]
+    chosen = [(names[at], runs[at]) for at in order]
+    drawn = [
+        {
+            "title": title,
+            "drawing": to_svg(charts.curves(title, {name: results[key] for name, results in chosen}, None, unit, 520)),
+        }
+        for title, key, unit in (("validation accuracy", "val_accuracy", "%"), ("validation loss", "val_loss", "loss"))
+        if any(value is not None for _, results in chosen for value in results[key])
+    ]
+    digests = {results["job"].get("data_digest") for results in runs}
+    heads = [name for name, _ in FIGURES.values()]
+    return rendered(
+        "compare.html", "compare.js", rows=rows, heads=heads, differ=differ, curves=drawn, n_shown=len(chosen),
+        same_data=len(digests) == 1,
+    )  # fmt: skip
+
+
+def shown(key: str, value: float | None) -> str:
+    """A figure with its unit."""
+    if key.endswith("_accuracy"):
+        return percent(value)
+    return (
+        "–" if value is None else f"{value:g}" if key == "best_epoch" else figure(value, 1 if key == "seconds" else 3)
+    )

@@ -1,0 +1,132 @@
+"""What one looks at after a run: report.html, drawn from report.json; and a page that compares runs.
+
+    python -m crowdlayer.report <results>...
+
+Everything in the page that comes from the data is text: escaped by jinja2, or in a block of JSON that no browser runs.
+The policy in its head lets nothing be loaded, and runs the one script whose digest it names.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+
+from ..errors import DataError, SettingsError, one_line
+from ..settings import as_location, quoted
+from ..storage.files import disk_errors
+from ..storage.places import Place, place
+from . import charts, comparison
+from .drawing import beside, to_svg
+from .pages import embedded, name, rendered, rendered_markdown
+
+
+def page(shown: dict[str, Any]) -> str:
+    """report.html, of what `view` gave: the same bits for the same JSON."""
+    results, classes = shown["results"], shown["classes"]
+    epochs = {"train": results["train_loss"], "validation": results["val_loss"]}
+    drawn = [charts.curves("loss", epochs, results["best_epoch"], "loss")]
+    if any(value is not None for value in results["val_accuracy"]):
+        drawn.append(
+            charts.curves("validation accuracy", {"accuracy": results["val_accuracy"]}, results["best_epoch"], "%")
+        )
+    confused = shown["confusion"]
+    matrix = None
+    if confused is not None and confused["counts"] is not None:
+        matrix = to_svg(charts.matrix(classes, confused["counts"], normalised=True))
+    diagrams = {
+        split: to_svg(beside([
+            charts.reliability("as trained", bins["before"], "two"),
+            charts.reliability("after temperature", bins["after"], "one"),
+        ]))
+        for split, bins in shown["reliability"].items()
+    }  # fmt: skip
+    data = shown["data"]
+    histograms = [
+        to_svg(charts.histogram(title, data[key]["counts"], data[key]["labels"]))
+        for title, key in (
+            ("tasks by number of answers", "answers_per_task"),
+            ("workers by number of answers", "answers_per_worker"),
+        )
+    ]
+    balance = None
+    if data["balance"] is not None:
+        balance = to_svg(charts.bars("class balance in percent", classes, data["balance"]))
+    return rendered(
+        "report.html",
+        "report.js",
+        r=results,
+        shown=shown,
+        classes=classes,
+        curves=[to_svg(drawing) for drawing in drawn],
+        matrix=matrix,
+        diagrams=diagrams,
+        histograms=histograms,
+        balance=balance,
+        embedded=embedded({"classes": classes, "workers": shown["workers"], "matrices": shown["matrices"]}),
+        first_workers=shown["workers"][:25],
+    )
+
+
+def card(results: dict[str, Any]) -> str:
+    """README.md: the model card, of the results."""
+    return rendered_markdown("card.md", r=results)
+
+
+def main(arguments: Sequence[str]) -> Path:
+    """Draw the report of one run again, or a page that compares several; returns where it was written.
+
+    What a run has published stays as it is: the page goes to --output, by default into this folder.
+
+    Raises:
+        DataError: no results there, or not ours.
+        SettingsError: nothing to draw.
+    """
+    parser = ArgumentParser(prog="python -m crowdlayer.report", description=(main.__doc__ or "").partition(";")[0])
+    parser.add_argument("results", nargs="+", help="results/<name>.json, or the folder or s3:// prefix above")
+    parser.add_argument("-o", "--output", type=Path, help="default: report.html, of several runs comparison.html")
+    given = parser.parse_args(arguments)
+    runs = [run for location in given.results for run in _runs(location)]
+    if not runs:
+        raise SettingsError(f"results: must name a run, there is none at {one_line(', '.join(given.results))}")
+    if len(runs) == 1:
+        at, file = runs[0]
+        raw = at.read(f"{file.removesuffix('.json')}/report.json")
+        if raw is None:
+            raise DataError(f"{at.location}/{file}: must have its report.json beside it, has none")
+        try:
+            text = page(json.loads(raw))
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, TemplateError) as error:
+            raise DataError(f"{at.location}/{file}: its report.json must be one of this version's") from error
+    else:
+        every = [comparison.read_results(at, file) for at, file in runs]
+        names = [file.removeprefix("results/").removesuffix(".json") for _, file in runs]
+        if len(set(names)) < len(names):
+            names = [f"{at.location}: {name}" for (at, _), name in zip(runs, names, strict=True)]
+        text = comparison.page(list(map(name, names)), every)
+    output: Path = given.output or Path("report.html" if len(runs) == 1 else "comparison.html")
+    with disk_errors(str(output)):
+        output.write_text(text, encoding="utf-8")
+    return output
+
+
+def _runs(location: str) -> list[tuple[Place, str]]:
+    """The results files at a location: the place that holds results/, and their names in it."""
+    try:
+        location = as_location(location)
+    except ValueError as error:
+        raise SettingsError(f"results: {error}, got {quoted(location)}") from error
+    if location.endswith(".json"):
+        folder, _, file = location.rpartition("/")
+        above = folder.removesuffix("results").rstrip("/") if folder.endswith("results") else None
+        if above is None:
+            raise SettingsError(f"results: must be results/<name>.json or the folder above, got {one_line(location)}")
+        return [(place(above or "."), f"results/{file}")]
+    at = place(location.rstrip("/") or "/")
+    names = [stored.name for stored in at.listing() if re.fullmatch(r"results/[^/]+\.json", stored.name)]
+    return [(at, name) for name in sorted(names)]

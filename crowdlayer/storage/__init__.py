@@ -1,0 +1,1 @@
+"""Folders, buckets and archives: what is read from them and put to them, checked."""

@@ -1,0 +1,146 @@
+"""What files on this machine ask for: names that stay inside, room on the disk, digests, one line per error."""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import hashlib
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+from filelock import FileLock, Timeout
+
+from ..errors import AccessError, DataError, StoreError, one_line
+
+T = TypeVar("T")
+
+CHUNK = 2**20
+"""Bytes read at once."""
+SPARE = 64 * 2**20
+"""Bytes that a sync leaves free on the disk."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A file of a place: its name relative to the place, its size in bytes, and its version there."""
+
+    name: str
+    size: int
+    etag: str
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def decode_json(text: bytes, form: type[T]) -> T:
+    """JSON as a `form`; a byte-order mark, which other systems put first, is none of its text.
+
+    Raises:
+        ValueError: no JSON, or of another form.
+    """
+    try:
+        return msgspec.json.decode(text.removeprefix(codecs.BOM_UTF8), type=form)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise ValueError("it is in UTF-16, must be in UTF-8") from error
+        raise ValueError(one_line(str(error))) from error
+
+
+def size_of(path: Path) -> int | None:
+    """The size of a file in bytes, None where there is none."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def enough_space(folder: Path, need: int) -> None:
+    """Check that the disk of `folder` has room for `need` bytes more.
+
+    Raises:
+        StoreError: it has not.
+    """
+    free = shutil.disk_usage(folder).free
+    if need and need + SPARE > free:
+        raise StoreError(f"{folder}: {(need + SPARE) / 1e6:.0f} MB of disk are needed, {free / 1e6:.0f} MB are free")
+
+
+@contextmanager
+def disk_errors(thing: str) -> Iterator[None]:
+    """Turn what the operating system says into one line and the right exit code."""
+    try:
+        yield
+    except PermissionError as error:
+        raise AccessError(f"{thing}: must be accessible: {error.strerror}") from error
+    except OSError as error:
+        if error.errno == errno.EROFS:  # no retry makes it writable
+            raise AccessError(f"{thing}: must be writable: {error.strerror}") from error
+        raise StoreError(f"{thing}: {error.strerror or one_line(str(error))}") from error
+
+
+@contextmanager
+def working_folder(named: str | None) -> Iterator[Path]:
+    """WORKDIR, locked for this job alone; or a fresh folder that is gone afterwards."""
+    if named is None:
+        with disk_errors("TMPDIR, for want of a WORKDIR"):
+            fresh = tempfile.TemporaryDirectory(prefix="crowdlayer-", ignore_cleanup_errors=True)
+        with fresh as folder:
+            yield Path(folder)
+        return
+    path = Path(named)
+    with disk_errors(f"WORKDIR {named}"):
+        path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise StoreError(f"WORKDIR: must be this job's alone, another job is using {named}") from error
+    try:
+        yield path
+    finally:
+        lock.release()
+
+
+def safe_names(names: Sequence[str]) -> None:
+    """Refuse names that could leave the folder they are written to, or that cannot all be files.
+
+    Raises:
+        DataError: naming each with its reason.
+    """
+    complaints = [f"{one_line(name)!r}: {reason}" for name in names if (reason := _unsafe(name)) is not None]
+    folders: set[str] = set()
+    for name in names:
+        while (name := name.rpartition("/")[0]) and name not in folders:
+            folders.add(name)
+    complaints += [
+        f"{one_line(name)!r}: must be a file or a folder, is both" for name in sorted(folders.intersection(names))
+    ]
+    if complaints:
+        raise DataError(*complaints)
+
+
+def _unsafe(name: str) -> str | None:
+    parts = name.split("/")
+    if name.startswith("/") or re.match(r"[A-Za-z]:", name):
+        return "a name must be relative"
+    if "\\" in name:
+        return "a name must have no backslash"
+    if any(ord(c) < 32 or ord(c) == 127 for c in name):
+        return "a name must have no control character"
+    if any(part in ("", ".", "..") for part in parts):
+        return "a name must have no empty part, '.' or '..'"
+    if any(len(part.encode("utf-8", "surrogateescape")) > 255 for part in parts):
+        return "a part of a name must have at most 255 bytes"
+    return None

@@ -1,0 +1,145 @@
+"""Folders and buckets behind one interface."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Protocol
+
+from ..errors import SettingsError, StoreError
+from .files import CHUNK, Stored, disk_errors, file_digest
+from .s3 import Bucket
+
+
+class Place(Protocol):
+    """A folder or a bucket's prefix. Names are relative, with slashes."""
+
+    location: str
+
+    def listing(self) -> list[Stored]: ...
+    def below(self, folder: str) -> list[Stored]: ...
+    def find(self, name: str) -> Stored | None: ...
+    def read(self, name: str) -> bytes | None: ...
+    def download(self, stored: Stored, file: IO[bytes]) -> str: ...
+    def upload(self, source: Path, name: str) -> None: ...
+    def delete(self, name: str) -> None: ...
+    def prune(self, folder: str) -> None: ...
+
+
+def place(location: str) -> Place:
+    """The folder or the bucket's prefix that `location` names."""
+    if location.startswith("s3://"):
+        bucket, _, prefix = location.removeprefix("s3://").partition("/")
+        return Bucket(bucket, prefix.strip("/"))
+    return Folder(Path(location))
+
+
+class Folder:
+    """A local folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.location = str(path)
+        self._made: list[Path] = []
+
+    def listing(self) -> list[Stored]:
+        """All files below, links followed, but not to a folder that the link is in.
+
+        Raises:
+            SettingsError: no such folder.
+        """
+        with disk_errors(self.location):
+            if not self.path.is_dir():
+                raise SettingsError(f"{self.location}: must be a folder, an s3:// URI or an archive; there is none")
+            return list(self._below(self.path, "", frozenset()))
+
+    def below(self, folder: str) -> list[Stored]:
+        """The files below a folder of this one; none where there is no such folder."""
+        with disk_errors(f"{self.location}/{folder}"):
+            path = self.path / folder
+            return list(self._below(path, f"{folder}/", frozenset())) if path.is_dir() else []
+
+    def _below(self, folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[Stored]:
+        status = folder.stat()
+        this = (status.st_dev, status.st_ino)
+        if this in above:
+            return
+        with os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if entry.is_symlink() and not Path(entry.path).exists():
+                    continue  # to nowhere, or to itself
+                if entry.is_dir():
+                    yield from self._below(Path(entry.path), f"{prefix}{entry.name}/", above | {this})
+                elif entry.is_file():
+                    yield Stored(prefix + entry.name, entry.stat().st_size, "")
+
+    def find(self, name: str) -> Stored | None:
+        with disk_errors(f"{self.location}/{name}"):
+            path = self.path / name
+            return Stored(name, path.stat().st_size, "") if path.is_file() else None
+
+    def read(self, name: str) -> bytes | None:
+        with disk_errors(f"{self.location}/{name}"):
+            path = self.path / name
+            return path.read_bytes() if path.is_file() else None
+
+    def download(self, stored: Stored, file: IO[bytes]) -> str:
+        """Copy into `file`; returns the SHA-256."""
+        with disk_errors(f"{self.location}/{stored.name}"), (self.path / stored.name).open("rb") as source:
+            shutil.copyfileobj(source, file, CHUNK)
+            source.seek(0)
+            return hashlib.file_digest(source, "sha256").hexdigest()
+
+    def upload(self, source: Path, name: str) -> None:
+        """Copy beside, flush to the disk, compare, rename: never half there under its name."""
+        target = self.path / name
+        with disk_errors(f"{self.location}/{name}"):
+            self._make(target.parent)
+            beside = target.with_name(f".{uuid.uuid4().hex}")  # mkstemp's would not heed the umask
+            try:
+                with source.open("rb") as read, beside.open("xb") as written:
+                    shutil.copyfileobj(read, written, CHUNK)
+                    written.flush()
+                    os.fsync(written.fileno())
+                if file_digest(beside) != file_digest(source):
+                    raise StoreError(f"{self.location}/{name}: what was written must read back the same, it does not")
+                beside.replace(target)
+            finally:
+                beside.unlink(missing_ok=True)
+            folder = os.open(target.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+    def _make(self, folder: Path) -> None:
+        """Make a folder and those above it, and remember which were not there."""
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        self._made += reversed(missing)
+
+    def delete(self, name: str) -> None:
+        """Remove the file, and the folders that were made here and are empty without it."""
+        with disk_errors(f"{self.location}/{name}"):
+            (self.path / name).unlink(missing_ok=True)
+        while self._made:
+            try:
+                self._made[-1].rmdir()
+            except FileNotFoundError:
+                pass  # somebody else's tidying
+            except OSError:  # not empty
+                return
+            self._made.pop()
+
+    def prune(self, folder: str) -> None:
+        """Remove a folder of this one, and those above it, that are empty."""
+        while folder:
+            try:
+                (self.path / folder).rmdir()
+            except OSError:  # not empty, or not there
+                return
+            folder = folder.rpartition("/")[0]

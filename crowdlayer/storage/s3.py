@@ -1,0 +1,400 @@
+"""Buckets of S3-compatible stores. The only module that imports boto3.
+
+What was measured on Ceph, Swift and moto decides the details: botocore's default checksums make every upload over
+https fail on the first two, and error messages may be missing, so nothing here branches on a message.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import boto3
+import botocore.loaders
+import botocore.session
+import tenacity
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    FlexibleChecksumError,
+    HTTPClientError,
+    IncompleteReadError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+    SSOError,
+    TokenRetrievalError,
+)
+from botocore.exceptions import ConnectionError as NoConnectionError
+from urllib3.exceptions import HTTPError  # botocore lets some of these through from the middle of a body
+
+from ..errors import AccessError, CrowdlayerError, SettingsError, StoreError, one_line
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+from .files import CHUNK, Stored, disk_errors, file_digest
+
+log = logging.getLogger(__name__)
+
+THREADS = 32
+"""Requests at once: small objects wait for latency, not for bandwidth."""
+PART = 64 * 2**20
+"""Bytes per part of an upload; a constant, so that the ETag of a multi-part upload can be foretold."""
+ETAG = re.compile('"?(?P<md5>[0-9a-f]{32})(?:-(?P<parts>[0-9]+))?"?')
+"""Of an object put at once, and of one put in parts."""
+PART_SIZES = tuple(n * 2**20 for n in (5, 8, 10, 15, 16, 20, 25, 32, 50, 64, 100, 128, 200, 256, 500, 512, 1024))
+"""Bytes per part that the usual tools upload with; an ETag does not tell them."""
+
+
+@dataclass
+class Patience:
+    """How long a store may take, and how often it is asked: the setting's, for the whole process."""
+
+    timeout: float = 60
+    """Seconds without a byte."""
+    attempts: int = 8
+    """How often a request, or the reading of an object, is tried; the waits between grow to 20 s, with jitter."""
+
+
+patience = Patience()
+
+
+class Bucket:
+    """A prefix of an S3-compatible bucket; endpoint, region and credentials as botocore finds them."""
+
+    def __init__(self, bucket: str, prefix: str) -> None:
+        self.bucket = bucket
+        self.prefix = f"{prefix}/" if prefix else ""
+        self.location = f"s3://{bucket}/{prefix}".rstrip("/")
+        self._said = False
+
+    @cached_property
+    def client(self) -> S3Client:
+        """Made at the first request; safe to share between threads."""
+        with self._translated(self.location, SettingsError):
+            session = botocore.session.get_session()
+            session.register_component("data_loader", _data_loader())
+            said = session.get_scoped_config()
+
+            def unless_said(option: str, value: str) -> str | None:
+                return None if option in said or f"AWS_{option.upper()}" in os.environ else value
+
+            attempts = None if "AWS_MAX_ATTEMPTS" in os.environ or "max_attempts" in said else patience.attempts
+            mode = unless_said("retry_mode", "standard")
+            retries: dict[str, Any] = {} if mode is None else {"mode": mode}
+            if attempts is not None:
+                retries["total_max_attempts"] = attempts
+            config = Config(
+                signature_version="s3v4",
+                max_pool_connections=THREADS,
+                connect_timeout=min(10, patience.timeout),
+                read_timeout=patience.timeout,
+                retries=retries or None,  # type: ignore[arg-type]
+                request_checksum_calculation=unless_said("request_checksum_calculation", "when_required"),  # type: ignore[arg-type]
+                response_checksum_validation=unless_said("response_checksum_validation", "when_required"),  # type: ignore[arg-type]
+                user_agent_extra="crowdlayer",
+            )
+            # botocore does not know AWS_REGION, which the platforms set; most other stores take us-east-1
+            region = os.environ.get("AWS_REGION") or session.get_config_variable("region") or "us-east-1"
+            session.set_config_variable("region", region)
+            bundle = session.get_config_variable("ca_bundle")
+            if bundle and not Path(bundle).exists():
+                raise SettingsError(f"{self.location}: AWS_CA_BUNDLE must be a file, there is none at {bundle}")
+            if (credentials := session.get_credentials()) is not None:
+                try:
+                    credentials.get_frozen_credentials()  # a role's token is read here at the latest
+                except (FileNotFoundError, PermissionError) as error:
+                    raise AccessError(f"{self.location}: credentials are needed: {one_line(str(error))}") from error
+            client = boto3.Session(botocore_session=session).client("s3", config=config)
+            client.meta.events.register_first("needs-retry.s3", _mistrust)
+            return client
+
+    def listing(self) -> list[Stored]:
+        """All objects below the prefix; markers of folders left out.
+
+        Raises:
+            SettingsError: no such bucket.
+        """
+        return self._listing(self.prefix)
+
+    def below(self, folder: str) -> list[Stored]:
+        """The objects below a folder of the prefix."""
+        return self._listing(f"{self.prefix}{folder}/")
+
+    def _listing(self, prefix: str) -> list[Stored]:
+        with self._translated(self.location):
+            pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
+            return [
+                Stored(item["Key"].removeprefix(self.prefix), item["Size"], item["ETag"])
+                for page in pages
+                for item in page.get("Contents", [])
+                if not item["Key"].endswith("/")
+            ]
+
+    def find(self, name: str) -> Stored | None:
+        try:
+            head = self.client.head_object(Bucket=self.bucket, Key=self.prefix + name)
+        except ClientError as error:
+            if _status(error) == 404:
+                return None
+            with self._translated(f"{self.location}/{name}"):
+                raise
+        except BotoCoreError:
+            with self._translated(f"{self.location}/{name}"):
+                raise
+        return Stored(name, head["ContentLength"], head["ETag"])
+
+    def read(self, name: str) -> bytes | None:
+        stored = self.find(name)
+        if stored is None:
+            return None
+        file = io.BytesIO()
+        self.download(stored, file)
+        return file.getvalue()
+
+    def download(self, stored: Stored, file: IO[bytes]) -> str:
+        """Read the version that was listed, and no other, into `file`; returns the SHA-256.
+
+        The size is compared always, the store's checksum where it gives one, the MD5 or the parts' MD5s where the ETag
+        is made of them. An ETag that only looks like that (encrypted objects, parts of an unknown size) is outvoted by
+        two readings that agree.
+        """
+        thing = one_line(f"{self.location}/{stored.name}")
+        suspect: str | None = None
+        with self._translated(thing):
+            for attempt in _retrying():
+                with attempt:
+                    for _ in range(2):
+                        checked = self._read_whole(stored, file, thing)
+                        sha256 = _hashed(file, hashlib.sha256()).hexdigest()
+                        fits = checked or self._fits(stored, file)
+                        if fits is None:
+                            self._unverifiable(thing)
+                        if fits is not False or sha256 == suspect:
+                            return sha256
+                        suspect = sha256
+                        _empty(file)
+                        log.warning("%s: its MD5 is not its ETag; reading it again", thing)
+                    raise StoreError(f"{thing}: must read the same twice where its MD5 is not its ETag, does not")
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _fits(self, stored: Stored, file: IO[bytes]) -> bool | None:
+        """Whether `file` has the MD5, or the parts' MD5s, that its ETag is made of; None where it is made of none."""
+        form = ETAG.fullmatch(stored.etag)
+        if form is None:
+            return None
+        if form["parts"] is None:
+            return _hashed(file, _md5()).hexdigest() == form["md5"]
+        etag, count = stored.etag.strip('"'), int(form["parts"])
+        sizes = [size for size in (*PART_SIZES, stored.size) if size and -(-stored.size // size) == count]
+        return any(_etag_of_parts(file, size) == etag for size in itertools.chain(sizes, self._first_part(stored)))
+
+    def _first_part(self, stored: Stored) -> Iterator[int]:
+        """The size of the object's first part, where the store tells it; asked only when the usual ones do not fit."""
+        try:
+            head = self.client.head_object(
+                Bucket=self.bucket, Key=self.prefix + stored.name, IfMatch=stored.etag, PartNumber=1
+            )
+        except ClientError:
+            return
+        if head.get("PartsCount") and head["ContentLength"]:
+            yield head["ContentLength"]
+
+    def _unverifiable(self, thing: str) -> None:
+        if not self._said:
+            log.warning("%s: the store gives no digest of it and its like: only their sizes are compared", thing)
+        self._said = True
+
+    def _read_whole(self, stored: Stored, file: IO[bytes], thing: str) -> bool:
+        """One pass from where `file` ends; a body that broke goes on from there at the next attempt.
+
+        Returns whether a checksum of the store's has been compared: there is none for a part of an object.
+        """
+        checked = False
+        offset = file.seek(0, os.SEEK_END)
+        request: dict[str, Any] = {"Range": f"bytes={offset}-"} if offset else {"ChecksumMode": "ENABLED"}
+        if offset < stored.size or not offset:
+            try:
+                answer = self.client.get_object(
+                    Bucket=self.bucket, Key=self.prefix + stored.name, IfMatch=stored.etag, **request
+                )
+                full = answer.get("ChecksumType") != "COMPOSITE"
+                checked = full and any(name.startswith("Checksum") for name in answer)
+                for chunk in answer["Body"].iter_chunks(CHUNK):
+                    file.write(chunk)
+            except FlexibleChecksumError as error:
+                _empty(file)
+                raise StoreError(f"{thing}: {one_line(str(error))}") from error
+            except ClientError as error:
+                if _status(error) < 500:
+                    raise
+                raise StoreError(f"{thing}: the store answers {_status(error)} to GetObject") from error
+            except (HTTPClientError, NoConnectionError, IncompleteReadError, HTTPError) as error:
+                raise StoreError(f"{thing}: the connection must last, it broke: {one_line(str(error))}") from error
+        if (size := file.tell()) != stored.size:
+            _empty(file)
+            raise StoreError(f"{thing}: must have the listed {stored.size} bytes, {size} came")
+        return checked
+
+    def upload(self, source: Path, name: str) -> None:
+        """Put an object and compare it with the source: by its ETag where that is an MD5, else by reading it back.
+
+        A put, and the end of a multi-part upload, replace the object at once or not at all.
+        """
+        thing = f"{self.location}/{name}"
+        with disk_errors(str(source)), self._translated(thing):  # some of botocore's errors are the system's too
+            transfer = TransferConfig(
+                multipart_threshold=PART,
+                multipart_chunksize=PART,
+                max_concurrency=8,
+                preferred_transfer_client="classic",  # the other one drops the endpoint
+            )
+            with source.open("rb") as file:
+                self.client.upload_fileobj(file, self.bucket, self.prefix + name, Config=transfer)
+            stored = self.find(name)
+            if stored is None or stored.size != source.stat().st_size:
+                raise StoreError(f"{thing}: must be there as uploaded, is {stored}")
+            if stored.etag.strip('"') != _expected_etag(source):
+                with tempfile.TemporaryFile() as file:
+                    if self.download(stored, file) != file_digest(source):
+                        raise StoreError(f"{thing}: what was uploaded must read back the same, it does not")
+
+    def delete(self, name: str) -> None:
+        with self._translated(f"{self.location}/{name}"):
+            self.client.delete_object(Bucket=self.bucket, Key=self.prefix + name)
+
+    def prune(self, folder: str) -> None:
+        """A bucket has no folders to be empty."""
+
+    @contextmanager
+    def _translated(self, thing: str, otherwise: type[CrowdlayerError] = StoreError) -> Iterator[None]:
+        """Turn botocore's errors into ours, by type, status and code."""
+        thing = one_line(thing)
+        try:
+            yield
+        except CrowdlayerError:
+            raise
+        except ClientError as error:
+            code, status = str(error.response.get("Error", {}).get("Code", "")), _status(error)
+            if code == "NoSuchBucket":
+                raise SettingsError(f"{thing}: the bucket must exist, {self.bucket!r} does not") from error
+            if status in (401, 403) or code in ("ExpiredToken", "InvalidToken") or _of_a_role(error):
+                raise AccessError(f"{thing}: the store must allow this, it answers {status} {code}") from error
+            if status == 412:
+                raise StoreError(f"{thing}: must stay as it was listed, was changed meanwhile") from error
+            raise StoreError(f"{thing}: the store answers {status} {code} to {error.operation_name}") from error
+        except (
+            NoCredentialsError,
+            PartialCredentialsError,
+            CredentialRetrievalError,
+            TokenRetrievalError,
+            SSOError,
+        ) as error:
+            raise AccessError(f"{thing}: credentials are needed: {one_line(str(error))}") from error
+        except (ParamValidationError, ValueError) as error:  # ValueError: an endpoint that is no URL
+            raise SettingsError(f"{thing}: {one_line(str(error))}") from error
+        except (HTTPClientError, NoConnectionError) as error:
+            raise StoreError(f"{thing}: {one_line(str(error))}") from error
+        except BotoCoreError as error:
+            raise otherwise(f"{thing}: {one_line(str(error))}") from error
+
+
+@cache
+def _data_loader() -> botocore.loaders.Loader:
+    """botocore's descriptions of S3, parsed once: nearly all that a further client costs."""
+    return botocore.loaders.create_loader()
+
+
+def _mistrust(response: tuple[Any, dict[str, Any]] | None, operation: Any, **_: object) -> None:
+    """Have tried again what botocore takes for an answer.
+
+    That is 429 with a code that it does not know; and a body that ends before its first byte: a listing cut there is
+    one of nothing, and images are gone without a word.
+    """
+    if response is None:
+        return
+    http, parsed = response
+    if http.status_code == 429:
+        parsed.setdefault("Error", {})["Code"] = "SlowDown"
+    elif not operation.has_streaming_output and operation.http["method"] != "HEAD":
+        declared = http.headers.get("content-length", "")
+        if declared.isdecimal() and int(declared) > len(http.content):
+            http.status_code = 503
+
+
+def _status(error: ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _of_a_role(error: ClientError) -> bool:
+    """Whether a role was refused: STS answers 400 to a token that is old or not its own."""
+    return error.operation_name.startswith("AssumeRole") and 400 <= _status(error) < 500
+
+
+def _empty(file: IO[bytes]) -> None:
+    file.seek(0)
+    file.truncate()
+
+
+def _md5() -> hashlib._Hash:
+    return hashlib.md5(usedforsecurity=False)
+
+
+def _hashed(file: IO[bytes], digest: hashlib._Hash) -> hashlib._Hash:
+    file.seek(0)
+    while chunk := file.read(CHUNK):
+        digest.update(chunk)
+    return digest
+
+
+def _etag_of_parts(file: IO[bytes], size: int) -> str:
+    """S3's ETag of an upload by parts of `size` bytes: the MD5 of the parts' MD5s, and their number."""
+    file.seek(0)
+    parts = []
+    left, part = size, _md5()
+    while chunk := file.read(min(CHUNK, left)):
+        part.update(chunk)
+        left -= len(chunk)
+        if not left:
+            parts.append(part.digest())
+            left, part = size, _md5()
+    if left < size:
+        parts.append(part.digest())
+    joined = _md5()
+    joined.update(b"".join(parts))
+    return f"{joined.hexdigest()}-{len(parts)}"
+
+
+def _retrying() -> tenacity.Retrying:
+    """For bodies that break or come out wrong, which botocore does not retry as it does requests.
+
+    And for requests: its quota of retries is one for all threads, and spent after seconds of a store that is away.
+    """
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(StoreError),
+        wait=tenacity.wait_random_exponential(max=20),
+        stop=tenacity.stop_after_attempt(patience.attempts),
+        reraise=True,
+    )
+
+
+def _expected_etag(source: Path) -> str:
+    """S3's ETag of an upload of ours: the MD5, or that of parts of `PART` bytes."""
+    with source.open("rb") as file:
+        if source.stat().st_size < PART:
+            return _hashed(file, _md5()).hexdigest()
+        return _etag_of_parts(file, PART)
