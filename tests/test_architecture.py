@@ -28,7 +28,7 @@ OWNERS = {
     "boto3": {"storage.s3"},
     "botocore": {"storage.s3"},
     "accelerate": {"learning.devices", "learning.trainer", "report.trackers"},
-    "pydantic_settings": {"settings"},
+    "pydantic_settings": {"settings.environment", "settings.values"},
 }
 
 
@@ -85,7 +85,7 @@ def test_a_library_at_the_edge_has_one_owner(library: str) -> None:
 def test_the_environment_is_read_in_one_place_and_where_others_variables_count() -> None:
     readers = {module for module, path in MODULES.items() if "os.environ" in path.read_text()}
     assert readers == {
-        "settings",
+        "settings.environment",
         "machine.launch",
         "storage.s3",  # whether the user chose botocore's checksums and retries
         "machine.supervisor",  # hands it on

@@ -20,11 +20,11 @@ from crowdlayer.settings import (
     JobSettings,
     Settings,
     TrainingSettings,
-    classification_models,
     influential,
     load_settings,
     table,
 )
+from crowdlayer.settings.values import classification_models
 
 NAMES = [name.upper() for name in Settings.model_fields]
 

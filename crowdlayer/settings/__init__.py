@@ -1,0 +1,22 @@
+"""The settings: typed values, checked once, that everything above takes by name."""
+
+from .environment import PREFIX, Settings, load_settings, setting_complaints
+from .groups import DataSettings, JobSettings, TrainingSettings, influential
+from .table import table
+from .values import as_location, is_archive, nearest, quoted
+
+__all__ = [
+    "PREFIX",
+    "DataSettings",
+    "JobSettings",
+    "Settings",
+    "TrainingSettings",
+    "as_location",
+    "influential",
+    "is_archive",
+    "load_settings",
+    "nearest",
+    "quoted",
+    "setting_complaints",
+    "table",
+]

@@ -1,0 +1,153 @@
+"""The forms that a setting's value can have, with the rule that refuses all others."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_settings import NoDecode
+
+ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
+NO_TEXT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+"""Control characters, and what is not UTF-8 in the environment: no file of the results could hold it."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The unit of a setting, shown in `--help` and in the README."""
+
+    name: str
+
+
+@cache
+def classification_models() -> frozenset[str]:
+    """The names in torchvision.models, read from its source: importing torch to check a name would take seconds."""
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None:
+        return frozenset()
+    registered = re.compile(r"^@register_model\(\)\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
+    sources = (Path(spec.origin).parent / "models").glob("*.py")
+    return frozenset(name for source in sources for name in registered.findall(source.read_text(encoding="utf-8")))
+
+
+def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """`", did you mean …?"` with the known name closest to `name`, shown behind `prefix`; or nothing."""
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+    return f", did you mean {prefix}{close[0]}?" if close else ""
+
+
+def is_archive(location: str) -> bool:
+    """Whether `location` names an archive, by its ending; the name of a bucket does not count."""
+    bucket_alone = location.startswith("s3://") and "/" not in location.removeprefix("s3://")
+    return location.lower().endswith(ARCHIVES) and not bucket_alone
+
+
+def lower(value: object) -> object:
+    return value.strip().lower() if isinstance(value, str) else value
+
+
+def _split(value: object) -> object:
+    """A list as JSON, or its items with commas between them."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except RecursionError as error:
+            raise ValueError("must be a list, is lists in lists") from error
+    return [item.strip() for item in value.split(",")]
+
+
+def _is_path(value: str) -> bool:
+    """Whether `value` is a path, and no URI: a folder named s3: would go with the container."""
+    return bool(value.strip()) and not re.match(r"s3:|\w+://", value, re.IGNORECASE) and not NO_TEXT.search(value)
+
+
+def _file(value: str) -> str:
+    if not _is_path(value):
+        raise ValueError("must be a file on this machine")
+    return value
+
+
+def _folder(value: str) -> str:
+    if not _is_path(value):
+        raise ValueError("must be a folder on this machine")
+    return value
+
+
+def as_location(value: str) -> str:
+    """A folder, a file, or an s3:// URI without credentials or query."""
+    if _is_path(value):
+        return value
+    if not value.startswith("s3://"):
+        raise ValueError("must be a path or an s3:// URI")
+    if not re.fullmatch(r"s3://(arn:[\w.:-]+|[\w.-]+)(/[^?#]*)?", value, re.ASCII) or NO_TEXT.search(value):
+        raise ValueError("must have the form s3://bucket or s3://bucket/prefix, without credentials or query")
+    return value.rstrip("/")
+
+
+def _file_name(value: str) -> str:
+    if not re.fullmatch(r"\w[\w .+=@-]*", value) or len(value.encode()) > 200:
+        raise ValueError("must be a file name: letters, digits and ' .+=@_-', at most 200 bytes, no leading dot")
+    return value
+
+
+def _known_model(value: str) -> str:
+    known = classification_models()
+    if known and value not in known:
+        raise ValueError(f"is not a classification model of torchvision.models{nearest(value, known)}")
+    return value
+
+
+def _rising(value: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted(set(value)))
+
+
+def _percent(value: object) -> object:
+    """`2 %` is 0.02."""
+    percent = re.fullmatch(r"\s*([\d.]+)\s*%\s*", value) if isinstance(value, str) else None
+    return float(percent[1]) / 100 if percent else value
+
+
+def _share_or_count(value: float) -> float:
+    if value > 1 and not value.is_integer():
+        raise ValueError("must be a share below 1 or a whole number of images")
+    return value
+
+
+def _class_names(value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    if value is not None and (len(value) < 2 or len(set(value)) < len(value) or not all(value)):
+        raise ValueError("must be at least two different names")
+    if any(NO_TEXT.search(name) for name in value or ()):
+        raise ValueError("must be names in UTF-8 without control characters")
+    return value
+
+
+def quoted(value: object, longest: int = 200) -> str:
+    """`value` for a message: no credentials or signature of a URI, and not pages of it."""
+    if isinstance(value, str) and "://" in value:
+        value = re.sub(r"([?#]).*", r"\1***", re.sub(r"://.*@", "://***@", value, flags=re.DOTALL), flags=re.DOTALL)
+    text = repr(value)
+    return text if len(text) <= longest else f"{text[:longest]}…"
+
+
+Location = Annotated[str, AfterValidator(as_location)]
+File = Annotated[str, AfterValidator(_file)]
+Folder = Annotated[str, AfterValidator(_folder)]
+FileName = Annotated[str, AfterValidator(_file_name)]
+Word = BeforeValidator(lower)
+ModelName = Annotated[str, Word, AfterValidator(_known_model)]
+ListOf = (NoDecode, BeforeValidator(_split))
+Rising = AfterValidator(_rising)
+Names = AfterValidator(_class_names)
+Finite = Field(allow_inf_nan=False)
+Percent = BeforeValidator(_percent)
+ShareOrCount = AfterValidator(_share_or_count)
