@@ -1,20 +1,17 @@
 """Buckets of S3-compatible stores. The only module that imports boto3.
 
 What was measured on Ceph, Swift and moto decides the details: botocore's default checksums make every upload over
-https fail on the first two, and error messages may be missing, so nothing here branches on a message.
+https fail on the first two.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import itertools
 import logging
 import os
-import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -29,35 +26,25 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
-    CredentialRetrievalError,
     FlexibleChecksumError,
     HTTPClientError,
     IncompleteReadError,
-    NoCredentialsError,
-    ParamValidationError,
-    PartialCredentialsError,
-    SSOError,
-    TokenRetrievalError,
 )
 from botocore.exceptions import ConnectionError as NoConnectionError
 from urllib3.exceptions import HTTPError  # botocore lets some of these through from the middle of a body
 
-from ..errors import AccessError, CrowdlayerError, SettingsError, StoreError, one_line
+from ..errors import AccessError, SettingsError, StoreError, one_line
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+from .etags import PART, expected_etag, fits, hashed
 from .files import CHUNK, Stored, disk_errors, file_digest
+from .s3_errors import status_of, translated
 
 log = logging.getLogger(__name__)
 
 THREADS = 32
 """Requests at once: small objects wait for latency, not for bandwidth."""
-PART = 64 * 2**20
-"""Bytes per part of an upload; a constant, so that the ETag of a multi-part upload can be foretold."""
-ETAG = re.compile('"?(?P<md5>[0-9a-f]{32})(?:-(?P<parts>[0-9]+))?"?')
-"""Of an object put at once, and of one put in parts."""
-PART_SIZES = tuple(n * 2**20 for n in (5, 8, 10, 15, 16, 20, 25, 32, 50, 64, 100, 128, 200, 256, 500, 512, 1024))
-"""Bytes per part that the usual tools upload with; an ETag does not tell them."""
 
 
 @dataclass
@@ -85,7 +72,7 @@ class Bucket:
     @cached_property
     def client(self) -> S3Client:
         """Made at the first request; safe to share between threads."""
-        with self._translated(self.location, SettingsError):
+        with translated(self.location, self.bucket, SettingsError):
             session = botocore.session.get_session()
             session.register_component("data_loader", _data_loader())
             said = session.get_scoped_config()
@@ -136,7 +123,7 @@ class Bucket:
         return self._listing(f"{self.prefix}{folder}/")
 
     def _listing(self, prefix: str) -> list[Stored]:
-        with self._translated(self.location):
+        with translated(self.location, self.bucket):
             pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
             return [
                 Stored(item["Key"].removeprefix(self.prefix), item["Size"], item["ETag"])
@@ -149,12 +136,12 @@ class Bucket:
         try:
             head = self.client.head_object(Bucket=self.bucket, Key=self.prefix + name)
         except ClientError as error:
-            if _status(error) == 404:
+            if status_of(error) == 404:
                 return None
-            with self._translated(f"{self.location}/{name}"):
+            with translated(f"{self.location}/{name}", self.bucket):
                 raise
         except BotoCoreError:
-            with self._translated(f"{self.location}/{name}"):
+            with translated(f"{self.location}/{name}", self.bucket):
                 raise
         return Stored(name, head["ContentLength"], head["ETag"])
 
@@ -175,33 +162,22 @@ class Bucket:
         """
         thing = one_line(f"{self.location}/{stored.name}")
         suspect: str | None = None
-        with self._translated(thing):
+        with translated(thing, self.bucket):
             for attempt in _retrying():
                 with attempt:
                     for _ in range(2):
                         checked = self._read_whole(stored, file, thing)
-                        sha256 = _hashed(file, hashlib.sha256()).hexdigest()
-                        fits = checked or self._fits(stored, file)
-                        if fits is None:
+                        sha256 = hashed(file, hashlib.sha256()).hexdigest()
+                        whole = checked or fits(stored, file, self._first_part(stored))
+                        if whole is None:
                             self._unverifiable(thing)
-                        if fits is not False or sha256 == suspect:
+                        if whole is not False or sha256 == suspect:
                             return sha256
                         suspect = sha256
                         _empty(file)
                         log.warning("%s: its MD5 is not its ETag; reading it again", thing)
                     raise StoreError(f"{thing}: must read the same twice where its MD5 is not its ETag, does not")
         raise AssertionError("unreachable: the last attempt returns or raises")
-
-    def _fits(self, stored: Stored, file: IO[bytes]) -> bool | None:
-        """Whether `file` has the MD5, or the parts' MD5s, that its ETag is made of; None where it is made of none."""
-        form = ETAG.fullmatch(stored.etag)
-        if form is None:
-            return None
-        if form["parts"] is None:
-            return _hashed(file, _md5()).hexdigest() == form["md5"]
-        etag, count = stored.etag.strip('"'), int(form["parts"])
-        sizes = [size for size in (*PART_SIZES, stored.size) if size and -(-stored.size // size) == count]
-        return any(_etag_of_parts(file, size) == etag for size in itertools.chain(sizes, self._first_part(stored)))
 
     def _first_part(self, stored: Stored) -> Iterator[int]:
         """The size of the object's first part, where the store tells it; asked only when the usual ones do not fit."""
@@ -240,9 +216,9 @@ class Bucket:
                 _empty(file)
                 raise StoreError(f"{thing}: {one_line(str(error))}") from error
             except ClientError as error:
-                if _status(error) < 500:
+                if status_of(error) < 500:
                     raise
-                raise StoreError(f"{thing}: the store answers {_status(error)} to GetObject") from error
+                raise StoreError(f"{thing}: the store answers {status_of(error)} to GetObject") from error
             except (HTTPClientError, NoConnectionError, IncompleteReadError, HTTPError) as error:
                 raise StoreError(f"{thing}: the connection must last, it broke: {one_line(str(error))}") from error
         if (size := file.tell()) != stored.size:
@@ -256,7 +232,7 @@ class Bucket:
         A put, and the end of a multi-part upload, replace the object at once or not at all.
         """
         thing = f"{self.location}/{name}"
-        with disk_errors(str(source)), self._translated(thing):  # some of botocore's errors are the system's too
+        with disk_errors(str(source)), translated(thing, self.bucket):  # some of botocore's errors are the system's too
             transfer = TransferConfig(
                 multipart_threshold=PART,
                 multipart_chunksize=PART,
@@ -268,49 +244,17 @@ class Bucket:
             stored = self.find(name)
             if stored is None or stored.size != source.stat().st_size:
                 raise StoreError(f"{thing}: must be there as uploaded, is {stored}")
-            if stored.etag.strip('"') != _expected_etag(source):
+            if stored.etag.strip('"') != expected_etag(source):
                 with tempfile.TemporaryFile() as file:
                     if self.download(stored, file) != file_digest(source):
                         raise StoreError(f"{thing}: what was uploaded must read back the same, it does not")
 
     def delete(self, name: str) -> None:
-        with self._translated(f"{self.location}/{name}"):
+        with translated(f"{self.location}/{name}", self.bucket):
             self.client.delete_object(Bucket=self.bucket, Key=self.prefix + name)
 
     def prune(self, folder: str) -> None:
         """A bucket has no folders to be empty."""
-
-    @contextmanager
-    def _translated(self, thing: str, otherwise: type[CrowdlayerError] = StoreError) -> Iterator[None]:
-        """Turn botocore's errors into ours, by type, status and code."""
-        thing = one_line(thing)
-        try:
-            yield
-        except CrowdlayerError:
-            raise
-        except ClientError as error:
-            code, status = str(error.response.get("Error", {}).get("Code", "")), _status(error)
-            if code == "NoSuchBucket":
-                raise SettingsError(f"{thing}: the bucket must exist, {self.bucket!r} does not") from error
-            if status in (401, 403) or code in ("ExpiredToken", "InvalidToken") or _of_a_role(error):
-                raise AccessError(f"{thing}: the store must allow this, it answers {status} {code}") from error
-            if status == 412:
-                raise StoreError(f"{thing}: must stay as it was listed, was changed meanwhile") from error
-            raise StoreError(f"{thing}: the store answers {status} {code} to {error.operation_name}") from error
-        except (
-            NoCredentialsError,
-            PartialCredentialsError,
-            CredentialRetrievalError,
-            TokenRetrievalError,
-            SSOError,
-        ) as error:
-            raise AccessError(f"{thing}: credentials are needed: {one_line(str(error))}") from error
-        except (ParamValidationError, ValueError) as error:  # ValueError: an endpoint that is no URL
-            raise SettingsError(f"{thing}: {one_line(str(error))}") from error
-        except (HTTPClientError, NoConnectionError) as error:
-            raise StoreError(f"{thing}: {one_line(str(error))}") from error
-        except BotoCoreError as error:
-            raise otherwise(f"{thing}: {one_line(str(error))}") from error
 
 
 @cache
@@ -336,47 +280,9 @@ def _mistrust(response: tuple[Any, dict[str, Any]] | None, operation: Any, **_: 
             http.status_code = 503
 
 
-def _status(error: ClientError) -> int:
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-
-
-def _of_a_role(error: ClientError) -> bool:
-    """Whether a role was refused: STS answers 400 to a token that is old or not its own."""
-    return error.operation_name.startswith("AssumeRole") and 400 <= _status(error) < 500
-
-
 def _empty(file: IO[bytes]) -> None:
     file.seek(0)
     file.truncate()
-
-
-def _md5() -> hashlib._Hash:
-    return hashlib.md5(usedforsecurity=False)
-
-
-def _hashed(file: IO[bytes], digest: hashlib._Hash) -> hashlib._Hash:
-    file.seek(0)
-    while chunk := file.read(CHUNK):
-        digest.update(chunk)
-    return digest
-
-
-def _etag_of_parts(file: IO[bytes], size: int) -> str:
-    """S3's ETag of an upload by parts of `size` bytes: the MD5 of the parts' MD5s, and their number."""
-    file.seek(0)
-    parts = []
-    left, part = size, _md5()
-    while chunk := file.read(min(CHUNK, left)):
-        part.update(chunk)
-        left -= len(chunk)
-        if not left:
-            parts.append(part.digest())
-            left, part = size, _md5()
-    if left < size:
-        parts.append(part.digest())
-    joined = _md5()
-    joined.update(b"".join(parts))
-    return f"{joined.hexdigest()}-{len(parts)}"
 
 
 def _retrying() -> tenacity.Retrying:
@@ -390,11 +296,3 @@ def _retrying() -> tenacity.Retrying:
         stop=tenacity.stop_after_attempt(patience.attempts),
         reraise=True,
     )
-
-
-def _expected_etag(source: Path) -> str:
-    """S3's ETag of an upload of ours: the MD5, or that of parts of `PART` bytes."""
-    with source.open("rb") as file:
-        if source.stat().st_size < PART:
-            return _hashed(file, _md5()).hexdigest()
-        return _etag_of_parts(file, PART)
