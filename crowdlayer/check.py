@@ -20,7 +20,8 @@ from .inputs import Inputs, check_possible, probe, processes_to_start, read_inpu
 from .learning import advice
 from .learning.devices import device_name, enough_memory, memory_used, precision
 from .learning.experiment import Images, Phases, load_images, make_trainer
-from .learning.trainer import EVALUATION_BATCHES, Progress, Trainer, Watch
+from .learning.progress import Progress
+from .learning.trainer import EVALUATION_BATCHES, Trainer, Watch
 from .logs import duration
 from .machine.launch import Launch, recognise
 from .report.results import done_before

@@ -19,7 +19,8 @@ from .learning.classifier import has_small_stem
 from .learning.crowd_layer import CrowdLoss, CrowdModel
 from .learning.devices import device_name
 from .learning.experiment import Phases, load_images, log_dataset, make_trainer, run
-from .learning.trainer import EVALUATION_BATCHES, Mover, Progress, Trainer
+from .learning.progress import Progress
+from .learning.trainer import EVALUATION_BATCHES, Mover, Trainer
 from .report.results import Provenance, headline, publish, results_name
 from .settings import DataSettings, TrainingSettings, nearest, setting_complaints
 from .storage.places import Folder

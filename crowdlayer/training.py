@@ -18,7 +18,8 @@ from .learning.checkpoint import PARTS, Spool, read_state
 from .learning.classifier import has_small_stem
 from .learning.devices import device_name
 from .learning.experiment import Images, Outcome, Phases, load_images, make_trainer, run
-from .learning.trainer import History, Trainer, Watch
+from .learning.progress import History
+from .learning.trainer import Trainer, Watch
 from .machine import interruption
 from .machine.launch import Peers, as_torchrun
 from .machine.processes import Processes, join, lost_peers

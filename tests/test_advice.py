@@ -11,7 +11,7 @@ import pytest
 from crowdlayer.answers import Answers
 from crowdlayer.data.dataset import CrowdImages, Dataset, LabelledImages
 from crowdlayer.learning import advice
-from crowdlayer.learning.trainer import History
+from crowdlayer.learning.progress import History
 from crowdlayer.settings import TrainingSettings
 
 SOUND: dict[str, Any] = {"n_epochs": 100, "milestones": (50,), "batch_size": 64, "img_size": 32}

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from crowdlayer.learning.features import features, on_features
-from crowdlayer.learning.trainer import Best, Trainer
+from crowdlayer.learning.progress import Best
+from crowdlayer.learning.trainer import Trainer
 from tests.gang import together
 from tests.test_trainer import Small, coloured, make
 

@@ -14,7 +14,8 @@ from sklearn.metrics import cohen_kappa_score
 from crowdlayer.answers import Answers, majority_vote
 from crowdlayer.learning import metrics
 from crowdlayer.learning.guard import Guard
-from crowdlayer.learning.trainer import Best, Trainer, Watch
+from crowdlayer.learning.progress import Best
+from crowdlayer.learning.trainer import Trainer, Watch
 from crowdlayer.machine.processes import Processes
 from tests.bench.crowds import Share, answered, pattern_pool, share
 from tests.bench.quality import make_trainer

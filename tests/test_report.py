@@ -26,7 +26,7 @@ from crowdlayer.data.decoding import Decoded
 from crowdlayer.errors import DataError, SettingsError
 from crowdlayer.learning.experiment import Images, Outcome
 from crowdlayer.learning.inference import Predictions, infer
-from crowdlayer.learning.trainer import Best, History
+from crowdlayer.learning.progress import Best, History
 from crowdlayer.report import html as report
 from crowdlayer.report.view import view
 from crowdlayer.settings import load_settings

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from crowdlayer.learning.trainer import History
+from crowdlayer.learning.progress import History
 from crowdlayer.report.tables import cell, write_epochs, write_settings, write_table
 
 TRICKY = ["plain", "a,b", 'say "hi"', "two\nlines", " edges ", "a;b", "ünï", "", "0", "007", "<b>", "a\rb", "1e5"]

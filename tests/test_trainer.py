@@ -18,7 +18,8 @@ from crowdlayer.learning.aggregation import dawid_skene
 from crowdlayer.learning.crowd_layer import WORKER_MODELS, CrowdLayer, CrowdLoss
 from crowdlayer.learning.devices import enough_memory, make_accelerator, precision
 from crowdlayer.learning.optimization import make_optimizer, make_scheduler
-from crowdlayer.learning.trainer import Best, Progress, Trainer, Validation, Watch
+from crowdlayer.learning.progress import Best, Progress
+from crowdlayer.learning.trainer import Trainer, Validation, Watch
 from crowdlayer.machine.processes import Processes
 from crowdlayer.settings import TrainingSettings
 

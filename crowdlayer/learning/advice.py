@@ -8,7 +8,7 @@ import numpy as np
 
 from ..data.dataset import Dataset
 from ..settings import TrainingSettings
-from .trainer import History
+from .progress import History
 
 FEW_HELD_OUT = 50
 """Held-out tasks below which the choice of the epoch is mostly luck: a rate has a standard error of 7 % at 50."""

@@ -26,7 +26,8 @@ from .crowd_layer import WORKER_MODELS, log_likelihood
 from .devices import enough_memory, make_accelerator
 from .features import on_features
 from .inference import Inferred, Predictions, infer
-from .trainer import Best, History, Trainer, Validation
+from .progress import Best, History
+from .trainer import Trainer, Validation
 
 log = logging.getLogger(__name__)
 

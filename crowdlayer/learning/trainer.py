@@ -10,9 +10,8 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import statistics
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, NoReturn, Protocol
 
 import numpy as np
@@ -25,16 +24,17 @@ from torch.optim import Optimizer
 from ..answers import Answers, Ints
 from ..data.images import STREAM_DROPOUT, Batch, CrowdLoader, ImageLoader, Rows, stream_seed
 from ..errors import InterruptedRunError, SettingsError
-from ..logs import duration, track
+from ..logs import track
 from ..machine.processes import Processes
 from ..settings import TrainingSettings
 from . import selection
 from .aggregation import started
 from .crowd_layer import CrowdLoss, CrowdModel, WorkerModel
-from .devices import device_name, laid_out, memory_used, synchronised
+from .devices import device_name, laid_out, synchronised
 from .guard import Guard, fallback
 from .mixup import mix
 from .optimization import averaged, hold, make_optimizer, make_scheduler
+from .progress import Best, History, Progress, log_epoch
 from .regularizers import Regularizer
 from .rows import share_rows
 
@@ -44,31 +44,6 @@ EVALUATION_BATCHES = 4
 """Without gradients several training batches fit where one did."""
 
 
-@dataclass
-class History:
-    """What happened, a value per epoch; None where a figure does not exist."""
-
-    train_loss: list[float] = field(default_factory=list)
-    val_loss: list[float | None] = field(default_factory=list)
-    val_accuracy: list[float | None] = field(default_factory=list)
-    lr: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    figures: list[dict[str, float]] = field(default_factory=list)
-    """Whatever else is known of an epoch, under its name in results.csv: metrics/…, lr/…, crowd/…"""
-
-
-@dataclass(frozen=True)
-class Best:
-    """The chosen epoch, from 1, with the weights it ended with, on the CPU, and its validation figures."""
-
-    epoch: int
-    score: float
-    classifier: dict[str, Tensor]
-    crowd_layer: dict[str, Tensor]
-    confusion: Tensor
-    figures: dict[str, float]
-
-
 @dataclass(frozen=True)
 class Validation:
     """What chooses the epoch: images with `labels` (images,), or with the `answers` of their held-out tasks."""
@@ -76,18 +51,6 @@ class Validation:
     images: Rows
     labels: Tensor | None
     answers: Answers | None
-
-
-@dataclass
-class Progress:
-    """How far a run has come: whole epochs, steps of the epoch under way, and what these have brought.
-
-    `total` (): the sum over this process's tasks (or answers) of the loss, on the device, never read within an epoch.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    total: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
 
 
 def on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -195,7 +158,7 @@ class Trainer:
             self.history.figures.append(self._also(figures, lr_crowd))
             self.history.seconds.append(time.monotonic() - started)
             if self.settings.verbose:
-                self._log_epoch(epoch, self.best.epoch)
+                log_epoch(self.history, self.settings.n_epochs, self.best.epoch, self.accelerator.device)
             self.progress = Progress(epoch)
             if collapsed and self.collapsed_since is None:
                 self._collapse(self.guard.suspicious_since)
@@ -413,48 +376,10 @@ class Trainer:
                 raise SettingsError(f"{name}: must be finite, is {value} in epoch {epoch}: lower LR={self.settings.lr}")
 
     def _log_start(self) -> None:
-        n, device = self.processes.count, self.accelerator.device
+        n, done = self.processes.count, self.progress
         log.info(
             "training %s on %s%s, precision %s: %d epochs of %d steps%s",
-            self.settings.model, f"{n} processes, each on " if n > 1 else "", device_name(device),
+            self.settings.model, f"{n} processes, each on " if n > 1 else "", device_name(self.accelerator.device),
             self.accelerator.mixed_precision, self.settings.n_epochs, len(self.train),
-            f"; {self.progress.epoch} epochs and {self.progress.step} steps are done" if self._begun else "",
+            f"; {done.epoch} epochs and {done.step} steps are done" if done.epoch + done.step else "",
         )  # fmt: skip
-
-    @property
-    def _begun(self) -> bool:
-        return self.progress.epoch + self.progress.step > 0
-
-    def _log_epoch(self, epoch: int, best_epoch: int) -> None:
-        history = self.history
-        left = self._seconds_left(epoch)
-        fields = {
-            "epoch": epoch,
-            "train_loss": history.train_loss[-1],
-            "val_loss": history.val_loss[-1],
-            "val_accuracy": history.val_accuracy[-1],
-            "lr": history.lr[-1],
-            "seconds": round(history.seconds[-1], 3),
-            "seconds_left": round(left, 1),
-            "best_epoch": best_epoch,
-            "crowd_agreement": history.figures[-1].get("crowd/agreement"),
-        }
-        accuracy = "" if fields["val_accuracy"] is None else f"  val_accuracy {fields['val_accuracy']:5.1f} %"
-        agreement = "" if fields["crowd_agreement"] is None else f"  agreement {fields['crowd_agreement']:.2f}"
-        log.info(
-            "epoch %*d/%d  train_loss %.4f  val_loss %.4f%s%s  %.1f s%s%s",
-            len(str(self.settings.n_epochs)), epoch, self.settings.n_epochs, fields["train_loss"], fields["val_loss"],
-            accuracy, agreement, fields["seconds"], f"  {duration(left)} left" if left else "",
-            "  best" if best_epoch == epoch else "", extra=fields,
-        )  # fmt: skip
-        if len(history.seconds) == 1 and left:
-            used, there = memory_used(self.accelerator.device)
-            log.info(
-                "memory: %.1f of %.1f GB used by this process; at the first epoch's rate the others take %s",
-                used / 1e9, there / 1e9, duration(left), extra={"memory_bytes": used, "memory_total_bytes": there},
-            )  # fmt: skip
-
-    def _seconds_left(self, epoch: int) -> float:
-        """For the epochs that remain, at the median of those done; the first, which warms up, counts while alone."""
-        done = self.history.seconds[1:] or self.history.seconds
-        return (self.settings.n_epochs - epoch) * statistics.median(done)

@@ -17,8 +17,8 @@ from .. import __version__
 from ..answers.label_studio import import_list
 from ..data.dataset import Dataset
 from ..learning.inference import Inferred
+from ..learning.progress import History
 from ..learning.quality import Workers
-from ..learning.trainer import History
 
 MOST_CELLS = 10**7
 """Beyond so many cells labels.csv leaves the posterior out, and confusion.csv the pairs that nobody answered."""

@@ -36,7 +36,7 @@ def ours(tasks: str, size: int, model: str, augmented: bool = False, freeze: boo
     from crowdlayer.data.dataset import belongs, read_dataset
     from crowdlayer.learning.experiment import load_images, make_trainer
     from crowdlayer.learning.features import on_features
-    from crowdlayer.learning.trainer import Progress
+    from crowdlayer.learning.progress import Progress
     from crowdlayer.settings import DataSettings, TrainingSettings
     from crowdlayer.storage.sync import sync
 

@@ -33,7 +33,8 @@ from crowdlayer.learning.aggregation import dawid_skene
 from crowdlayer.learning.classifier import build_classifier
 from crowdlayer.learning.crowd_layer import CrowdLoss
 from crowdlayer.learning.devices import make_accelerator
-from crowdlayer.learning.trainer import Progress, Trainer, Validation
+from crowdlayer.learning.progress import Progress
+from crowdlayer.learning.trainer import Trainer, Validation
 from crowdlayer.machine.processes import Processes
 from crowdlayer.settings import TrainingSettings
 from tests.bench.crowds import SIMULATED, Pool, Share, answered, pattern_pool, read_pool, share
