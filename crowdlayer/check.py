@@ -218,7 +218,7 @@ def _rehearse(
     """A few steps on one device, with the share of a step that a process of the run has: memory and time."""
     share = settings.model_copy(update={"batch_size": -(-settings.batch_size // n_processes)})
     with enough_memory(settings):
-        trainer = make_trainer(dataset, images, share, inputs.pretrained)
+        trainer = make_trainer(dataset, images, share, inputs.weights or settings.pretrained is True)
         watch = trainer.watch = _Stopwatch(STEPS)
         try:
             trainer.train_epoch(trainer.model, trainer.train, trainer.criterion, trainer.optimizer, Progress())

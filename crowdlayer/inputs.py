@@ -26,11 +26,11 @@ PROBE = b"crowdlayer can write here\n"
 
 @dataclass(frozen=True)
 class Inputs:
-    """The data set and the weights on this machine, and one digest of all that was read."""
+    """The data set and the weights that PRETRAINED names on this machine, and one digest of all that was read."""
 
     synced: Synced
     dataset: Dataset
-    pretrained: bool | Path
+    weights: Path | None
     digest: str
 
 
@@ -72,8 +72,7 @@ def read_inputs(settings: Settings, workdir: Path, phases: Phases) -> Inputs:
             synced.root, synced.digests, settings, answers, files.get("PATH_REMOVE"), settings.seed, kept
         )
         log_dataset(dataset)
-    pretrained = files.get("PRETRAINED", settings.pretrained is True)
-    return Inputs(synced, dataset, pretrained, digest_of(digests))
+    return Inputs(synced, dataset, files.get("PRETRAINED"), digest_of(digests))
 
 
 def processes_to_start(settings: Settings, launch: Launch) -> int:

@@ -21,9 +21,10 @@ from .machine.supervisor import supervise
 from .report.results import Provenance, done_before, headline, publish, results_name
 from .settings import Settings
 from .storage.files import disk_errors, working_folder
+from .storage.handover import hand, take
 from .storage.places import Place, place
 from .storage.sync import must_be_there, must_stay_apart
-from .training import Plan, Trained
+from .training import PLAN, TRAINED, Plan, Trained
 from .training import train as train_here
 
 log = logging.getLogger(__name__)
@@ -65,9 +66,7 @@ def train(settings: Settings) -> str:
         found = checkpoints.find(identity, settings.resume, folder) if launch.publishes else Found()
         spool = Spool(folder / SPOOL, identity, found.number)
         synced = inputs.synced
-        plan = Plan(
-            settings, inputs.dataset, synced.root, synced.digests, inputs.pretrained, workdir, spool, found.parts
-        )
+        plan = Plan(settings, inputs.dataset, synced.root, synced.digests, inputs.weights, workdir, spool, found.parts)
         background = settings.checkpoint_every > 0
         uploading = Uploads(spool.folder, checkpoints, background) if launch.publishes else nullcontext()
         with _kept(folder, settings.workdir), uploading as uploads:
@@ -104,7 +103,7 @@ def dry_run(settings: Settings) -> None:
         one = settings.model_copy(update={"n_epochs": 1, "checkpoint_every": 0, "baselines": (), "guard": False})
         synced, few = inputs.synced, inputs.dataset.first(settings.batch_size)
         spool = Spool(folder / SPOOL, Identity(one.model_dump(mode="json"), inputs.digest), 0)
-        plan = Plan(one, few, synced.root, synced.digests, inputs.pretrained, folder, spool, {})  # its own cache
+        plan = Plan(one, few, synced.root, synced.digests, inputs.weights, folder, spool, {})  # its own cache
         trained = _train(plan, folder, launch, n_here, phases)
         if trained is not None:
             log.info("dry run passed: a step on %s", ", ".join(trained.devices))
@@ -119,10 +118,10 @@ def _train(plan: Plan, folder: Path, launch: Launch, n_here: int, phases: Phases
         plan.images()
     if launch.peers is not None:
         store = meet(launch.address, launch.port or 0, timeout, hosts_the_store(launch))
-        plan.write(folder)
+        hand(plan, folder / PLAN)
         store.set(_plan_of(launch), str(folder))
         return train_here(plan, phases, store, launch.peers)
-    plan.write(folder)
+    hand(plan, folder / PLAN)
     log.info("%s: %d training processes here", launch, n_here)
     port = launch.port or 0
     if launch.node == 0:
@@ -130,7 +129,7 @@ def _train(plan: Plan, folder: Path, launch: Launch, n_here: int, phases: Phases
         port = store.port
     with phases("processes"):
         supervise("process", folder, n_here, launch, port, timeout)
-    return Trained.read(folder) if launch.publishes else None
+    return take(folder / TRAINED, Trained) if launch.publishes else None
 
 
 def _follow(settings: Settings, launch: Launch) -> None:
@@ -140,7 +139,7 @@ def _follow(settings: Settings, launch: Launch) -> None:
     store = meet(launch.address, launch.port or 0, settings.timeout)
     with lost_peers():
         folder = Path(store.get(_plan_of(launch)).decode())
-    train_here(Plan.read(folder), Phases(), store, launch.peers)
+    train_here(take(folder / PLAN, Plan), Phases(), store, launch.peers)
 
 
 def _plan_of(launch: Launch) -> str:

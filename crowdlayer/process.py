@@ -51,9 +51,10 @@ def _train(folder: Path, launch: Launch) -> None:
     from . import logs  # after signals are heard: torch takes seconds
     from .learning.experiment import Phases
     from .machine.processes import meet
-    from .training import Plan, train
+    from .storage.handover import hand, take
+    from .training import PLAN, TRAINED, Plan, train
 
-    plan, peers = Plan.read(folder), _peers(launch)
+    plan, peers = take(folder / PLAN, Plan), _peers(launch)
     interruption.set_grace(plan.settings.grace)
     logs.start(plan.settings.log_format)
     if peers.rank:
@@ -61,7 +62,7 @@ def _train(folder: Path, launch: Launch) -> None:
     store = meet(launch.address, launch.port or 0, plan.settings.timeout)
     trained = train(plan, Phases(), store, peers)
     if peers.rank == 0:
-        trained.write(folder)
+        hand(trained, folder / TRAINED)
 
 
 def _peers(launch: Launch) -> Peers:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +25,11 @@ from .machine.processes import Processes, join, lost_peers
 from .machine.watchdog import Watchdog
 from .report.trackers import Trackers, wanted
 from .settings import Settings
-from .storage.files import disk_errors
 
 log = logging.getLogger(__name__)
 
+PLAN, TRAINED = "plan.npz", "trained.npz"
+"""What a run's processes hand to each other, in the folder of the run."""
 PATIENCE = 30.0
 """Seconds that the watchdog waits longer than processes do for each other: who misses another shall say so itself."""
 
@@ -38,31 +38,28 @@ PATIENCE = 30.0
 class Plan:
     """What the processes of a node are to do, found out once: the settings, and the data set on this machine.
 
-    `resume`: the parts of the checkpoint to go on from, on the run's first node; none to begin.
+    `weights`: the state dict that PRETRAINED names; `resume`: the parts of the checkpoint to go on from, on the run's
+    first node; none to begin.
     """
 
     settings: Settings
     dataset: Dataset
     root: Path
     digests: Mapping[str, str]
-    pretrained: bool | Path
+    weights: Path | None
     workdir: Path
     spool: Spool
     resume: Mapping[str, Path]
+
+    @property
+    def pretrained(self) -> bool | Path:
+        """As a classifier is built."""
+        return self.weights or self.settings.pretrained is True
 
     def images(self) -> tuple[Dataset, Images]:
         """The data set without broken images, and the decoded ones: once on a node, then they are there for all."""
         most = self.settings.max_bad_images
         return load_images(self.dataset, self.root, self.settings, most, self.workdir, self.digests)
-
-    def write(self, folder: Path) -> None:
-        with disk_errors(str(folder)):
-            (folder / "plan").write_bytes(pickle.dumps(self))
-
-    @classmethod
-    def read(cls, folder: Path) -> Plan:
-        plan: Plan = pickle.loads((folder / "plan").read_bytes())  # noqa: S301  the run's own folder, of this user alone
-        return plan
 
 
 @dataclass(frozen=True)
@@ -78,15 +75,6 @@ class Trained:
     devices: list[str]
     small_stem: bool
     seconds: dict[str, float]
-
-    def write(self, folder: Path) -> None:
-        with disk_errors(str(folder)):
-            (folder / "trained").write_bytes(pickle.dumps(self))
-
-    @classmethod
-    def read(cls, folder: Path) -> Trained:
-        trained: Trained = pickle.loads((folder / "trained").read_bytes())  # noqa: S301  as the plan
-        return trained
 
 
 class Keeper(Watch):

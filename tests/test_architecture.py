@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -91,3 +92,17 @@ def test_the_environment_is_read_in_one_place_and_where_others_variables_count()
         "machine.supervisor",  # hands it on
         "report.trackers",  # whether MLflow's and W&B's own variables ask for them
     }
+
+
+RUN_WHAT_THEY_READ = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
+
+
+def test_nothing_that_is_read_can_run() -> None:
+    """No pickle, neither named nor by way of torch and numpy."""
+    unsafe = re.compile(
+        r"(?<![.\w])(eval|exec)\(|(all_gather|broadcast|gather|scatter|send|recv)_object|allow_pickle=True|weights_only=False"
+        r"|torch\.load\((?!.*weights_only=True)|np\.load\((?!.*allow_pickle=False)|yaml\.load\("
+    )
+    for module, path in MODULES.items():
+        assert not imports(module)[1] & RUN_WHAT_THEY_READ, module
+        assert not (found := [line for line in path.read_text().splitlines() if unsafe.search(line)]), (module, found)

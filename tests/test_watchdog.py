@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 def run(program: str) -> subprocess.CompletedProcess[str]:
     """A Python process that knows this package; its last line is said as the job's is."""
     said = "lambda line, code: print(line, flush=True) or code"
-    listen = f"from crowdlayer import interruption; interruption.listen({said})\n"
+    listen = f"from crowdlayer.machine import interruption; interruption.listen({said})\n"
     return subprocess.run(
         [sys.executable, "-c", listen + program], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
@@ -20,7 +20,7 @@ def run(program: str) -> subprocess.CompletedProcess[str]:
 def test_a_process_without_progress_shows_its_stacks_and_ends() -> None:
     done = run("""
 import time
-from crowdlayer.watchdog import Watchdog
+from crowdlayer.machine.watchdog import Watchdog
 def hang(): time.sleep(100)
 with Watchdog(0.5).watching(): hang()
 """)
@@ -32,7 +32,7 @@ with Watchdog(0.5).watching(): hang()
 def test_a_process_with_progress_is_left_alone() -> None:
     done = run("""
 import time
-from crowdlayer.watchdog import Watchdog
+from crowdlayer.machine.watchdog import Watchdog
 watchdog = Watchdog(2.0)
 with watchdog.watching():
     for _ in range(30):

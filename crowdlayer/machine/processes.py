@@ -122,9 +122,8 @@ class Processes:
         return shared.numpy().tobytes()
 
     def gather_texts(self, text: str) -> list[str]:
-        """What each process says, in their order."""
+        """What each process says, a line each, in their order."""
         if self.count == 1:
             return [text]
-        texts = [""] * self.count
-        dist.all_gather_object(texts, text)
-        return texts
+        line = f"{one_line(text)}\n".encode()
+        return bytes(self.gather(torch.frombuffer(bytearray(line), dtype=torch.uint8)).tolist()).decode().splitlines()
