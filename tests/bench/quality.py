@@ -14,31 +14,36 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import subprocess
+import sys
+import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from scipy import stats
-from torch import Tensor, nn
+from torch import Tensor
 
 from crowdlayer.answers import majority_vote
 from crowdlayer.data.images import CrowdLoader
 from crowdlayer.learning import metrics
 from crowdlayer.learning.aggregation import dawid_skene
 from crowdlayer.learning.classifier import build_classifier
-from crowdlayer.learning.crowd_layer import CrowdLoss
+from crowdlayer.learning.crowd_layer import WORKER_MODELS, CrowdLoss, WorkerModel
 from crowdlayer.learning.devices import make_accelerator
 from crowdlayer.learning.progress import Progress
 from crowdlayer.learning.trainer import Trainer, Validation
 from crowdlayer.machine.processes import Processes
 from crowdlayer.settings import TrainingSettings
 from tests.bench.crowds import SIMULATED, Pool, Share, answered, pattern_pool, read_pool, share
-from tests.conftest import SHARED
+from tests.bench.networks import SmallNet
+from tests.conftest import ROOT, SHARED
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ CONDITIONS = {
 }
 DS = {"crowd_start": "dawid-skene"}
 STOCHASTIC = {"crowd_layer": "stochastic"}
+THEIRS = "peerannot's class"
 VARIANTS: dict[str, dict[str, Any]] = {
     "majority": {"labels": "majority"},
     "dawid-skene": {"labels": "dawid-skene"},
@@ -118,28 +124,8 @@ RULES: dict[str, Callable[[dict[str, list[float]]], int]] = {
 }
 """What picks the epoch (from 0): the first four by images with true labels, or by none; then by held-out answers."""
 
+SPLITS = ("test", "val", "held")
 FIGURES = ("test_accuracy", "test_loss", "test_ece", "test_scaled_ece")
-
-
-class SmallNet(nn.Module):
-    """Four convolutions, 70,000 weights: an epoch of 600 images of 32 pixels takes a tenth of a second on one core."""
-
-    def __init__(self, n_classes: int, width: int = 16) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for before, after, stride in ((3, 1, 2), (1, 2, 2), (2, 4, 2), (4, 4, 1)):
-            channels = before if before == 3 else before * width
-            layers += [
-                nn.Conv2d(channels, after * width, 3, stride, 1, bias=False),
-                nn.BatchNorm2d(after * width),
-                nn.ReLU(),
-            ]
-        self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.fc = nn.Linear(4 * width, n_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.fc(self.features(images))
-        return logits
 
 
 def make_trainer(part: Share, size: int, options: dict[str, Any], model: str, seed: int) -> Trainer:
@@ -178,40 +164,85 @@ def make_trainer(part: Share, size: int, options: dict[str, Any], model: str, se
     return trainer
 
 
-def one_run(part: Share, size: int, options: dict[str, Any], model: str, seed: int) -> dict[str, Any]:
-    """Train; per epoch what the test says and what the rules see."""
+@dataclass(frozen=True)
+class Epoch:
+    """Logits, (images, classes), after an epoch, and the worker model on the CPU that it ended with."""
+
+    test: Tensor
+    val: Tensor
+    held: Tensor
+    crowd_layer: WorkerModel
+
+
+def our_epochs(part: Share, size: int, options: dict[str, Any], model: str, seed: int) -> Iterator[Epoch]:
+    """Train a variant by the job's own trainer."""
     trainer = make_trainer(part, size, options, model, seed)
-    answers = part.held_answers
-    task, worker, label = (torch.from_numpy(x) for x in (answers.task, answers.worker, answers.label))
-    seen: dict[str, list[Any]] = defaultdict(list)
     for epoch in range(trainer.settings.n_epochs):
         trainer.train_epoch(trainer.model, trainer.train, trainer.criterion, trainer.optimizer, Progress(epoch))
         trainer.scheduler.step()
         test, val, held = (trainer.predict(images) for images in (part.test, part.val, part.held))
+        yield Epoch(test, val, held, copy.deepcopy(trainer.crowd_layer).cpu())
+
+
+def their_epochs(part: Share, size: int, options: dict[str, Any], python: str, seed: int) -> Iterator[Epoch]:
+    """Train peerannot's own class on the same images, in the environment that `python` is of."""
+    with tempfile.TemporaryDirectory(prefix="labelme-") as folder:  # elsewhere it knows of no classes
+        answers = part.answers
+        votes: dict[int, dict[int, int]] = {task: {} for task in range(len(part.train))}
+        for task, worker, label in zip(answers.task, answers.worker, answers.label, strict=True):
+            votes[int(task)][int(worker)] = int(label)
+        (Path(folder) / "answers.json").write_text(json.dumps(votes))
+        for name, images, labels in (
+            ("train", part.train, part.truth),
+            ("val", part.val, part.val_labels),
+            ("test", part.test, part.test_labels),
+            ("held", part.held, np.zeros(len(part.held), dtype=np.int64)),
+        ):
+            for n, (image, label) in enumerate(zip(images.numpy(), labels.tolist(), strict=True)):
+                path = Path(folder) / name / f"{label:03}" / f"{n:05}-{n}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image).save(path)
+        said = {"tasks": folder, "size": size, "n_classes": part.n_classes, "n_workers": answers.n_workers}
+        said |= {name: options[name] for name in ("lr", "n_epochs", "batch_size")} | {"seed": seed}
+        command = [python, "-m", "tests.bench.their_quality", json.dumps(said)]
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        order = {name: torch.from_numpy(np.load(f"{folder}/{name}-order.npy")).argsort() for name in SPLITS}
+        for epoch in range(options["n_epochs"]):
+            test, val, held = (torch.from_numpy(np.load(f"{folder}/{n}-{epoch}.npy"))[order[n]] for n in SPLITS)
+            layer = WORKER_MODELS["matrix"](answers.n_workers, part.n_classes)
+            layer.load_state_dict({"confusion": torch.from_numpy(np.load(f"{folder}/confusion-{epoch}.npy"))})
+            yield Epoch(test, val, held, layer)
+
+
+def seen_of(part: Share, epochs: Iterable[Epoch]) -> dict[str, Any]:
+    """Per epoch what the test says and what the rules see."""
+    answers = part.held_answers
+    task, worker, label = (torch.from_numpy(x) for x in (answers.task, answers.worker, answers.label))
+    seen: dict[str, list[Any]] = defaultdict(list)
+    for epoch in epochs:
+
+        def by_labels(temperature: float, val: Tensor = epoch.val) -> float:
+            return metrics.cross_entropy(val / temperature, part.val_labels)
+
+        def by_answers(temperature: float, epoch: Epoch = epoch) -> float:
+            scores = epoch.crowd_layer(epoch.held / temperature, task, worker)
+            return float(CrowdLoss("task")(scores, label, answers.n_tasks))
+
         with torch.no_grad():
-            crowd_layer = copy.deepcopy(trainer.crowd_layer).cpu()
-
-            def by_labels(temperature: float, val: Tensor = val) -> float:
-                return metrics.cross_entropy(val / temperature, part.val_labels)
-
-            def by_answers(temperature: float, held: Tensor = held, layer: nn.Module = crowd_layer) -> float:
-                scores = layer(held / temperature, task, worker)
-                return float(CrowdLoss("task")(scores, label, answers.n_tasks))
-
-            scaled = test / metrics.best_temperature(by_labels)
+            scaled = epoch.test / metrics.best_temperature(by_labels)
             gaps = metrics.calibration_gaps(scaled, part.test_labels)
             seen["test_scaled_gaps"].append([round(gap, 4) for gap in gaps.tolist()])
             figures = {
-                "test_accuracy": metrics.accuracy(test.argmax(1), part.test_labels),
-                "test_loss": metrics.cross_entropy(test, part.test_labels),
-                "test_ece": metrics.expected_calibration_error(test, part.test_labels),
+                "test_accuracy": metrics.accuracy(epoch.test.argmax(1), part.test_labels),
+                "test_loss": metrics.cross_entropy(epoch.test, part.test_labels),
+                "test_ece": metrics.expected_calibration_error(epoch.test, part.test_labels),
                 "test_scaled_ece": metrics.expected_calibration_error(scaled, part.test_labels),
                 "val_loss": by_labels(1),
                 "val_calibrated": metrics.calibrated(by_labels, steps=15),
-                "val_accuracy": metrics.accuracy(val.argmax(1), part.val_labels),
+                "val_accuracy": metrics.accuracy(epoch.val.argmax(1), part.val_labels),
                 "held_loss": by_answers(1),
                 "held_calibrated": metrics.calibrated(by_answers, steps=15),
-                "held_agreement": metrics.accuracy(held.argmax(1)[task], label),
+                "held_agreement": metrics.accuracy(epoch.held.argmax(1)[task], label),
             }
         for name, figure in figures.items():
             seen[name].append(round(figure, 5))
@@ -248,8 +279,13 @@ def run(arguments: argparse.Namespace) -> None:
                 pool = pool or pool_of(condition, seed)
                 part = share(pool, seed, fold, condition.n_folds, condition.n_train, condition.per_task)
                 started = time.monotonic()
-                options = BUDGET | condition.budget | VARIANTS[variant]
-                seen = one_run(part, condition.size, options, arguments.model, 100 * seed + fold)
+                options = BUDGET | condition.budget | VARIANTS.get(variant, {})
+                chance = 100 * seed + fold
+                if variant == THEIRS:
+                    epochs = their_epochs(part, condition.size, options, arguments.python, chance)
+                else:
+                    epochs = our_epochs(part, condition.size, options, arguments.model, chance)
+                seen = seen_of(part, epochs)
                 names = ("condition", "model", "variant", "seed", "fold")
                 line = dict(zip(names, key, strict=True)) | {"seconds": round(time.monotonic() - started, 1)} | seen
                 with arguments.out.open("a", encoding="utf-8") as file:
@@ -331,7 +367,8 @@ def main(given: Sequence[str] | None = None) -> None:
     runs = commands.add_parser("run")
     runs.add_argument("condition", choices=CONDITIONS)
     runs.add_argument("--out", type=Path, required=True)
-    runs.add_argument("--variants", nargs="*", choices=VARIANTS)
+    runs.add_argument("--variants", nargs="*", choices=[*VARIANTS, THEIRS])
+    runs.add_argument("--python", default=sys.executable, help=f"of the environment with peerannot, for {THEIRS!r}")
     runs.add_argument("--first-seed", type=int, default=0)
     runs.add_argument("--seeds", type=int, default=4)
     runs.add_argument("--folds", type=int, default=5)
@@ -340,7 +377,7 @@ def main(given: Sequence[str] | None = None) -> None:
     tables = commands.add_parser("table")
     tables.add_argument("runs", nargs="+", type=Path)
     tables.add_argument("--json", type=Path)
-    tables.add_argument("--baseline", default="majority", choices=VARIANTS)
+    tables.add_argument("--baseline", default="majority", choices=[*VARIANTS, THEIRS])
     tables.set_defaults(command=table)
     arguments = parser.parse_args(given)
     arguments.command(arguments)
