@@ -65,16 +65,18 @@ def main(arguments: list[str]) -> int:
                 from crowdlayer.storage.s3 import patience
 
                 patience.timeout, patience.attempts = settings.store_timeout, settings.store_attempts
+                location = ""
                 match arguments:
                     case ["--check"]:
                         check.check(settings)
                     case ["--dry-run"]:
                         job.dry_run(settings)
                     case ["predict"]:
-                        print(predict.predict(settings), flush=True)
+                        location = predict.predict(settings)
                     case _:
-                        if location := job.train(settings):
-                            print(location, flush=True)
+                        location = job.train(settings)
+                if location:  # the first process and node have one
+                    print(location, flush=True)
             case _:
                 known = "predict, --check, --dry-run, --help, --version or none"
                 raise SettingsError(f"arguments: must be {known}, got {' '.join(arguments)}")

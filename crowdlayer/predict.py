@@ -14,6 +14,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from .deployment.predictor import Predictor, Probabilities, load
 from .errors import DataError, SettingsError
+from .machine.launch import recognise
 from .report.results import results_name
 from .report.tables import Cell, cell
 from .settings import Settings
@@ -39,6 +40,8 @@ def is_image(name: str) -> bool:
 def predict(settings: Settings) -> str:
     """Label the images of PREDICT with the model in OUTPUT; returns the location of the predictions.
 
+    Of several processes or nodes the first does all, on every GPU that it sees; the others return nothing, at once.
+
     The table has a row per image in the order of the names: `image`, `label`, `confidence`, and `prob_<class>` for
     each class, calibrated. An image that cannot be read keeps its row, with nothing in it, and a warning in the log.
 
@@ -47,6 +50,10 @@ def predict(settings: Settings) -> str:
         DataError: there is no trained model in OUTPUT, no image in PREDICT, or none that can be read.
         AccessError, StoreError: as the places say.
     """
+    launch = recognise()
+    if not launch.publishes:
+        log.info("%s: the images are labelled by the first, this one has nothing to do", launch)
+        return ""
     if settings.predict is None:
         raise SettingsError("CROWDLAYER_PREDICT: must be set, to the images that shall be labelled")
     if settings.predict_format == "parquet" and importlib.util.find_spec("pyarrow") is None:

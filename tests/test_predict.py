@@ -67,6 +67,19 @@ def test_every_image_gets_a_row_with_its_label_and_probabilities(shapes: Path, t
     assert 100 * np.mean(right) == pytest.approx(accuracy)
 
 
+def test_of_several_nodes_the_first_labels_all(shapes: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = trained / "results" / "crowdlayer" / "predictions.csv"
+    path.unlink(missing_ok=True)
+    settings = settings_of(monkeypatch, TASKS=str(shapes), OUTPUT=str(trained), PREDICT=str(shapes / "test"))
+    for name, value in {"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "NODE_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert predict(settings) == ""
+    assert not path.exists()
+    monkeypatch.setenv("NODE_RANK", "0")
+    assert predict(settings) == str(path)
+    assert len(rows(path)) == len(list(shapes.glob("test/*/*")))
+
+
 def test_a_model_from_a_bucket_labels_an_archive_and_parquet_says_the_same(
     shapes: Path, trained: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
