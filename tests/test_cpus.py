@@ -53,6 +53,6 @@ def test_without_a_quota_it_is_what_the_process_may_run_on(tmp_path: Path, files
 @pytest.mark.skipif(HERE < 2, reason="one CPU")
 def test_a_binding_to_one_cpu_counts() -> None:
     bind = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})"
-    script = f"{bind}; from crowdlayer.cpus import cpus; print(cpus())"
+    script = f"{bind}; from crowdlayer.machine.cpus import cpus; print(cpus())"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "1\n"

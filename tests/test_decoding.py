@@ -191,7 +191,7 @@ def test_of_several_processes_one_decodes_and_all_see_the_same(tmp_path: Path) -
             [
                 sys.executable,
                 "-c",
-                "import sys, logging, pathlib; from crowdlayer.decoding import decode_all\n"
+                "import sys, logging, pathlib; from crowdlayer.data.decoding import decode_all\n"
                 "logging.basicConfig(level=logging.INFO)\n"
                 f"folder = pathlib.Path({str(tmp_path)!r})\n"
                 f"images, _ = decode_all(folder, {names!r}, 8, 1, folder / 'work', ('train', {digests!r}))\n"

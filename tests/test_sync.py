@@ -254,7 +254,7 @@ def test_a_sync_that_was_killed_goes_on(store: Store, meddler: Meddler, workdir:
         released.wait(60)
 
     meddler.spoil(wait, path="slow.png", times=1000)
-    code = "import sys; from pathlib import Path; from crowdlayer.sync import sync;"
+    code = "import sys; from pathlib import Path; from crowdlayer.storage.sync import sync;"
     code += "sync(sys.argv[1], Path(sys.argv[2]), lambda name: True)"
     killed = subprocess.Popen([sys.executable, "-c", code, location, str(workdir)], cwd=ROOT)
     try:
