@@ -10,13 +10,13 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from . import logs
-from .data.dataset import belongs
+from .data.dataset import Dataset, belongs
 from .errors import AccessError, InterruptedRunError, StoreError
 from .inputs import check_possible, probe, processes_to_start, read_inputs
 from .learning.checkpoint import Checkpoints, Found, Identity, Spool, Uploads
-from .learning.experiment import Phases
-from .machine.launch import Launch, hosts_the_store, recognise
-from .machine.processes import lost_peers, meet
+from .learning.experiment import Images, Phases
+from .machine.launch import Launch, recognise
+from .machine.meeting import Lead, Meeting
 from .machine.supervisor import supervise
 from .report.results import Provenance, done_before, headline, publish, results_name
 from .settings import Settings
@@ -24,13 +24,15 @@ from .storage.files import disk_errors, working_folder
 from .storage.handover import hand, take
 from .storage.places import Place, place
 from .storage.sync import must_be_there, must_stay_apart
-from .training import PLAN, TRAINED, Plan, Trained
-from .training import train as train_here
+from .training import PLAN, TRAINED, Plan, Trained, train_together
+from .training import train as train_alone
 
 log = logging.getLogger(__name__)
 
 STAGED, SPOOL = "results", "checkpoints"
 """Folders of a run: what is to be put to the output, and its checkpoints."""
+NOTHING = ""
+"""Told instead of the folder of a plan: there is nothing to do."""
 
 
 def train(settings: Settings) -> str:
@@ -48,7 +50,8 @@ def train(settings: Settings) -> str:
     must_stay_apart(settings.tasks, {"OUTPUT": settings.output, "WORKDIR": settings.workdir}, belongs)
     check_possible(settings, settings.export)
     n_here = processes_to_start(settings, launch)
-    with working_folder(settings.workdir) as workdir, _run_folder(workdir) as folder:
+    lead = Lead(launch, settings.timeout)
+    with lead, working_folder(settings.workdir) as workdir, _run_folder(workdir) as folder:
         fresh = output.find(results_name(settings.output_name)) is None
         if fresh and launch.publishes:  # where results are, a run could write, and this one may have nothing to do
             probe(output, settings.output_name, workdir)
@@ -57,6 +60,7 @@ def train(settings: Settings) -> str:
         checkpoints = Checkpoints(output, settings.output_name)
         if done_before(output, settings.output_name, identity.settings, inputs.digest):
             log.info("this very run was already done: nothing to do")
+            _nothing_to_do(launch, lead)
             if not launch.publishes:
                 return ""
             checkpoints.remove()
@@ -71,10 +75,12 @@ def train(settings: Settings) -> str:
         uploading = Uploads(spool.folder, checkpoints, background) if launch.publishes else nullcontext()
         with _kept(folder, settings.workdir), uploading as uploads:
             try:
-                trained = _train(plan, folder, launch, n_here, phases)
+                with phases("decode"):
+                    decoded = plan.images()
+                trained = _train(plan, decoded, folder, launch, lead, n_here, phases)
                 if trained is None or uploads is None:
                     return ""
-                _publish(plan, trained, output, identity, folder, phases)
+                _publish(plan, trained, decoded[1], output, identity, folder, phases)
             except InterruptedRunError as error:
                 saved = uploads.finish() if uploads is not None else None
                 if saved is None:
@@ -97,62 +103,75 @@ def dry_run(settings: Settings) -> None:
     must_be_there(settings.tasks)
     check_possible(settings, settings.export)
     n_here = processes_to_start(settings, launch)
-    with working_folder(settings.workdir) as workdir, _run_folder(workdir) as folder:
+    lead = Lead(launch, settings.timeout)
+    with lead, working_folder(settings.workdir) as workdir, _run_folder(workdir) as folder:
         phases = Phases()
         inputs = read_inputs(settings, workdir, phases)
         one = settings.model_copy(update={"n_epochs": 1, "checkpoint_every": 0, "baselines": (), "guard": False})
         synced, few = inputs.synced, inputs.dataset.first(settings.batch_size)
         spool = Spool(folder / SPOOL, Identity(one.model_dump(mode="json"), inputs.digest), 0)
         plan = Plan(one, few, synced.root, synced.digests, inputs.weights, folder, spool, {})  # its own cache
-        trained = _train(plan, folder, launch, n_here, phases)
+        trained = _train(plan, plan.images(), folder, launch, lead, n_here, phases)
         if trained is not None:
             log.info("dry run passed: a step on %s", ", ".join(trained.devices))
 
 
-def _train(plan: Plan, folder: Path, launch: Launch, n_here: int, phases: Phases) -> Trained | None:
+def _train(
+    plan: Plan,
+    decoded: tuple[Dataset, Images],
+    folder: Path,
+    launch: Launch,
+    lead: Lead,
+    n_here: int,
+    phases: Phases,
+) -> Trained | None:
     """Train in this very process; or, when there are more, in processes of their own: the first node's tell it."""
-    timeout = plan.settings.timeout
     if n_here * launch.n_nodes == 1 and launch.peers is None:
-        return train_here(plan, phases)
-    with phases("decode"):
-        plan.images()
-    if launch.peers is not None:
-        store = meet(launch.address, launch.port or 0, timeout, hosts_the_store(launch))
-        hand(plan, folder / PLAN)
-        store.set(_plan_of(launch), str(folder))
-        return train_here(plan, phases, store, launch.peers)
+        return train_alone(plan, decoded, phases)
     hand(plan, folder / PLAN)
+    if launch.peers is not None:
+        meeting = lead.ready()
+        meeting.tell(_plan_of(launch), str(folder))
+        return train_together(plan, phases, meeting, launch.peers)
     log.info("%s: %d training processes here", launch, n_here)
-    port = launch.port or 0
-    if launch.node == 0:
-        store = meet("0.0.0.0", port, timeout, host=True)  # noqa: S104  the others' way in
-        port = store.port
     with phases("processes"):
-        supervise("process", folder, n_here, launch, port, timeout)
+        meeting = lead.ready()
+        supervise("process", folder, n_here, launch, meeting.port, plan.settings.timeout)
     return take(folder / TRAINED, Trained) if launch.publishes else None
 
 
 def _follow(settings: Settings, launch: Launch) -> None:
-    """Train by the plan of this node's first process, which has synced the data."""
+    """Train by the plan of this node's first process, which syncs the data."""
     assert launch.peers is not None
     logs.only_errors()  # the first says it for all
-    store = meet(launch.address, launch.port or 0, settings.timeout)
-    with lost_peers():
-        folder = Path(store.get(_plan_of(launch)).decode())
-    train_here(take(folder / PLAN, Plan), Phases(), store, launch.peers)
+    meeting = Meeting.join(launch, settings.timeout)
+    folder = meeting.told(_plan_of(launch))
+    if folder == NOTHING:
+        meeting.part(launch.peers.world, host=False)
+    else:
+        train_together(take(Path(folder) / PLAN, Plan), Phases(), meeting, launch.peers)
+
+
+def _nothing_to_do(launch: Launch, lead: Lead) -> None:
+    """Tell it the processes that wait for a plan of this one."""
+    if launch.peers is not None:
+        meeting = lead.ready()
+        meeting.tell(_plan_of(launch), NOTHING)
+        meeting.part(launch.peers.world, launch.publishes)
 
 
 def _plan_of(launch: Launch) -> str:
-    return f"crowdlayer/plan/{launch.node}"
+    return f"plan of node {launch.node}"
 
 
-def _publish(plan: Plan, trained: Trained, output: Place, identity: Identity, folder: Path, phases: Phases) -> None:
+def _publish(
+    plan: Plan, trained: Trained, images: Images, output: Place, identity: Identity, folder: Path, phases: Phases
+) -> None:
     """Put the results, and say what they are."""
     name = identity.settings["output_name"]
     phases.seconds |= trained.seconds
     sources = dict.fromkeys(plan.settings.model_fields_set, "environment")
     provenance = Provenance(identity.settings, identity.data_digest, trained.devices, trained.small_stem, sources)
-    _, images = plan.images()
     staged = folder / STAGED
     with disk_errors(str(folder)):
         staged.mkdir()

@@ -50,17 +50,16 @@ def _code(folder: Path, launch: Launch) -> int:
 def _train(folder: Path, launch: Launch) -> None:
     from . import logs  # after signals are heard: torch takes seconds
     from .learning.experiment import Phases
-    from .machine.processes import meet
+    from .machine.meeting import Meeting
     from .storage.handover import hand, take
-    from .training import PLAN, TRAINED, Plan, train
+    from .training import PLAN, TRAINED, Plan, train_together
 
     plan, peers = take(folder / PLAN, Plan), _peers(launch)
     interruption.set_grace(plan.settings.grace)
     logs.start(plan.settings.log_format)
     if peers.rank:
         logs.only_errors()  # the first says it for all
-    store = meet(launch.address, launch.port or 0, plan.settings.timeout)
-    trained = train(plan, Phases(), store, peers)
+    trained = train_together(plan, Phases(), Meeting.join(launch, plan.settings.timeout), peers)
     if peers.rank == 0:
         hand(trained, folder / TRAINED)
 

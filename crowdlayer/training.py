@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from torch.distributed import Store  # type: ignore[attr-defined]  # torch does not list it
-
 from .data.dataset import Dataset
 from .errors import InterruptedRunError
 from .learning.baselines import compare
@@ -21,7 +19,8 @@ from .learning.progress import History
 from .learning.trainer import Trainer, Watch
 from .machine import interruption
 from .machine.launch import Peers, as_torchrun
-from .machine.processes import Processes, join, lost_peers
+from .machine.meeting import Meeting, lost_peers
+from .machine.processes import Processes, join
 from .machine.watchdog import Watchdog
 from .report.trackers import Trackers, wanted
 from .settings import Settings
@@ -111,34 +110,47 @@ class Keeper(Watch):
             self.spool.write(state)
 
 
-def train(plan: Plan, phases: Phases, store: Store | None = None, peers: Peers | None = None) -> Trained:
-    """Train by the plan; as one of `peers`, who meet at `store`, or alone.
+def train(plan: Plan, decoded: tuple[Dataset, Images], phases: Phases) -> Trained:
+    """Train by the plan, alone.
+
+    Raises:
+        InterruptedRunError: the process was asked to stop; the state is in the spool.
+    """
+    watchdog = Watchdog(plan.settings.timeout + PATIENCE)
+    with watchdog.watching():
+        return _train(plan, decoded, phases, watchdog)
+
+
+def train_together(plan: Plan, phases: Phases, meeting: Meeting, peers: Peers) -> Trained:
+    """Train by the plan, as one of `peers`, whose first has decoded the images of its node.
 
     Raises:
         InterruptedRunError: a process was asked to stop; the state is in the spool.
         PeerError: another process is gone, or silent.
     """
-    settings = plan.settings
-    watchdog = Watchdog(settings.timeout + PATIENCE)
-    with phases("decode"):
-        dataset, images = plan.images()
-    with watchdog.watching(), lost_peers():
-        if store is not None and peers is not None:
-            as_torchrun(peers)
-            join(store, peers.rank, peers.world, settings.timeout)
-        processes = Processes.joined()
-        with phases("build"):
-            trainer = make_trainer(dataset, images, settings, plan.pretrained)
-            parts = {name: processes.share(_bytes_of(plan.resume.get(name))) for name in PARTS}
-            if all(parts.values()):
-                trainer.load_state_dict(read_state(parts))
-        with interruption.deferred(), _trackers(settings, processes) as trackers:
-            trainer.watch = Keeper(plan.spool, settings.checkpoint_every, watchdog, trackers)
-            outcome = run(dataset, images, trainer, phases, plan.workdir)
-            outcome = compare(dataset, images, outcome, settings, plan.pretrained, trainer.watch, phases, plan.workdir)
-            of_test = {name: value for name, value in outcome.figures.items() if name.startswith("test_")}
-            trackers.log({name.replace("_", "/", 1): value for name, value in of_test.items()})
-        used = processes.gather_texts(device_name(trainer.accelerator.device))
+    watchdog = Watchdog(plan.settings.timeout + PATIENCE)
+    with lost_peers():
+        as_torchrun(peers)
+        join(meeting, peers.rank, peers.world)
+        with watchdog.watching():
+            return _train(plan, plan.images(), phases, watchdog)
+
+
+def _train(plan: Plan, decoded: tuple[Dataset, Images], phases: Phases, watchdog: Watchdog) -> Trained:
+    """Build, go on from a checkpoint if there is one, train, evaluate."""
+    settings, (dataset, images), processes = plan.settings, decoded, Processes.joined()
+    with phases("build"):
+        trainer = make_trainer(dataset, images, settings, plan.pretrained)
+        parts = {name: processes.share(_bytes_of(plan.resume.get(name))) for name in PARTS}
+        if all(parts.values()):
+            trainer.load_state_dict(read_state(parts))
+    with interruption.deferred(), _trackers(settings, processes) as trackers:
+        trainer.watch = Keeper(plan.spool, settings.checkpoint_every, watchdog, trackers)
+        outcome = run(dataset, images, trainer, phases, plan.workdir)
+        outcome = compare(dataset, images, outcome, settings, plan.pretrained, trainer.watch, phases, plan.workdir)
+        of_test = {name: value for name, value in outcome.figures.items() if name.startswith("test_")}
+        trackers.log({name.replace("_", "/", 1): value for name, value in of_test.items()})
+    used = processes.gather_texts(device_name(trainer.accelerator.device))
     return Trained(outcome, dataset, used, has_small_stem(trainer.classifier), phases.seconds)
 
 

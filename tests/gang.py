@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import torch
 
 from crowdlayer.machine import processes
+from crowdlayer.machine.launch import Launch
+from crowdlayer.machine.meeting import Meeting
 from tests.servers import free_port
 
 T = TypeVar("T")
@@ -47,6 +49,7 @@ def _one(
     os.environ |= {name: str(value) for name, value in names.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
     torch.set_num_threads(1)
-    processes.join(processes.meet("127.0.0.1", port, TIMEOUT, host=index == 0), index, n, TIMEOUT)
+    launch = Launch(port=port)
+    processes.join((Meeting.join if index else Meeting.host)(launch, TIMEOUT), index, n)
     pipe.send_bytes(pickle.dumps(function(*arguments)))  # tensors by value: their process is gone when they are read
     os._exit(0)  # torch's teardown takes seconds

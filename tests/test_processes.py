@@ -15,6 +15,7 @@ from crowdlayer.data.images import CrowdLoader
 from crowdlayer.errors import SettingsError
 from crowdlayer.learning.devices import make_accelerator, synchronised
 from crowdlayer.learning.trainer import Trainer, Validation
+from crowdlayer.machine.cpus import cpus
 from crowdlayer.machine.processes import Processes
 from crowdlayer.settings import TrainingSettings
 from tests.gang import together
@@ -95,6 +96,8 @@ class Seen:
     flags: list[bool]
     rows: torch.Tensor
     refusal: str
+    texts: list[str]
+    cpus: int
 
 
 def look() -> Seen:
@@ -107,7 +110,9 @@ def look() -> Seen:
         refusal = str(error)
     else:
         refusal = ""
-    return Seen([fit(nn.Identity, (), one) for one in OPTIONS], fit(nn.BatchNorm2d, (4,), {}), flags, rows, refusal)
+    texts = processes.gather_texts(f"process {processes.index}\n" + "é" * processes.index)
+    runs, with_batch_norm = [fit(nn.Identity, (), one) for one in OPTIONS], fit(nn.BatchNorm2d, (4,), {})
+    return Seen(runs, with_batch_norm, flags, rows, refusal, texts, processes.cpus())
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +184,14 @@ def test_processes_agree_and_gather_in_order(two: list[Seen]) -> None:
     for seen in two:
         assert seen.flags == [True, True, False]
         assert seen.rows.tolist() == [[0, 0], [1, 1], [1, 1], [1, 1]]
+
+
+def test_processes_hear_what_each_says_in_a_line(two: list[Seen]) -> None:
+    assert [seen.texts for seen in two] == [["process 0 ", "process 1 é"]] * 2
+
+
+def test_processes_that_may_run_on_the_same_cpus_share_them(two: list[Seen]) -> None:
+    assert [seen.cpus for seen in two] == [max(cpus() // 2, 1)] * 2
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has it")

@@ -27,6 +27,7 @@ from torch import Tensor
 from ..errors import one_line
 from ..logs import track
 from ..machine.memory import free_memory, in_memory
+from ..machine.processes import Processes
 from ..storage.files import SPARE, disk_errors
 
 log = logging.getLogger(__name__)
@@ -220,7 +221,8 @@ def _found(path: Path, fill: Callable[[IO[bytes]], dict[int, str]]) -> dict[int,
     try:
         said = json.loads(note.read_bytes())
         if path.stat().st_size == said["size"]:
-            log.info("decoded images found in %s", path.name)
+            if Processes.joined().count == 1:  # those of several find what their node's first has just decoded
+                log.info("decoded images found in %s", path.name)
             return {int(row): reason for row, reason in said["broken"].items()}
     except (FileNotFoundError, ValueError, KeyError):
         pass

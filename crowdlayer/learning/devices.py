@@ -15,7 +15,6 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from ..errors import DeviceMemoryError, SettingsError
-from ..machine.cpus import cpus
 from ..machine.memory import free_memory
 from ..machine.processes import Processes
 from ..settings import TrainingSettings
@@ -77,7 +76,9 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
             "there is an NVIDIA driver, but torch %s (CUDA %s) sees no GPU: training on the CPU",
             torch.__version__, torch.version.cuda,
         )  # fmt: skip
-    torch.set_num_threads(min(torch.get_num_threads(), cpus()))  # torch counts the machine's, not a container's
+    torch.set_num_threads(
+        min(torch.get_num_threads(), Processes.joined().cpus())
+    )  # torch counts the machine's, not a container's
     if torch.cuda.is_available():
         torch.backends.cudnn.benchmark = True  # the shapes are few: it pays to try all algorithms once
         if settings.mixed_precision != "no":

@@ -17,7 +17,6 @@ from ..answers import Answers
 from ..data.dataset import CrowdImages, Dataset, LabelledImages, summary, without_broken
 from ..data.decoding import Decoded, decode_all
 from ..data.images import CrowdLoader, Rows, resident
-from ..machine.cpus import cpus
 from ..machine.processes import Processes
 from ..settings import TrainingSettings
 from . import advice, metrics
@@ -89,7 +88,7 @@ def load_images(
     Returns:
         The data set without the images that are broken, and the others.
     """
-    threads = cpus() if settings.num_workers == "auto" else settings.num_workers
+    threads = Processes.joined().cpus() if settings.num_workers == "auto" else settings.num_workers
     at_most = math.inf if settings.max_cache == "auto" else settings.max_cache * 1e9
     broken: dict[str, str] = {}
 

@@ -9,14 +9,18 @@ CGROUP = Path("/sys/fs/cgroup")
 """Where a container finds the control group that it is in."""
 
 
+def allowed() -> list[int]:
+    """The numbers of the CPUs that this process may run on."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
 def cpus(cgroup: Path = CGROUP) -> int:
     """CPUs that this process may use at a time, at least 1: those it may run on, and no more than its quota.
 
     `docker run --cpus 2` and a CPU limit of Kubernetes are quotas; cpusets and Slurm's bindings are affinities.
     """
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _quota(cgroup)
-    return allowed if quota is None else max(1, min(allowed, round(quota)))
+    quota, most = _quota(cgroup), len(allowed())
+    return most if quota is None else max(1, min(most, round(quota)))
 
 
 def _quota(cgroup: Path) -> float | None:

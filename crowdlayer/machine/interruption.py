@@ -54,9 +54,9 @@ def heard() -> signal.Signals | None:
     return _state.heard
 
 
-def time_left() -> float:
-    """Seconds until the grace is over; infinite while nobody has asked."""
-    return max(_state.deadline - time.monotonic(), 0.0) if _state.heard is not None else float("inf")
+def nearly_over(share: float) -> bool:
+    """Whether less than this share of the grace is left."""
+    return _state.heard is not None and _state.deadline - time.monotonic() < share * _state.grace
 
 
 @contextmanager

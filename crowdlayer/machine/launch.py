@@ -48,6 +48,8 @@ class Launch:
     port: int | None = None
     """Of the first node; None: any that is free, there is one node."""
     peers: Peers | None = None
+    attempt: int = 0
+    """Of a launcher that starts the processes again, and keeps the store at which they meet."""
 
     def __str__(self) -> str:
         where = f"node {self.node} of {self.n_nodes}" if self.n_nodes > 1 else "one node"
@@ -164,7 +166,8 @@ def _torchrun(env: _Variables) -> Launch:
     if peers.world > 1 and not env.any("MASTER_ADDR"):
         raise SettingsError("MASTER_ADDR: must be set beside RANK and WORLD_SIZE")
     node = env.number("GROUP_RANK", peers.rank // max(peers.local_world, 1))
-    return Launch("torchrun", n_nodes, node, env.text("MASTER_ADDR", "127.0.0.1"), env.port(), peers)
+    attempt = env.number("TORCHELASTIC_RESTART_COUNT", 0)
+    return Launch("torchrun", n_nodes, node, env.text("MASTER_ADDR", "127.0.0.1"), env.port(), peers, attempt)
 
 
 def _explicit(env: _Variables) -> Launch:

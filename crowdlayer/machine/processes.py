@@ -6,62 +6,33 @@ goes over the CPU (gloo), also beside GPUs: no question of this kind makes a pro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import socket
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]  # torch does not list them
 
-from ..errors import PeerError, one_line
-
-
-def meet(address: str, port: int, timeout: float, host: bool = False) -> TCPStore:
-    """The store at which the processes of a run meet, before they are a group.
-
-    Args:
-        port: 0 for any that is free; `store.port` tells.
-        timeout: seconds to wait for it, and for what others put there.
-        host: whether it is this process's.
-
-    Raises:
-        PeerError: it does not answer, or the port is not free.
-    """
-    with lost_peers():
-        return TCPStore(address, port, is_master=host, wait_for_workers=False, timeout=timedelta(seconds=timeout))
+from ..errors import one_line
+from . import interruption
+from .cpus import allowed, cpus
+from .meeting import Meeting, lost_peers
 
 
-def join(store: Store, index: int, count: int, timeout: float) -> Processes:
-    """Become a group with the others that meet at `store`.
-
-    Args:
-        timeout: seconds to wait for the others, now and whenever they shall say something.
+def join(meeting: Meeting, index: int, count: int) -> Processes:
+    """Become a group with the others that meet there; from now on each waits for another for the meeting's time-out.
 
     Raises:
         PeerError: they do not come.
+        InterruptedRunError: one of them was asked to stop.
     """
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    with lost_peers():
-        dist.init_process_group(backend, store=store, rank=index, world_size=count, timeout=timedelta(seconds=timeout))
+    timeout = timedelta(seconds=meeting.timeout)
+    with interruption.deferred(), lost_peers():
+        meeting.all_here(count)
+        dist.init_process_group(backend, store=meeting.store, rank=index, world_size=count, timeout=timeout)
     return Processes.joined()
-
-
-@contextmanager
-def lost_peers() -> Iterator[None]:
-    """Tell what torch says when another process is gone, or silent for longer than the time-out, in one line.
-
-    Raises:
-        PeerError: for torch's DistError, and for the RuntimeError of gloo, which has no type of its own.
-    """
-    try:
-        yield
-    except (dist.DistError, RuntimeError) as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(error):
-            raise PeerError(f"another process of the run is gone or silent: {one_line(str(error))[:300]}") from error
-        raise
 
 
 @dataclass(frozen=True)
@@ -120,6 +91,13 @@ class Processes:
             shared.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
         dist.broadcast(shared, 0)
         return shared.numpy().tobytes()
+
+    def cpus(self) -> int:
+        """The CPUs that are this process's share, at least 1: of several on a node all may run on the same ones."""
+        if self.count == 1:
+            return cpus()
+        here = f"{socket.gethostname()} {allowed()}"
+        return max(cpus() // self.gather_texts(here).count(here), 1)
 
     def gather_texts(self, text: str) -> list[str]:
         """What each process says, a line each, in their order."""

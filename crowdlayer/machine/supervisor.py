@@ -103,21 +103,20 @@ class _Gang:
 
     def wait(self) -> None:
         """Until all have ended, or one has failed, or little of the grace is left."""
-        told = False
-        enough = 0.0
+        told, interrupted = False, InterruptedRunError.exit_code
         while self._alive:
             for rank, process in list(self._alive.items()):
                 if (code := process.poll()) is not None:
                     del self._alive[rank]
                     self._ended[rank] = 128 - code if code < 0 else code
-            if set(self._ended.values()) - {0, InterruptedRunError.exit_code}:
+            if set(self._ended.values()) - {0, interrupted}:
                 return
             self._all_live()
-            if not told and interruption.heard() is not None:
-                told, enough = True, interruption.time_left() * RESERVE
+            if not told and (interruption.heard() is not None or interrupted in self._ended.values()):
+                told = True  # all of them: one may have been told alone
                 for process in self._alive.values():
                     process.send_signal(signal.SIGTERM)
-            if told and interruption.time_left() < enough:
+            if interruption.nearly_over(RESERVE):
                 log.warning("%d processes have not stopped in time", len(self._alive))
                 return
             time.sleep(POLL)
@@ -144,14 +143,15 @@ class _Gang:
         words = {rank: LastWords.read(self._folder, rank) for rank in self._ended}
         lost = {rank for rank, said in words.items() if said is not None and said.lost}
         failed = [rank for rank, code in self._ended.items() if code not in (0, interrupted)]
-        if failed:
-            rank = min(failed, key=lambda rank: rank in lost)  # who missed another is not the cause
+        stopped = interrupted in self._ended.values()
+        if failed and not (stopped and lost.issuperset(failed)):  # who missed another is not the cause
+            rank = min(failed, key=lambda rank: rank in lost)
             said, code = words[rank], self._ended[rank]
             if said is not None:
                 raise EndedError(said.line, said.code)
             how = f"killed by {signal.Signals(code - 128).name}" if code > 128 else f"ended with {code}"
             raise EndedError(f"process {rank}: must end by itself, was {how}", code)
-        if self._alive or interrupted in self._ended.values():
+        if stopped or self._alive:
             heard = interruption.heard()
             said_by_one = next((said.line for said in words.values() if said is not None), None)
             raise InterruptedRunError(said_by_one or f"{heard.name if heard else 'a signal'}: the run was interrupted")
