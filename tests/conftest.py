@@ -54,6 +54,12 @@ def endpoint() -> Iterator[str]:
         yield url
 
 
+def without_obstore(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the extra were not installed: botocore reads everything."""
+    for name in ("obstore", "obstore.store"):
+        monkeypatch.setitem(sys.modules, name, None)
+
+
 @dataclass(frozen=True)
 class Store:
     """A fresh bucket and a client that looks at it from outside."""

@@ -28,6 +28,7 @@ FLOORS = [
 OWNERS = {
     "boto3": {"storage.s3"},
     "botocore": {"storage.s3", "storage.s3_errors"},
+    "obstore": {"storage.fast"},
     "accelerate": {"learning.devices", "learning.trainer", "report.trackers"},
     "pydantic_settings": {"settings.environment", "settings.values"},
 }

@@ -410,7 +410,7 @@ def test_an_object_that_is_refused_stops_the_sync_and_leaves_no_litter(
     store: Store, meddler: Meddler, workdir: Path
 ) -> None:
     location = put(store, TREE)
-    meddler.spoil(refused(403, "AccessDenied"), path="cat-0.png")
+    meddler.spoil(refused(403, "AccessDenied"), path="cat-0.png", times=2)
     with pytest.raises(AccessError, match=r"data/train/cat/cat-0.png: the store must allow this, it answers 403"):
         sync(location, workdir, belongs)
     assert not (workdir / "data/train/cat/cat-0.png").exists()

@@ -20,6 +20,8 @@ class Place(Protocol):
 
     location: str
 
+    @property
+    def threads(self) -> int: ...
     def listing(self) -> list[Stored]: ...
     def below(self, folder: str) -> list[Stored]: ...
     def find(self, name: str) -> Stored | None: ...
@@ -40,6 +42,9 @@ def place(location: str) -> Place:
 
 class Folder:
     """A local folder."""
+
+    threads = 1
+    """Downloads at once that pay."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -25,7 +25,6 @@ from ..settings import is_archive
 from .archive import unpack
 from .files import Stored, decode_json, disk_errors, enough_space, file_digest, safe_names, size_of
 from .places import Place, place
-from .s3 import THREADS
 
 log = logging.getLogger(__name__)
 
@@ -173,10 +172,10 @@ def _sync_bucket(source: Place, workdir: Path, belongs: Callable[[str], bool]) -
             len(wanted), len(missing), size / 1e6, len(listing) - len(wanted),
         )  # fmt: skip
         digests = dict(have)
-        with _manifest(workdir, source.location, wanted, have) as record, _pool() as pool:
+        with _manifest(workdir, source.location, wanted, have) as record, _pool(source.threads) as pool:
 
             def arriving() -> Iterator[tuple[Stored, str]]:
-                for some in _batched(missing, 64 * THREADS):
+                for some in _batched(missing, 64 * source.threads):
                     yield from zip(
                         some, pool.map(lambda s: _download(source, s, root / s.name, workdir), some), strict=True
                     )
@@ -278,9 +277,9 @@ def _manifest(
 
 
 @contextmanager
-def _pool() -> Iterator[ThreadPoolExecutor]:
+def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
     """Threads whose waiting work is dropped when something fails."""
-    pool = ThreadPoolExecutor(THREADS)
+    pool = ThreadPoolExecutor(threads)
     try:
         yield pool
     except BaseException:
