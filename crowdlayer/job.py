@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from . import logs
 from .data.dataset import Dataset, belongs
 from .errors import AccessError, InterruptedRunError, StoreError
 from .inputs import check_possible, probe, processes_to_start, read_inputs
@@ -132,7 +131,7 @@ def _train(
     if launch.peers is not None:
         meeting = lead.ready()
         meeting.tell(_plan_of(launch), str(folder))
-        return train_together(plan, phases, meeting, launch.peers)
+        return train_together(plan, phases, meeting, launch, launch.peers)
     log.info("%s: %d training processes here", launch, n_here)
     with phases("processes"):
         meeting = lead.ready()
@@ -143,13 +142,12 @@ def _train(
 def _follow(settings: Settings, launch: Launch) -> None:
     """Train by the plan of this node's first process, which syncs the data."""
     assert launch.peers is not None
-    logs.only_errors()  # the first says it for all
     meeting = Meeting.join(launch, settings.timeout)
     folder = meeting.told(_plan_of(launch))
     if folder == NOTHING:
         meeting.part(launch.peers.world, host=False)
     else:
-        train_together(take(Path(folder) / PLAN, Plan), Phases(), meeting, launch.peers)
+        train_together(take(Path(folder) / PLAN, Plan), Phases(), meeting, launch, launch.peers)
 
 
 def _nothing_to_do(launch: Launch, lead: Lead) -> None:

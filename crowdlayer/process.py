@@ -57,9 +57,7 @@ def _train(folder: Path, launch: Launch) -> None:
     plan, peers = take(folder / PLAN, Plan), _peers(launch)
     interruption.set_grace(plan.settings.grace)
     logs.start(plan.settings.log_format)
-    if peers.rank:
-        logs.only_errors()  # the first says it for all
-    trained = train_together(plan, Phases(), Meeting.join(launch, plan.settings.timeout), peers)
+    trained = train_together(plan, Phases(), Meeting.join(launch, plan.settings.timeout), launch, peers)
     if peers.rank == 0:
         hand(trained, folder / TRAINED)
 

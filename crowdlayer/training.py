@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from . import logs
 from .data.dataset import Dataset
 from .errors import InterruptedRunError
 from .learning.baselines import compare
@@ -18,7 +19,7 @@ from .learning.experiment import Images, Outcome, Phases, load_images, make_trai
 from .learning.progress import History
 from .learning.trainer import Trainer, Watch
 from .machine import interruption
-from .machine.launch import Peers, as_torchrun
+from .machine.launch import Launch, Peers, as_torchrun
 from .machine.meeting import Meeting, lost_peers
 from .machine.processes import Processes, join
 from .machine.watchdog import Watchdog
@@ -121,7 +122,7 @@ def train(plan: Plan, decoded: tuple[Dataset, Images], phases: Phases) -> Traine
         return _train(plan, decoded, phases, watchdog)
 
 
-def train_together(plan: Plan, phases: Phases, meeting: Meeting, peers: Peers) -> Trained:
+def train_together(plan: Plan, phases: Phases, meeting: Meeting, launch: Launch, peers: Peers) -> Trained:
     """Train by the plan, as one of `peers`, whose first has decoded the images of its node.
 
     Raises:
@@ -130,8 +131,10 @@ def train_together(plan: Plan, phases: Phases, meeting: Meeting, peers: Peers) -
     """
     watchdog = Watchdog(plan.settings.timeout + PATIENCE)
     with lost_peers():
-        as_torchrun(peers)
+        as_torchrun(launch, peers)
         join(meeting, peers.rank, peers.world)
+        if peers.rank:
+            logs.only_errors()  # the first says it for all
         with watchdog.watching():
             return _train(plan, plan.images(), phases, watchdog)
 

@@ -13,7 +13,7 @@ from torch import nn
 from crowdlayer.answers import Answers
 from crowdlayer.data.images import CrowdLoader
 from crowdlayer.errors import SettingsError
-from crowdlayer.learning.devices import make_accelerator, synchronised
+from crowdlayer.learning.devices import laid_out, make_accelerator, synchronised
 from crowdlayer.learning.trainer import Trainer, Validation
 from crowdlayer.machine.cpus import cpus
 from crowdlayer.machine.processes import Processes
@@ -98,6 +98,7 @@ class Seen:
     refusal: str
     texts: list[str]
     cpus: int
+    strides: tuple[int, ...]
 
 
 def look() -> Seen:
@@ -111,8 +112,13 @@ def look() -> Seen:
     else:
         refusal = ""
     texts = processes.gather_texts(f"process {processes.index}\n" + "é" * processes.index)
+    across = laid_out(nn.Conv2d(8, 8, 7, padding=3, groups=8))  # whose gradient torch lays out in another way
+    across(torch.rand(6, 8, 9, 9)).sum().backward()
+    (strides,) = (
+        weight.grad.stride() for weight in across.parameters() if weight.dim() == 4 and weight.grad is not None
+    )
     runs, with_batch_norm = [fit(nn.Identity, (), one) for one in OPTIONS], fit(nn.BatchNorm2d, (4,), {})
-    return Seen(runs, with_batch_norm, flags, rows, refusal, texts, processes.cpus())
+    return Seen(runs, with_batch_norm, flags, rows, refusal, texts, processes.cpus(), strides)
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +198,11 @@ def test_processes_hear_what_each_says_in_a_line(two: list[Seen]) -> None:
 
 def test_processes_that_may_run_on_the_same_cpus_share_them(two: list[Seen]) -> None:
     assert [seen.cpus for seen in two] == [max(cpus() // 2, 1)] * 2
+
+
+def test_a_gradient_has_the_strides_of_its_weight(two: list[Seen]) -> None:
+    """Or DDP would copy it, and say so."""
+    assert [seen.strides for seen in two] == [(49, 49, 7, 1)] * 2
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has it")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import resource
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import DeviceMemoryError, SettingsError
 from ..machine.memory import free_memory
@@ -119,8 +120,23 @@ def processes_here(wanted: int | Literal["auto"]) -> int:
 
 
 def laid_out(classifier: nn.Module) -> nn.Module:
-    """The classifier with its weights in the order that the device's convolutions want, as `normalise` has images."""
-    return classifier.to(memory_format=torch.channels_last) if torch.cuda.is_available() else classifier
+    """The classifier with its weights in the order that the device's convolutions want, as `normalise` has images.
+
+    Where there are several processes gradients get the strides of their weights: for a dimension of size 1 a backend
+    chooses any, which is the same to all but DDP.
+    """
+    if torch.cuda.is_available():
+        classifier = classifier.to(memory_format=torch.channels_last)
+    for weight in classifier.parameters() if Processes.joined().count > 1 else ():
+        if weight.requires_grad and 1 in weight.shape:
+            weight.register_hook(partial(_like, weight.shape, weight.stride()))  # type: ignore[no-untyped-call]
+    return classifier
+
+
+def _like(shape: Sequence[int], strides: Sequence[int], gradient: Tensor) -> Tensor:
+    """The gradient with these strides, where they differ in dimensions of size 1 alone; it stays where it is."""
+    same = all(n == 1 or a == b for n, a, b in zip(shape, strides, gradient.stride(), strict=True))
+    return gradient.as_strided(shape, strides) if same else gradient
 
 
 def synchronised(classifier: nn.Module, settings: TrainingSettings) -> nn.Module:

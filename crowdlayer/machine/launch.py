@@ -94,9 +94,11 @@ def recognise(variables: Mapping[str, str] = os.environ) -> Launch:
     return launch
 
 
-def as_torchrun(peers: Peers) -> None:
+def as_torchrun(launch: Launch, peers: Peers) -> None:
     """Tell libraries that know torchrun's variables alone."""
     os.environ |= {
+        "MASTER_ADDR": launch.address,
+        "MASTER_PORT": str(launch.port or PORT),
         "RANK": str(peers.rank),
         "WORLD_SIZE": str(peers.world),
         "LOCAL_RANK": str(peers.local_rank),
