@@ -19,7 +19,7 @@ from .errors import AccessError, CrowdlayerError, DataError, DeviceMemoryError, 
 from .inputs import Inputs, check_possible, probe, processes_to_start, read_inputs
 from .learning import advice
 from .learning.devices import device_name, enough_memory, memory_used, precision
-from .learning.experiment import Images, Phases, load_images, make_trainer
+from .learning.experiment import Experiment, Images, Phases, load_images
 from .learning.progress import Progress
 from .learning.trainer import EVALUATION_BATCHES, Trainer, Watch
 from .logs import duration
@@ -218,7 +218,7 @@ def _rehearse(
     """A few steps on one device, with the share of a step that a process of the run has: memory and time."""
     share = settings.model_copy(update={"batch_size": -(-settings.batch_size // n_processes)})
     with enough_memory(settings):
-        trainer = make_trainer(dataset, images, share, inputs.weights or settings.pretrained is True)
+        trainer = Experiment(dataset, images, share, inputs.weights or settings.pretrained is True).trainer()
         watch = trainer.watch = _Stopwatch(STEPS)
         try:
             trainer.train_epoch(trainer.model, trainer.train, trainer.criterion, trainer.optimizer, Progress())

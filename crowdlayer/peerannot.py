@@ -18,7 +18,7 @@ from .learning.baselines import compare
 from .learning.classifier import has_small_stem
 from .learning.crowd_layer import CrowdLoss, CrowdModel
 from .learning.devices import device_name
-from .learning.experiment import Phases, load_images, log_dataset, make_trainer, run
+from .learning.experiment import Experiment, Phases, load_images, log_dataset
 from .learning.progress import Progress
 from .learning.trainer import EVALUATION_BATCHES, Mover, Trainer
 from .report.results import Provenance, headline, publish, results_name
@@ -138,11 +138,12 @@ class Crowdlayer:
             paths = {name: fetch(at, Path(workdir), name) for name, at in files.items() if at is not None}
             removed = paths["PATH_REMOVE"][0] if "PATH_REMOVE" in paths else None
             self._digest = digest_of({"data": synced.digest()} | {name: digest for name, (_, digest) in paths.items()})
-            self._dataset = read_dataset(synced.root, synced.digests, data, paths["ANSWERS"][0], removed, training.seed)
-            log_dataset(self._dataset)
-            self._dataset, self._images = load_images(self._dataset, synced.root, training, data.max_bad_images, None)
-            self._weights = paths["PRETRAINED"][0] if "PRETRAINED" in paths else training.pretrained is True
-            self._trainer = make_trainer(self._dataset, self._images, training, self._weights)
+            dataset = read_dataset(synced.root, synced.digests, data, paths["ANSWERS"][0], removed, training.seed)
+            log_dataset(dataset)
+            decoded = load_images(dataset, synced.root, training, data.max_bad_images, None)
+            weights = paths["PRETRAINED"][0] if "PRETRAINED" in paths else training.pretrained is True
+            self._experiment = Experiment(*decoded, training, weights)
+            self._trainer = self._experiment.trainer()
 
     @property
     def _ready(self) -> Trainer:
@@ -153,12 +154,12 @@ class Crowdlayer:
 
     @property
     def n_classes(self) -> int:
-        return len(self._dataset.classes)
+        return len(self._experiment.dataset.classes)
 
     @property
     def n_workers(self) -> int:
         """How many workers answered."""
-        return len(self._dataset.workers)
+        return len(self._experiment.dataset.workers)
 
     @property
     def n_epochs(self) -> int:
@@ -198,15 +199,15 @@ class Crowdlayer:
     @property
     def valloader(self) -> ImageLoader:
         """Validation images with labels, -1 where the tasks are held out and no truth is known."""
-        return self._loader(self._images.validation, self._ready.validation.labels)
+        return self._loader(self._experiment.images.validation, self._ready.validation.labels)
 
     @property
     def testloader(self) -> ImageLoader | None:
         """None without test/."""
-        test = self._dataset.test
-        if test is None or self._images.test is None:
+        test = self._experiment.dataset.test
+        if test is None or self._experiment.images.test is None:
             return None
-        return self._loader(self._images.test, torch.from_numpy(test.labels))
+        return self._loader(self._experiment.images.test, torch.from_numpy(test.labels))
 
     def _loader(self, images: Rows, labels: Tensor | None) -> ImageLoader:
         size = EVALUATION_BATCHES * self._training.batch_size
@@ -228,10 +229,8 @@ class Crowdlayer:
         trainer.restart()
         place = Folder(self.tasks_path)
         with logs.shown(self._training.verbose) as log, tempfile.TemporaryDirectory() as folder:
-            outcome = run(self._dataset, self._images, trainer, self._phases)
-            outcome = compare(
-                self._dataset, self._images, outcome, self._training, self._weights, trainer.watch, self._phases
-            )
+            experiment, phases = self._experiment, self._phases
+            outcome = compare(experiment, experiment.run(trainer, phases), trainer.watch, phases)
             settings = self._data.model_dump(mode="json") | self._training.model_dump(mode="json")
             provenance = Provenance(
                 settings | {"output_name": self.output_name},
@@ -242,9 +241,8 @@ class Crowdlayer:
                     [*self._data.model_fields_set, *self._training.model_fields_set, "output_name"], "argument"
                 ),
             )
-            results = publish(
-                place, Path(folder), self.output_name, self._dataset, outcome, self._images, provenance, self._phases
-            )
+            dataset, images = experiment.dataset, experiment.images
+            results = publish(place, Path(folder), self.output_name, dataset, outcome, images, provenance, phases)
             log.info(headline(results))
             log.info("results at %s", self.tasks_path / results_name(self.output_name))
         return results

@@ -15,7 +15,7 @@ from .learning.baselines import compare
 from .learning.checkpoint import PARTS, Spool, read_state
 from .learning.classifier import has_small_stem
 from .learning.devices import device_name
-from .learning.experiment import Images, Outcome, Phases, load_images, make_trainer, run
+from .learning.experiment import Experiment, Images, Outcome, Phases, load_images
 from .learning.progress import History
 from .learning.trainer import Trainer, Watch
 from .machine import interruption
@@ -141,20 +141,20 @@ def train_together(plan: Plan, phases: Phases, meeting: Meeting, launch: Launch,
 
 def _train(plan: Plan, decoded: tuple[Dataset, Images], phases: Phases, watchdog: Watchdog) -> Trained:
     """Build, go on from a checkpoint if there is one, train, evaluate."""
-    settings, (dataset, images), processes = plan.settings, decoded, Processes.joined()
+    settings, processes = plan.settings, Processes.joined()
+    experiment = Experiment(*decoded, settings, plan.pretrained, plan.workdir)
     with phases("build"):
-        trainer = make_trainer(dataset, images, settings, plan.pretrained)
+        trainer = experiment.trainer()
         parts = {name: processes.share(_bytes_of(plan.resume.get(name))) for name in PARTS}
         if all(parts.values()):
             trainer.load_state_dict(read_state(parts))
     with interruption.deferred(), _trackers(settings, processes) as trackers:
         trainer.watch = Keeper(plan.spool, settings.checkpoint_every, watchdog, trackers)
-        outcome = run(dataset, images, trainer, phases, plan.workdir)
-        outcome = compare(dataset, images, outcome, settings, plan.pretrained, trainer.watch, phases, plan.workdir)
+        outcome = compare(experiment, experiment.run(trainer, phases), trainer.watch, phases)
         of_test = {name: value for name, value in outcome.figures.items() if name.startswith("test_")}
         trackers.log({name.replace("_", "/", 1): value for name, value in of_test.items()})
     used = processes.gather_texts(device_name(trainer.accelerator.device))
-    return Trained(outcome, dataset, used, has_small_stem(trainer.classifier), phases.seconds)
+    return Trained(outcome, experiment.dataset, used, has_small_stem(trainer.classifier), phases.seconds)
 
 
 def _trackers(settings: Settings, processes: Processes) -> Trackers:

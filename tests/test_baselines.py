@@ -92,7 +92,7 @@ def test_a_baseline_that_does_not_fit_into_memory_does_not_cost_the_run(
     def too_large(*args: object) -> None:
         raise DeviceMemoryError("out of memory with MODEL=resnet18")
 
-    monkeypatch.setattr(baselines, "build_trainer", too_large)
+    monkeypatch.setattr(baselines, "on_features", too_large)
     results = run(monkeypatch, write_shapes(tmp_path / "data"), BASELINES="majority")
     assert results["baselines"] == {"majority": None}
     assert "baseline majority: left out: out of memory" in caplog.text

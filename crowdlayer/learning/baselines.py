@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..answers import Answers, Ints, majority_vote
-from ..data.dataset import Dataset
 from ..errors import DeviceMemoryError
-from ..settings import TrainingSettings
 from . import metrics
 from .aggregation import dawid_skene
 from .devices import enough_memory
-from .experiment import Images, Outcome, Phases, build_trainer
+from .experiment import Experiment, Outcome, Phases
 from .features import on_features
-from .trainer import Validation, Watch
+from .trainer import Watch
 
 log = logging.getLogger(__name__)
 
@@ -33,16 +30,7 @@ class Asked(Watch):
         return self._watch.stop()
 
 
-def compare(
-    dataset: Dataset,
-    images: Images,
-    outcome: Outcome,
-    settings: TrainingSettings,
-    pretrained: bool | Path,
-    watch: Watch,
-    phases: Phases,
-    folder: Path | None = None,
-) -> Outcome:
+def compare(experiment: Experiment, outcome: Outcome, watch: Watch, phases: Phases) -> Outcome:
     """Train each of BASELINES as the run itself was, but on one hard label per task; `outcome` with their figures.
 
     Same network, first weights, order of the tasks, epochs, learning rates and rule for the epoch; without val/ the
@@ -52,10 +40,10 @@ def compare(
     the device does not suffice for a second network.
     """
     found: dict[str, dict[str, Any] | None] = {}
-    for name in settings.baselines:
+    for name in experiment.settings.baselines:
         with phases(f"baseline {name}"):
             try:
-                found[name] = _figures(name, dataset, images, outcome, settings, pretrained, watch, folder)
+                found[name] = _figures(name, experiment, outcome, watch)
             except DeviceMemoryError as error:  # the run itself is done, and worth more
                 log.warning("baseline %s: left out: %s", name, error)
                 found[name] = None
@@ -81,34 +69,19 @@ def gain(ours: torch.Tensor, theirs: torch.Tensor, labels: torch.Tensor) -> dict
     return {"points": mean, "low": mean - 1.96 * error, "high": mean + 1.96 * error}
 
 
-def _figures(
-    name: str,
-    dataset: Dataset,
-    images: Images,
-    outcome: Outcome,
-    settings: TrainingSettings,
-    pretrained: bool | Path,
-    watch: Watch,
-    folder: Path | None,
-) -> dict[str, Any]:
+def _figures(name: str, experiment: Experiment, outcome: Outcome, watch: Watch) -> dict[str, Any]:
+    dataset, images, settings = experiment.dataset, experiment.images, experiment.settings
     n_classes, n = len(dataset.classes), len(dataset.train.names)
     label = aggregated(name, dataset.answers, n_classes)
     known = dataset.truth >= 0
     held = torch.from_numpy(label[n:] if dataset.val is None else dataset.val.labels)
     plain = {"crowd_layer": "scalar", "crowd_start": "identity", "scale": 0.0, "guard": False}  # it has no part
     with enough_memory(settings):
-        trainer = build_trainer(
-            settings.model_copy(update=plain),
-            pretrained,
-            n_classes,
-            images.train,
-            dataset.train.answers,
-            Validation(images.validation, held, None),
-        )
+        trainer = experiment.trainer_of(settings.model_copy(update=plain), held, None)
         trainer.learn_labels(label[:n])
         trainer.watch = Asked(watch)
         log.info("baseline %s: the same network on its labels", name)
-        with on_features(trainer, folder):
+        with on_features(trainer, experiment.folder):
             best = trainer.fit()
         trainer.load(best)
         logits = None if images.test is None else trainer.predict(images.test)

@@ -7,16 +7,17 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..answers import Answers
 from ..data.dataset import CrowdImages, Dataset, LabelledImages, summary, without_broken
 from ..data.decoding import Decoded, decode_all
-from ..data.images import CrowdLoader, Rows, resident
+from ..data.images import CrowdLoader, resident
 from ..machine.processes import Processes
 from ..settings import TrainingSettings
 from . import advice, metrics
@@ -109,66 +110,71 @@ def load_images(
     return without_broken(dataset, broken, max_bad_images), Images(train, validation[0], test)
 
 
-def make_trainer(dataset: Dataset, images: Images, settings: TrainingSettings, pretrained: bool | Path) -> Trainer:
-    """The network and everything that moves it, seeded."""
-    validation = Validation(
-        images.validation,
-        None if dataset.val is None else torch.from_numpy(dataset.val.labels),
-        None if dataset.held_out is None else dataset.held_out.answers,
-    )
-    with enough_memory(settings):
-        return build_trainer(
-            settings, pretrained, len(dataset.classes), images.train, dataset.train.answers, validation
+@dataclass(frozen=True)
+class Experiment:
+    """What is trained on what: a data set with its images decoded, the settings, the first weights.
+
+    `pretrained`: true for torchvision's default weights, or the file of a state dict. `folder`: where arrays may lie
+    that are computed on the way, by default under TMPDIR.
+    """
+
+    dataset: Dataset
+    images: Images
+    settings: TrainingSettings
+    pretrained: bool | Path
+    folder: Path | None = None
+
+    def trainer(self) -> Trainer:
+        """The network and everything that moves it, seeded."""
+        labels = None if self.dataset.val is None else torch.from_numpy(self.dataset.val.labels)
+        held_out = self.dataset.held_out
+        return self.trainer_of(self.settings, labels, None if held_out is None else held_out.answers)
+
+    def trainer_of(self, settings: TrainingSettings, labels: Tensor | None, answers: Answers | None) -> Trainer:
+        """The trainer for other `settings` of the training, and other labels (images,) or answers to choose by.
+
+        The same settings, the same start.
+        """
+        with enough_memory(settings):
+            accelerator = make_accelerator(settings)
+            torch.manual_seed(settings.seed)
+            n_classes, train = len(self.dataset.classes), self.dataset.train.answers
+            classifier = build_classifier(
+                settings.model, n_classes, settings.img_size, self.pretrained, settings.freeze, settings.small_images
+            )
+            loader = CrowdLoader(
+                resident(self.images.train, accelerator.device),
+                train,
+                settings.batch_size,
+                settings.seed,
+                settings.data_augmentation,
+                accelerator.device,
+                Processes.joined(),
+            )
+            validation = Validation(resident(self.images.validation, accelerator.device), labels, answers)
+            return Trainer(settings, accelerator, classifier, n_classes, loader, train.n_workers, validation)
+
+    def run(self, trainer: Trainer, phases: Phases) -> Outcome:
+        """Train, then evaluate the chosen epoch on test/ and on the tasks with answers."""
+        dataset, images, settings = self.dataset, self.images, trainer.settings
+        _advise(advice.before(dataset, settings))
+        with phases("train"), enough_memory(settings), on_features(trainer, self.folder):
+            best = trainer.fit()
+        _advise(advice.after(trainer.history, best.epoch, trainer.settings))
+        with phases("evaluate"), enough_memory(settings):
+            trainer.load(best)
+            test = None if images.test is None else trainer.predict(images.test)
+            predictions = Predictions(trainer.predict(images.train), trainer.predict(images.validation), test)
+            figures = dict(best.figures)
+            if dataset.test is not None and test is not None:
+                labels = torch.from_numpy(dataset.test.labels)
+                figures |= metrics.evaluation(test, labels, "test")
+                figures["test_ece"] = metrics.expected_calibration_error(test, labels)
+            likelihood = log_likelihood(best.confusion, WORKER_MODELS[trainer.settings.crowd_layer].likelihood)
+            figures["temperature"], inferred = infer(dataset, predictions, likelihood)
+        return Outcome(
+            trainer.history, best, figures, predictions, inferred, trainer.settings.crowd_layer, trainer.collapsed_since
         )
-
-
-def build_trainer(
-    settings: TrainingSettings,
-    pretrained: bool | Path,
-    n_classes: int,
-    train: Rows,
-    answers: Answers,
-    validation: Validation,
-) -> Trainer:
-    """The trainer of images (images, size, size, 3) uint8 with these answers; the same settings, the same start."""
-    accelerator = make_accelerator(settings)
-    torch.manual_seed(settings.seed)
-    classifier = build_classifier(
-        settings.model, n_classes, settings.img_size, pretrained, settings.freeze, settings.small_images
-    )
-    loader = CrowdLoader(
-        resident(train, accelerator.device),
-        answers,
-        settings.batch_size,
-        settings.seed,
-        settings.data_augmentation,
-        accelerator.device,
-        Processes.joined(),
-    )
-    validation = replace(validation, images=resident(validation.images, accelerator.device))
-    return Trainer(settings, accelerator, classifier, n_classes, loader, answers.n_workers, validation)
-
-
-def run(dataset: Dataset, images: Images, trainer: Trainer, phases: Phases, folder: Path | None = None) -> Outcome:
-    """Train, then evaluate the chosen epoch on test/ and on the tasks with answers."""
-    _advise(advice.before(dataset, trainer.settings))
-    with phases("train"), enough_memory(trainer.settings), on_features(trainer, folder):
-        best = trainer.fit()
-    _advise(advice.after(trainer.history, best.epoch, trainer.settings))
-    with phases("evaluate"), enough_memory(trainer.settings):
-        trainer.load(best)
-        test = None if images.test is None else trainer.predict(images.test)
-        predictions = Predictions(trainer.predict(images.train), trainer.predict(images.validation), test)
-        figures = dict(best.figures)
-        if dataset.test is not None and test is not None:
-            labels = torch.from_numpy(dataset.test.labels)
-            figures |= metrics.evaluation(test, labels, "test")
-            figures["test_ece"] = metrics.expected_calibration_error(test, labels)
-        likelihood = log_likelihood(best.confusion, WORKER_MODELS[trainer.settings.crowd_layer].likelihood)
-        figures["temperature"], inferred = infer(dataset, predictions, likelihood)
-    return Outcome(
-        trainer.history, best, figures, predictions, inferred, trainer.settings.crowd_layer, trainer.collapsed_since
-    )
 
 
 def _advise(warnings: Iterable[str]) -> None:

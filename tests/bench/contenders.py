@@ -34,7 +34,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 def ours(tasks: str, size: int, model: str, augmented: bool = False, freeze: bool = False) -> Unit:
     """An epoch of the job's own trainer, validation not included."""
     from crowdlayer.data.dataset import belongs, read_dataset
-    from crowdlayer.learning.experiment import load_images, make_trainer
+    from crowdlayer.learning.experiment import Experiment, load_images
     from crowdlayer.learning.features import on_features
     from crowdlayer.learning.progress import Progress
     from crowdlayer.settings import DataSettings, TrainingSettings
@@ -45,7 +45,7 @@ def ours(tasks: str, size: int, model: str, augmented: bool = False, freeze: boo
     answers = synced.root / "answers.json"
     data = read_dataset(synced.root, synced.digests, DataSettings(tasks=tasks), answers, None, 0)
     data, images = load_images(data, synced.root, training, 0, None)
-    trainer = make_trainer(data, images, training, False)
+    trainer = Experiment(data, images, training, False).trainer()
     for_good = ExitStack()
     for_good.enter_context(on_features(trainer, None))
     progress = Progress()
