@@ -6,7 +6,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from .data.dataset import Dataset, belongs
@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 STAGED, SPOOL = "results", "checkpoints"
 """Folders of a run: what is to be put to the output, and its checkpoints."""
+KILLED, KEPT = "killed", "crowdlayer-kept-"
+"""Folders of earlier runs, in WORKDIR: one that was killed, and those that could not put what they had."""
 NOTHING = ""
 """Told instead of the folder of a plan: there is nothing to do."""
 
@@ -66,6 +68,8 @@ def train(settings: Settings) -> str:
             return location
         if not fresh and launch.publishes:
             probe(output, settings.output_name, workdir)
+        if launch.publishes and settings.resume != "never":
+            _put_kept(workdir, checkpoints, identity)
         found = checkpoints.find(identity, settings.resume, folder) if launch.publishes else Found()
         spool = Spool(folder / SPOOL, identity, found.number)
         synced = inputs.synced
@@ -181,16 +185,28 @@ def _publish(
 
 @contextmanager
 def _run_folder(workdir: Path) -> Iterator[Path]:
-    """A folder of this run alone, for its user alone; what a killed one has left is removed."""
-    folder = workdir / "run"
+    """A folder of this run alone, for its user alone; what a killed one has left lies beside it for as long."""
+    folder, killed = workdir / "run", workdir / KILLED
     with disk_errors(str(workdir)):
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(killed, ignore_errors=True)
+        if folder.exists():
+            folder.rename(killed)
         folder.mkdir(mode=0o700)
         (folder / SPOOL).mkdir()
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(killed, ignore_errors=True)
+
+
+def _put_kept(workdir: Path, checkpoints: Checkpoints, identity: Identity) -> None:
+    """Put checkpoints of this run that earlier starts in this folder could not put: days of training are in them."""
+    for folder in (workdir / KILLED, *sorted(workdir.glob(f"{KEPT}*"))):
+        if checkpoints.put_kept(folder / SPOOL, identity):
+            shutil.rmtree(folder / SPOOL, ignore_errors=True)
+            with suppress(OSError):  # the results of that start are there too
+                folder.rmdir()
 
 
 @contextmanager
@@ -201,7 +217,7 @@ def _kept(folder: Path, workdir: str | None) -> Iterator[None]:
     except (StoreError, AccessError):
         parts = [part for part in (folder / STAGED, folder / SPOOL) if part.is_dir() and any(part.iterdir())]
         if parts:
-            kept = Path(tempfile.mkdtemp(prefix="crowdlayer-kept-", dir=workdir))
+            kept = Path(tempfile.mkdtemp(prefix=KEPT, dir=workdir))
             for part in parts:
                 shutil.move(part, kept)
             log.error("what could not be put to the output is kept in %s: %s",

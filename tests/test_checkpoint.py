@@ -151,6 +151,56 @@ def test_resume_says_whether_there_may_be_or_must_be_one(output: Place, spool: S
     assert names(output) == []
 
 
+def kept(folder: Path, identity: Identity, *states: dict[str, Any]) -> Path:
+    """A spool with the newest of these states, that nobody has put."""
+    folder.mkdir()
+    for one in states:
+        Spool(folder, identity).write(one)
+    return folder
+
+
+def test_what_an_earlier_start_could_not_put_is_put_where_it_is_newer(
+    output: Place, spool: Spool, tmp_path: Path
+) -> None:
+    checkpoints = put(output, spool, state(1), state(2))
+    older = kept(tmp_path / "older", spool.identity, state(7))
+    newer = kept(tmp_path / "newer", spool.identity, state(1), state(2), state(3))
+    assert checkpoints.put_kept(older, spool.identity)
+    back = found(checkpoints, tmp_path)
+    assert back is not None
+    assert back["progress"]["epoch"] == 2
+    assert checkpoints.put_kept(newer, spool.identity)
+    back = found(checkpoints, tmp_path)
+    assert back is not None
+    assert back["progress"]["epoch"] == 3
+    assert [name for name in names(output) if name.endswith(".json")] == ["00000002.json", "00000003.json"]
+
+
+@pytest.mark.parametrize("harm", ["settings", "data", "torn index", "torn part", "no part", "empty", "none"])
+def test_what_was_kept_of_another_run_or_not_whole_stays_where_it_is(
+    output: Place, spool: Spool, tmp_path: Path, harm: str
+) -> None:
+    folder = kept(tmp_path / "kept", spool.identity, state(1))
+    identity, part = spool.identity, next(folder.glob("*.pt"))
+    match harm:
+        case "settings":
+            identity = Identity(SETTINGS | {"lr": 0.2}, "data")
+        case "data":
+            identity = Identity(SETTINGS, "other data")
+        case "torn index":
+            (folder / "00000001.json").write_text("{")
+        case "torn part":
+            part.write_bytes(bytes(part.stat().st_size))
+        case "no part":
+            part.unlink()
+        case _:
+            folder = tmp_path / harm
+            if harm == "empty":
+                folder.mkdir()
+    assert not Checkpoints(output, "run").put_kept(folder, identity)
+    assert names(output) == []
+
+
 class Slow(Folder):
     """An output whose uploads wait until they may, and fail as often as they shall."""
 

@@ -26,7 +26,7 @@ import torch
 
 from ..errors import CrowdlayerError, SettingsError, StoreError, listed, one_line
 from ..settings import influential
-from ..storage.files import disk_errors, file_digest
+from ..storage.files import disk_errors, file_digest, size_of
 from ..storage.places import Place
 
 log = logging.getLogger(__name__)
@@ -170,16 +170,27 @@ class Checkpoints:
             raise SettingsError(f"RESUME: must find a checkpoint at {where}, there is none that is whole")
         return Found()
 
+    def put_kept(self, spool: Path, identity: Identity) -> bool:
+        """Put the newest checkpoint of a spool that an earlier start has left, unless the output has a newer one.
+
+        Returns:
+            Whether it is whole and this run's, and needed no more.
+        """
+        name = next(reversed(_indexes(spool)), None) if spool.is_dir() else None
+        index = None if name is None else _parsed((spool / name).read_bytes())
+        if name is None or index is None or identity.differences(index):
+            return False
+        files = [(spool / file, size) for file, size in index["parts"].values()]
+        if any(size_of(file) != size or file_digest(file) != file.stem for file, size in files):
+            return False
+        there = [stored.name.rpartition("/")[2] for stored in self.output.below(self.prefix)]
+        if name > max(filter(INDEX.fullmatch, there), default=""):
+            log.info("checkpoint %s, kept on this machine by an earlier start, is put now", name)
+            self.put(spool, name)
+        return True
+
     def _index(self, name: str) -> dict[str, Any] | None:
-        raw = self.output.read(name)
-        try:
-            index = json.loads(raw or b"")
-            parts = {part: (str(file), int(size)) for part, (file, size) in index["parts"].items()}
-            whole = index["format"] == FORMAT and parts.keys() == set(PARTS)
-            whole = whole and isinstance(index["settings"], dict) and isinstance(index["data_digest"], str)
-            return index | {"parts": parts} if whole else None
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return None
+        return _parsed(self.output.read(name))
 
     def _bring(self, index: dict[str, Any], folder: Path) -> dict[str, Path] | None:
         """The parts on this machine, each what its name says; None where one is missing or something else."""
@@ -285,6 +296,18 @@ class Uploads:
 
     def _newest(self) -> str | None:
         return next(reversed(_indexes(self._spool)), None)
+
+
+def _parsed(raw: bytes | None) -> dict[str, Any] | None:
+    """An index; None where it is torn, or of another program or format."""
+    try:
+        index = json.loads(raw or b"")
+        parts = {part: (str(file), int(size)) for part, (file, size) in index["parts"].items()}
+        whole = index["format"] == FORMAT and parts.keys() == set(PARTS)
+        whole = whole and isinstance(index["settings"], dict) and isinstance(index["data_digest"], str)
+        return index | {"parts": parts} if whole else None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _second_name(file: Path, name: Path) -> None:
