@@ -48,6 +48,18 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     python -m compileall -qq -j 0 --invalidation-mode unchecked-hash /opt/venv/lib || :
 
 
+# What is in the image, as CycloneDX: read from what is installed, not from what was asked for.
+FROM venv AS sbom
+COPY .docker/requirements-sbom.txt /tmp/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -m venv --without-pip /opt/sbom \
+ && pip --python /opt/sbom install --no-deps --only-binary :all: --require-hashes -r /tmp/requirements-sbom.txt
+RUN --mount=type=bind,from=torch,source=/opt/venv/lib,target=/opt/venv/lib \
+    --mount=type=bind,from=libraries,source=/opt/venv/lib,target=/mnt/lib \
+    PYTHONPATH="$(echo /mnt/lib/python*/site-packages)" /opt/sbom/bin/cyclonedx-py environment --output-reproducible \
+        --output-file /sbom.cdx.json /opt/venv/bin/python
+
+
 FROM venv AS code
 COPY LICENSE entrypoint.py /app/
 COPY crowdlayer /app/crowdlayer
@@ -73,11 +85,13 @@ ENV PATH=/opt/venv/bin:$PATH \
 
 COPY --from=torch /opt/venv /opt/venv
 COPY --from=libraries /opt/venv /opt/venv
-# The two halves make a whole, and it loads.
+# The two halves make a whole, and it loads. Nobody can become another by a program of the base image.
 RUN --mount=type=tmpfs,target=/tmp \
     pip --python /opt/venv --disable-pip-version-check check \
- && python -c "import accelerate, boto3, filelock, jinja2, msgspec, pydantic_settings, pythonjsonlogger, tenacity, torch, torchvision, yaml"
+ && python -c "import accelerate, boto3, filelock, jinja2, msgspec, pydantic_settings, pythonjsonlogger, tenacity, torch, torchvision, yaml" \
+ && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
 WORKDIR /app
+COPY --from=sbom /sbom.cdx.json /app/
 COPY --from=code /app /app
 
 USER 10001:10001
