@@ -5,7 +5,7 @@ BIN := .venv/bin
 RIG := ../shared/tools/container
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test lint format container store slow fuzz requirements readme clean
+.PHONY: demo test lint format container store slow fuzz audit requirements readme clean
 
 demo: .venv/.demo ## a bucket on this machine, the job as a container runs it, the results
 	$(BIN)/python -m tests.demo
@@ -17,6 +17,7 @@ lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive crowdlayer entrypoint.py
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/shellcheck .ci/run .docker/update-requirements crowdlayer/platforms/slurm/crowdlayer.sbatch
 
@@ -35,6 +36,9 @@ fuzz: .venv/.dev ## a long hunt with random bytes (FUZZ_EXAMPLES of each kind)
 
 slow: .venv/.dev ## the tests that take minutes
 	$(PYTEST) -m slow
+
+audit: .venv/.dev ## the pinned packages and PyPI's advisories; fails too where these cannot be had
+	for file in .docker/requirements*.txt; do $(BIN)/pip-audit --strict --disable-pip --require-hashes -r $$file || exit; done
 
 requirements: ## pin the image's dependencies anew, from pyproject.toml (needs uv)
 	.docker/update-requirements

@@ -21,6 +21,7 @@ from crowdlayer.errors import (
     without_secrets,
 )
 from crowdlayer.machine import interruption
+from crowdlayer.machine.memory import enough_to_start
 
 TERMINATION_LOG = Path("/dev/termination-log")
 
@@ -61,6 +62,7 @@ def main(arguments: list[str]) -> int:
                 settings = load_settings()
                 interruption.set_grace(settings.grace)
                 logs.start(settings.log_format)
+                enough_to_start()
                 from crowdlayer import check, job, predict
                 from crowdlayer.storage.s3 import patience
 

@@ -18,7 +18,7 @@ from .data.dataset import Dataset, belongs, summary
 from .errors import AccessError, CrowdlayerError, DataError, DeviceMemoryError, SettingsError, StoreError, one_line
 from .inputs import Inputs, check_possible, probe, processes_to_start, read_inputs
 from .learning import advice
-from .learning.devices import device_name, enough_memory, memory_used, precision
+from .learning.devices import bound_to_container, device_name, enough_memory, memory_used, precision
 from .learning.experiment import Experiment, Images, Phases, load_images
 from .learning.progress import Progress
 from .learning.trainer import EVALUATION_BATCHES, Trainer, Watch
@@ -217,6 +217,7 @@ def _rehearse(
 ) -> None:
     """A few steps on one device, with the share of a step that a process of the run has: memory and time."""
     share = settings.model_copy(update={"batch_size": -(-settings.batch_size // n_processes)})
+    bound_to_container()
     with enough_memory(settings):
         trainer = Experiment(dataset, images, share, inputs.weights or settings.pretrained is True).trainer()
         watch = trainer.watch = _Stopwatch(STEPS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
@@ -217,9 +217,17 @@ def _kept(folder: Path, workdir: str | None) -> Iterator[None]:
     except (StoreError, AccessError):
         parts = [part for part in (folder / STAGED, folder / SPOOL) if part.is_dir() and any(part.iterdir())]
         if parts:
-            kept = Path(tempfile.mkdtemp(prefix=KEPT, dir=workdir))
-            for part in parts:
-                shutil.move(part, kept)
-            log.error("what could not be put to the output is kept in %s: %s",
-                      kept, " and ".join(f"{part.name}/" for part in parts))  # fmt: skip
+            _keep(parts, workdir)
         raise
+
+
+def _keep(parts: Sequence[Path], workdir: str | None) -> None:
+    try:
+        kept = Path(tempfile.mkdtemp(prefix=KEPT, dir=workdir))
+        for part in parts:
+            shutil.move(part, kept)
+    except OSError as error:  # a disk that is full for good; why the run failed is still to be said
+        log.error("what could not be put to the output could not be kept here either: %s", error)
+        return
+    log.error("what could not be put to the output is kept in %s: %s",
+              kept, " and ".join(f"{part.name}/" for part in parts))  # fmt: skip

@@ -12,9 +12,9 @@ from . import logs
 from .data.dataset import Dataset
 from .errors import InterruptedRunError
 from .learning.baselines import compare
-from .learning.checkpoint import PARTS, Spool, read_state
+from .learning.checkpoint import PARTS, Spool, going_on, read_state
 from .learning.classifier import has_small_stem
-from .learning.devices import device_name
+from .learning.devices import bound_to_container, device_name
 from .learning.experiment import Experiment, Images, Outcome, Phases, load_images
 from .learning.progress import History
 from .learning.trainer import Trainer, Watch
@@ -101,7 +101,8 @@ class Keeper(Watch):
 
     def epoch_done(self, trainer: Trainer) -> None:
         epoch = trainer.progress.epoch
-        self.trackers.log(epoch_figures(trainer.history), epoch)
+        if epoch:  # else the guard has sent the run back to its start
+            self.trackers.log(epoch_figures(trainer.history), epoch)
         if epoch == trainer.settings.n_epochs or (self.every and epoch % self.every == 0):
             self._save(trainer)
 
@@ -143,11 +144,13 @@ def _train(plan: Plan, decoded: tuple[Dataset, Images], phases: Phases, watchdog
     """Build, go on from a checkpoint if there is one, train, evaluate."""
     settings, processes = plan.settings, Processes.joined()
     experiment = Experiment(*decoded, settings, plan.pretrained, plan.workdir)
+    bound_to_container()
     with phases("build"):
         trainer = experiment.trainer()
         parts = {name: processes.share(_bytes_of(plan.resume.get(name))) for name in PARTS}
         if all(parts.values()):
-            trainer.load_state_dict(read_state(parts))
+            with going_on():
+                trainer.load_state_dict(read_state(parts))
     with interruption.deferred(), _trackers(settings, processes) as trackers:
         trainer.watch = Keeper(plan.spool, settings.checkpoint_every, watchdog, trackers)
         outcome = compare(experiment, experiment.run(trainer, phases), trainer.watch, phases)

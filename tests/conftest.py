@@ -48,6 +48,14 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def image() -> str:
+    """The image built from this checkout."""
+    from tests.containers import built
+
+    return built()
+
+
+@pytest.fixture(scope="session")
 def endpoint() -> Iterator[str]:
     """An S3 server on loopback."""
     with moto_server() as url:

@@ -204,7 +204,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
             return
         answer = self.meddler.answer(request, self.rfile.read(length), fault)
-        skipped = ("connection", "expect", "transfer-encoding", "date")
+        skipped = ("connection", "expect", "transfer-encoding")
         self.send_response_only(answer.status)
         for name, value in answer.headers.items():
             if name.lower() not in skipped and (name.lower() != "content-length" or self.command == "HEAD"):

@@ -2,50 +2,21 @@
 
 from __future__ import annotations
 
-import os
+import json
+import re
 import shutil
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import QUICK, ROOT, SHARED, Finished, Store
+from tests.conftest import QUICK, ROOT, Store
+from tests.containers import ANYBODY, TAG, build, command, fresh_name, inside, run
 
 pytestmark = pytest.mark.container
-
-RIG = SHARED / "tools/container/build-and-run"
-TAG = "crowdlayer/test"
-ANYBODY = ["--user", "43210:43210", "--read-only", "--tmpfs", "/tmp:rw,noexec,size=512m", "--cap-drop", "ALL"]
-ANYBODY += ["--security-opt", "no-new-privileges", "--shm-size", "64m"]
-
-
-@pytest.fixture(scope="module")
-def image() -> str:
-    """The image built from this checkout."""
-    if shutil.which("docker") is None or subprocess.run(["docker", "version"], capture_output=True).returncode:
-        pytest.skip("no docker engine")
-    build = [str(RIG), "-n", "-q", "-t", TAG, str(ROOT)] if RIG.exists() else ["docker", "build", "-t", TAG, str(ROOT)]
-    done = subprocess.run(build, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return TAG
-
-
-def command(image: str, name: str, options: list[str], settings: dict[str, str], arguments: list[str]) -> list[str]:
-    variables = {f"CROWDLAYER_{key}": value for key, value in settings.items()}
-    variables |= {key: value for key, value in os.environ.items() if key.startswith("AWS_") and "FILE" not in key}
-    environment = [part for key, value in variables.items() for part in ("--env", f"{key}={value}")]
-    return ["docker", "run", "--rm", "--network", "host", "--name", name, *environment, *options, image, *arguments]
-
-
-def run(image: str, settings: dict[str, str], options: list[str], *arguments: str) -> Finished:
-    """The container's output and exit code, with this machine's loopback and AWS variables."""
-    parts = command(image, f"test-{uuid.uuid4().hex[:8]}", options, settings, list(arguments))
-    done = subprocess.run(parts, capture_output=True, text=True, timeout=300)
-    return Finished(done.returncode, done.stdout, done.stderr)
 
 
 def test_any_user_on_a_read_only_root_trains_from_a_bucket_into_it(image: str, store: Store, shapes: Path) -> None:
@@ -78,7 +49,7 @@ def test_the_termination_log_gets_the_last_line(image: str, tmp_path: Path) -> N
     log.touch()
     log.chmod(0o666)
     mounted = ["--volume", f"{log}:/dev/termination-log"]
-    done = run(image, {"TASKS": "/nowhere", "LR": "x"}, ANYBODY + mounted)
+    done = run(image, {"TASKS": "/nowhere", "LR": "x"}, [*ANYBODY, *mounted])
     assert done.code == 78
     assert log.read_text() == done.last_line
     assert "CROWDLAYER_LR" in done.last_line
@@ -87,10 +58,10 @@ def test_the_termination_log_gets_the_last_line(image: str, tmp_path: Path) -> N
 @pytest.fixture
 def running(image: str, store: Store, shapes: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """A container that has trained an epoch of very many."""
-    name = f"test-{uuid.uuid4().hex[:8]}"
+    name = fresh_name()
     settings = QUICK | {"TASKS": store.put_tree(shapes), "N_EPOCHS": "100000"}
     process = subprocess.Popen(
-        command(image, name, ANYBODY, settings, []), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(image, name, ANYBODY, settings), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stderr is not None
     for line in process.stderr:
@@ -110,16 +81,41 @@ def test_docker_stop_ends_it_in_time_with_75(running: tuple[str, subprocess.Pope
     assert not [key for key in store.keys() if "results" in key or "best_models" in key]
 
 
+# --- what is in the image --------------------------------------------------------------------------------------------
+
+
 def test_the_image_runs_as_nobody_in_particular_and_holds_no_tests(image: str) -> None:
     script = "import os, sys; print(os.getuid(), sys.version_info[:2], sorted(os.listdir('/app')))"
-    done = subprocess.run(
-        ["docker", "run", "--rm", "--entrypoint", "python", image, "-c", script], capture_output=True, text=True
-    )
-    uid, _, listing = done.stdout.partition(" ")
+    uid, _, listing = inside(image, "python", "-c", script).partition(" ")
     assert int(uid) != 0
     assert "entrypoint.py" in listing
     assert "tests" not in listing
     assert sys.version_info >= (3, 11)
+
+
+def test_nothing_in_the_image_makes_its_user_another_or_can_be_changed_by_all(image: str) -> None:
+    """Not even by root's own: no file that runs as its owner, has a capability, or is writable for everybody."""
+    search = ["/", "-xdev", "-type", "f", "-perm", "/6002", "-o", "-type", "d", "-perm", "-0002", "!", "-perm", "-1000"]
+    assert inside(image, "find", *search, options=["--user", "0"]) == ""
+    capable = """if True:
+        import os
+        files = (os.path.join(folder, name) for folder, _, names in os.walk("/") for name in names)
+        files = (file for file in files if not file.startswith(("/proc", "/sys")) and not os.path.islink(file))
+        print([file for file in files if "security.capability" in os.listxattr(file)])
+    """
+    assert inside(image, "python", "-c", capable, options=["--user", "0"]) == "[]\n"
+    status = inside(image, "cat", "/proc/self/status")
+    assert re.search(r"^CapEff:\s+0+$", status, re.MULTILINE)
+
+
+def test_the_image_lists_what_is_in_it(image: str) -> None:
+    listed = json.loads(inside(image, "cat", "/app/sbom.cdx.json"))
+    script = "from importlib.metadata import distributions; print(*(f'{d.name}=={d.version}' for d in distributions()))"
+    installed = inside(image, "python", "-c", script).split()
+    assert listed["bomFormat"] == "CycloneDX"
+    assert {f"{part['name']}=={part['version']}" for part in listed["components"]} == set(installed)
+    assert len(installed) > 30
+    assert all(part["purl"].startswith("pkg:pypi/") for part in listed["components"])
 
 
 def test_a_change_of_the_code_costs_only_its_layers(image: str, tmp_path: Path) -> None:
@@ -136,10 +132,7 @@ def test_a_change_of_the_code_costs_only_its_layers(image: str, tmp_path: Path) 
     with (copy / "crowdlayer/errors.py").open("a") as file:
         file.write("\n# changed\n")
     other = f"{TAG}:changed"
-    build = (
-        [str(RIG), "-n", "-q", "-t", other, str(copy)] if RIG.exists() else ["docker", "build", "-t", other, str(copy)]
-    )
-    subprocess.run(build, check=True, capture_output=True)
+    build(copy, other)
     ours, theirs = layers(image), layers(other)
     assert ours != theirs
     shared = sum(a == b for a, b in zip(ours, theirs, strict=True))

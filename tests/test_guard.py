@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,14 @@ from sklearn.metrics import cohen_kappa_score
 
 from crowdlayer.answers import Answers, majority_vote
 from crowdlayer.learning import metrics
+from crowdlayer.learning.checkpoint import Identity, Spool
 from crowdlayer.learning.guard import Guard
 from crowdlayer.learning.progress import Best
 from crowdlayer.learning.trainer import Trainer, Watch
 from crowdlayer.machine.processes import Processes
+from crowdlayer.machine.watchdog import Watchdog
+from crowdlayer.report.trackers import Trackers
+from crowdlayer.training import Keeper
 from tests.bench.crowds import Share, answered, pattern_pool, share
 from tests.bench.quality import make_trainer
 from tests.gang import together
@@ -110,6 +115,18 @@ def test_a_run_that_is_resumed_before_or_after_its_collapse_comes_to_the_same(ep
     assert resumed.history.train_loss == whole.history.train_loss
     assert all(torch.equal(best.classifier[name], again.classifier[name]) for name in best.classifier)
     assert torch.equal(best.confusion, again.confusion)
+
+
+def test_a_collapse_does_not_end_a_job(tmp_path: Path) -> None:
+    """Whose watch tells its trackers of every epoch, and saves."""
+    trainer = trained(like_cifar_100n(400), 4)
+    (tmp_path / "spool").mkdir()
+    spool = Spool(tmp_path / "spool", Identity({}, "data"))
+    trainer.watch = Keeper(spool, 1, Watchdog(600), Trackers({}, {}))
+    trainer.fit()
+    assert trainer.collapsed_since is not None
+    assert len(trainer.history.train_loss) == 4
+    assert max(int(path.stem) for path in spool.folder.glob("*.json")) > 4
 
 
 def guarded() -> tuple[int | None, list[float], torch.Tensor]:

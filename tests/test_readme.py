@@ -66,7 +66,9 @@ def test_the_exit_codes_are_the_errors() -> None:
     assert told == codes - {0}
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "format", "slow", "container", "store", "readme", "requirements"])
+@pytest.mark.parametrize(
+    "target", ["demo", "test", "format", "slow", "container", "store", "readme", "requirements", "audit"]
+)
 def test_every_make_target_named_exists(target: str) -> None:
     assert f"make {target}" in README.read_text()
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)

@@ -8,8 +8,10 @@ import os
 import random
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
+from email.utils import formatdate
 from pathlib import Path
 
 import boto3
@@ -545,6 +547,28 @@ def test_an_object_that_is_not_there_can_be_deleted(store: Store) -> None:
     for _ in range(2):
         Bucket(store.bucket, "data").delete("x")
     assert store.keys() == []
+
+
+@pytest.mark.parametrize(("hours", "told"), [(1, "60 min behind"), (-30, "30.0 h ahead of"), (0, None)])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_clock_that_is_wrong_is_named_where_the_store_refuses_for_it(
+    method: str, hours: int, told: str | None, store: Store, meddler: Meddler
+) -> None:
+    """By the date of the answer: a HEAD's has no code."""
+
+    def refuse(answer: Answer) -> None:
+        refused(403, "RequestTimeTooSkewed")(answer)
+        header("Date", formatdate(time.time() + 3600 * hours, usegmt=True))(answer)
+
+    meddler.spoil(refuse, method=method, times=9)
+    bucket = Bucket(store.bucket, "data")
+    with pytest.raises(AccessError) as raised:
+        bucket.listing() if method == "GET" else bucket.find("x")
+    said = str(raised.value)
+    assert "the store must allow this, it answers 403" in said
+    assert ("clock" in said) == (told is not None)
+    if told is not None:
+        assert said.endswith(f"; this machine's clock must be right, it is {told} the store's")
 
 
 @pytest.mark.parametrize(("status", "code"), [(403, "AccessDenied"), (401, "Unauthorized"), (400, "ExpiredToken")])

@@ -193,9 +193,12 @@ def decode_all(
 
 
 def _room(folder: Path) -> int:
-    """Bytes that decoded images may take there."""
+    """Bytes that decoded images may take there: in memory, half of what was free before the first split's."""
     free = shutil.disk_usage(folder).free - SPARE
-    return max(min(free, free_memory() // 2) if in_memory(folder) else free, 0)
+    if in_memory(folder):
+        held = sum(file.stat().st_size for file in (folder / "cache").glob("images-*"))
+        free = min(free, (free_memory() + held) // 2 - held)
+    return max(free, 0)
 
 
 def _mapped(file: IO[bytes], size: int) -> Tensor:

@@ -16,7 +16,8 @@ import logging
 import re
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -24,10 +25,11 @@ from typing import Any, Literal
 
 import torch
 
-from ..errors import CrowdlayerError, SettingsError, StoreError, listed, one_line
+from ..errors import CrowdlayerError, SettingsError, StoreError, listed, one_line, short
 from ..settings import influential
-from ..storage.files import disk_errors, file_digest, size_of
+from ..storage.files import Stored, disk_errors, file_digest, size_of
 from ..storage.places import Place
+from .tensors import read_tensors
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,9 @@ KEPT = 2
 """Checkpoints kept: the newest, and the one before, should the newest not be whole."""
 PARTS = ("best", "run")
 INDEX = re.compile(r"\d{8}\.json")
+PART = re.compile(r"[0-9a-f]{64}\.pt")
+LARGEST_INDEX = 64 * 2**20
+"""Bytes; the names of 10^5 classes are 2 MB."""
 POLL = 0.1
 """Seconds between looks into the spool."""
 
@@ -51,8 +56,12 @@ class Identity:
     def differences(self, index: Mapping[str, Any]) -> list[str]:
         """What the run of `index` has otherwise, a line each."""
         theirs, ours = index["settings"], influential(self.settings)
+
+        def said(settings: Mapping[str, Any], name: str) -> str:
+            return short(json.dumps(settings.get(name)))
+
         found = [
-            f"{name.upper()} was {json.dumps(theirs.get(name))} and is {json.dumps(ours.get(name))}"
+            f"{short(name.upper())} was {said(theirs, name)} and is {said(ours, name)}"
             for name in sorted(theirs.keys() | ours.keys())
             if theirs.get(name) != ours.get(name)
         ]
@@ -115,8 +124,28 @@ class Spool:
 
 def read_state(parts: Mapping[str, bytes]) -> dict[str, Any]:
     """The state that these parts make."""
-    best, run = (torch.load(io.BytesIO(parts[name]), map_location="cpu", weights_only=True) for name in PARTS)
+    best, run = (read_tensors(io.BytesIO(parts[name])) for name in PARTS)
     return {**run, "best": best}
+
+
+@contextmanager
+def going_on() -> Iterator[None]:
+    """Around the reading and the use of a state: say that it is none of this program's where that fails.
+
+    It is what its index says, by its SHA-256, so it is not torn: somebody else wrote both.
+
+    Raises:
+        SettingsError: for whatever is wrong; nothing is sure of such a state.
+    """
+    try:
+        yield
+    except (CrowdlayerError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        said = short(str(error), 300) or type(error).__name__
+        raise SettingsError(
+            f"RESUME: the checkpoint must be one that this program wrote, it is not: {said}; never starts afresh"
+        ) from error
 
 
 # --- in the output ---------------------------------------------------------------------------------------------------
@@ -148,8 +177,9 @@ class Checkpoints:
         if resume == "never":
             self.remove()
             return Found()
-        names = {stored.name for stored in self.output.below(self.prefix)}
-        for name in sorted((n for n in names if INDEX.fullmatch(n.rpartition("/")[2])), reverse=True):
+        for name in sorted(
+            (stored.name for stored in self.output.below(self.prefix) if _is_index(stored)), reverse=True
+        ):
             index = self._index(name)
             if index is None:
                 log.warning("checkpoint %s is of another program or format, or torn: left out", name)
@@ -304,9 +334,10 @@ def _parsed(raw: bytes | None) -> dict[str, Any] | None:
         index = json.loads(raw or b"")
         parts = {part: (str(file), int(size)) for part, (file, size) in index["parts"].items()}
         whole = index["format"] == FORMAT and parts.keys() == set(PARTS)
+        whole = whole and all(PART.fullmatch(file) for file, _ in parts.values())
         whole = whole and isinstance(index["settings"], dict) and isinstance(index["data_digest"], str)
         return index | {"parts": parts} if whole else None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 
 
@@ -324,6 +355,10 @@ def _indexes(spool: Path) -> list[str]:
     """The names of the indexes in a spool, the newest last."""
     with disk_errors(str(spool)):
         return sorted(path.name for path in spool.iterdir() if INDEX.fullmatch(path.name))
+
+
+def _is_index(stored: Stored) -> bool:
+    return INDEX.fullmatch(stored.name.rpartition("/")[2]) is not None and stored.size <= LARGEST_INDEX
 
 
 def _number(index: str) -> int:

@@ -13,6 +13,7 @@ from torch.func import functional_call
 from torchvision import models
 
 from ..errors import SettingsError, StoreError, one_line
+from .tensors import read_tensors
 
 log = logging.getLogger(__name__)
 
@@ -139,11 +140,10 @@ def _default_weights(name: str) -> dict[str, Tensor]:
 def _read_state(path: Path) -> dict[str, Tensor]:
     """A state dict, or the "classifier" of one of our best models."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load has no error type of its own for "this is no such file"
+        state = read_tensors(path)
+    except ValueError as error:
         raise SettingsError(
-            f"PRETRAINED: {path.name} must be a state dict that torch.load(weights_only=True) reads: "
-            f"{one_line(str(error))[:200]}"
+            f"PRETRAINED: {path.name} must be a state dict that torch.load(weights_only=True) reads: {error}"
         ) from error
     if isinstance(state, dict) and isinstance(state.get("classifier"), dict):
         state = state["classifier"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import resource
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from ..errors import DeviceMemoryError, SettingsError
-from ..machine.memory import free_memory
+from ..machine.memory import allocations_must_fit, free_memory
 from ..machine.processes import Processes
 from ..settings import TrainingSettings
 
@@ -44,9 +45,24 @@ def enough_memory(settings: TrainingSettings) -> Iterator[None]:
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error):
             raise DeviceMemoryError(
                 f"out of memory with MODEL={settings.model}, BATCH_SIZE={settings.batch_size} and "
-                f"IMG_SIZE={settings.img_size}: lower one of them"
+                f"IMG_SIZE={settings.img_size}: lower one of them{_wanted(str(error))}"
             ) from error
         raise
+
+
+def bound_to_container() -> None:
+    """Have the job's own allocations fail, and be said, where its container has no memory for them; GPUs do so anyway.
+
+    CUDA reserves far more addresses than memory: it could not live with such a bound.
+    """
+    if not torch.cuda.is_available():
+        allocations_must_fit()
+
+
+def _wanted(said: str) -> str:
+    """What torch says that it could not have: bytes of the CPU's memory, larger units of a GPU's."""
+    found = re.search(r"ried to allocate ([\d.]+ \w+)", said)
+    return f"; {found[1]} more were asked for" if found else ""
 
 
 def precision(settings: TrainingSettings) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import subprocess
+import subprocess  # nosec B404
 import sys
 import threading
 import time
@@ -93,7 +93,7 @@ class _Gang:
         signal.pthread_sigmask(signal.SIG_BLOCK, interruption.SIGNALS)  # theirs until they listen: none is lost
         try:
             self._alive = {
-                first + i: subprocess.Popen(  # noqa: S603  our own interpreter and module
+                first + i: subprocess.Popen(  # our own interpreter and module  # noqa: S603  # nosec B603
                     command, env={**shared, "RANK": str(first + i), "LOCAL_RANK": str(i)}
                 )
                 for i in range(n)

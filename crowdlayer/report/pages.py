@@ -71,7 +71,7 @@ def markdown(text: object) -> Markup:
 
 
 def rendered_markdown(template: str, **values: Any) -> str:
-    """A Markdown file, of templates/; what comes from data goes through the filter `markdown`, or `embedded` in YAML."""
+    """A Markdown file, of templates/; what comes from data goes through the filter `markdown`, in YAML `embedded`."""
     made = environment()
     made.filters |= {"markdown": markdown, "embedded": embedded}
     return made.from_string(resource(template)).render(**values)

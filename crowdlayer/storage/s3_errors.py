@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 
 from botocore.exceptions import (
     BotoCoreError,
@@ -19,6 +21,10 @@ from botocore.exceptions import (
 from botocore.exceptions import ConnectionError as NoConnectionError
 
 from ..errors import AccessError, CrowdlayerError, SettingsError, StoreError, one_line
+from ..logs import duration
+
+SKEW = 240.0
+"""Seconds that clocks may differ: stores take a signature that is five to fifteen minutes old or early for forged."""
 
 
 @contextmanager
@@ -34,7 +40,8 @@ def translated(thing: str, bucket: str, otherwise: type[CrowdlayerError] = Store
         if code == "NoSuchBucket":
             raise SettingsError(f"{thing}: the bucket must exist, {bucket!r} does not") from error
         if status in (401, 403) or code in ("ExpiredToken", "InvalidToken") or _of_a_role(error):
-            raise AccessError(f"{thing}: the store must allow this, it answers {status} {code}") from error
+            said = f"{thing}: the store must allow this, it answers {status} {code}{_of_the_clock(error)}"
+            raise AccessError(said) from error
         if status == 412:
             raise StoreError(f"{thing}: must stay as it was listed, was changed meanwhile") from error
         raise StoreError(f"{thing}: the store answers {status} {code} to {error.operation_name}") from error
@@ -56,6 +63,19 @@ def translated(thing: str, bucket: str, otherwise: type[CrowdlayerError] = Store
 
 def status_of(error: ClientError) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _of_the_clock(error: ClientError) -> str:
+    """That this machine's clock is wrong, where the answer's date says so; of a HEAD's refusal there is no more."""
+    date = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")
+    try:
+        ahead = (datetime.now(UTC) - parsedate_to_datetime(date)).total_seconds()
+    except (ValueError, TypeError):  # no date, or one without a time zone
+        return ""
+    if abs(ahead) < SKEW:
+        return ""
+    way = "ahead of" if ahead > 0 else "behind"
+    return f"; this machine's clock must be right, it is {duration(abs(ahead))} {way} the store's"
 
 
 def _of_a_role(error: ClientError) -> bool:
