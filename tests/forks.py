@@ -72,12 +72,16 @@ def forking() -> Iterator[Forks]:
 def _job(order: dict[str, Any]) -> None:
     import signal
 
+    from tests import aim
+
     for number, path in zip((1, 2), order["streams"], strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
     os.environ.clear()
     os.environ.update(order["environment"])
     tempfile.tempdir = None
     signal.alarm(int(order["timeout"]))
+    os.setsid()  # a signal to its process group is for nobody else
+    aim.take()
     script = str(ROOT / "entrypoint.py")
     sys.argv = [script, *order["arguments"]]
     try:

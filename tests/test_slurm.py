@@ -80,7 +80,7 @@ class Slurm:
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     folder = tmp_path_factory.mktemp("slurm")
-    rig = {"SLURM_RIG": str(folder / "rig"), "SLURM_FAKE_GPUS": "2"}
+    rig = {"SLURM_RIG": str(folder / "rig"), "SLURM_FAKE_GPUS": "2", "SLURM_CPUS": "2"}
     subprocess.run([str(RIG), "2"], env=dict(os.environ) | rig, check=True, stdout=subprocess.DEVNULL)
     try:
         with pytest.MonkeyPatch.context() as environment:
