@@ -27,7 +27,7 @@ FLOORS = [
 """The modules and packages of crowdlayer/, from the ground up."""
 OWNERS = {
     "boto3": {"storage.s3"},
-    "botocore": {"storage.s3", "storage.s3_errors"},
+    "botocore": {"storage.s3", "storage.s3_errors", "storage.s3_stream"},
     "obstore": {"storage.fast"},
     "accelerate": {"learning.devices", "learning.trainer", "report.trackers"},
     "pydantic_settings": {"settings.environment", "settings.values"},

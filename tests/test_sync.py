@@ -33,7 +33,18 @@ from crowdlayer.storage.places import place
 from crowdlayer.storage.sync import Synced, fetch, sync
 from tests.conftest import ROOT, Store, run_job
 from tests.crowds import write_shapes
-from tests.servers import OTHER_USER, REAL_STORE, Answer, Meddler, meddling, real_store, refused, shortened_to
+from tests.servers import (
+    OTHER_USER,
+    REAL_STORE,
+    Answer,
+    Meddler,
+    cut_after,
+    flipped,
+    meddling,
+    real_store,
+    refused,
+    shortened_to,
+)
 
 TREE = {
     "answers.json": b'{"0": {"w": 0}, "1": {"w": 1}}',
@@ -773,6 +784,76 @@ def test_an_archive_in_a_bucket_larger_than_the_disk_is_not_downloaded(
     with pytest.raises(StoreError, match="of disk are needed"):
         sync(location, workdir, belongs)
     assert meddler.count("GET") == 0
+
+
+BULK = {f"train/{i}.png": os.urandom(20_000) for i in range(60)}
+"""More than a chunk of bytes."""
+
+
+@pytest.mark.parametrize("kind", [".tar", ".tar.gz"])
+def test_a_tar_in_a_bucket_is_unpacked_while_it_comes(
+    kind: str, store: Store, meddler: Meddler, tmp_path: Path, workdir: Path
+) -> None:
+    location = upload(store, pack(tmp_path / f"data{kind}", BULK))
+    largest: list[int] = []
+
+    def watching(name: str) -> bool:
+        largest.append(max((len(body) for body in bodies(workdir).values()), default=0))
+        return belongs(name)
+
+    meddler.spoil(cut_after(2**20 + 5), path=kind)
+    assert sync(location, workdir, watching).digests == digests(BULK)
+    assert max(largest) == 20_000  # the archive itself is nowhere
+    first, second = (request.headers for request in meddler.requests if request.method == "GET")
+    assert "range" not in first
+    assert 2**20 <= int(second["range"].removeprefix("bytes=").removesuffix("-")) <= 2**20 + 5
+
+
+def test_a_tar_that_came_out_wrong_is_read_again(store: Store, meddler: Meddler, tmp_path: Path, workdir: Path) -> None:
+    location = upload(store, pack(tmp_path / "data.tar", BULK))
+    tar = (tmp_path / "data.tar").read_bytes()
+    for at in (tar.index(BULK["train/7.png"]), tar.index(b"train/9.png")):  # in an image, and in a header
+        meddler.spoil(flipped(at), path=".tar")
+        shutil.rmtree(workdir)
+        assert sync(location, workdir, belongs).digests == digests(BULK)
+        assert bodies(workdir / "data") == BULK
+    assert meddler.count("GET", ".tar") == 4
+
+
+def test_nothing_of_a_tar_is_used_before_all_of_it_is_proven(
+    store: Store, meddler: Meddler, tmp_path: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crowdlayer.storage.s3.patience.attempts", 2)
+    location = upload(store, pack(tmp_path / "data.tar", BULK))
+    for at in (700, 800):  # each time another, else two equal readings would outvote the ETag
+        meddler.spoil(flipped(at), path=".tar")
+    with pytest.raises(StoreError, match=r"data.tar: must read the same twice"):
+        sync(location, workdir, belongs)
+    assert not (workdir / "data").exists()
+    assert not (workdir / "archive.json").exists()
+
+
+def test_a_tar_swapped_while_it_is_read_is_noticed(
+    store: Store, meddler: Meddler, tmp_path: Path, workdir: Path
+) -> None:
+    location = upload(store, pack(tmp_path / "data.tar", BULK))
+
+    def swap(answer: Answer) -> None:
+        answer.sent = 2**20 + 5
+        upload(store, pack(tmp_path / "data.tar", TREE))
+
+    meddler.spoil(swap, path=".tar")
+    with pytest.raises(StoreError, match=r"data.tar: must stay as it was listed, was changed meanwhile"):
+        sync(location, workdir, belongs)
+    assert sync(location, workdir, belongs).digests == digests(TREE)
+
+
+def test_a_damaged_tar_in_a_bucket_is_read_once(store: Store, meddler: Meddler, tmp_path: Path, workdir: Path) -> None:
+    path = Path(pack(tmp_path / "data.tar.gz", BULK))
+    path.write_bytes(path.read_bytes()[:-5000])
+    with pytest.raises(DataError, match=r"data.tar.gz: must be a whole archive"):
+        sync(upload(store, str(path)), workdir, belongs)
+    assert meddler.count("GET", ".tar") == 1
 
 
 # --- single files ----------------------------------------------------------------------------------------------------

@@ -9,14 +9,16 @@ import hashlib
 import io
 import lzma
 import os
+import shutil
 import stat
 import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Generator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -36,95 +38,149 @@ HEADER = 16 * 2**20
 
 @dataclass(frozen=True)
 class Member:
-    """A regular file in an archive."""
+    """A regular file in an archive; to be opened before the next one is asked for."""
 
     name: str
     size: int
     open: Callable[[], IO[bytes]]
 
 
-def unpack(path: Path, location: str, root: Path, belongs: Callable[[str], bool]) -> dict[str, str]:
-    """Write the archive's files that belong to the data set below `root`; returns their SHA-256 by name.
+@dataclass(frozen=True)
+class Unpacked:
+    """A member that has been met; `file` holds it where it may belong to the data set."""
+
+    name: str
+    file: Path | None
+    sha256: str
+
+
+def must_be_whole(name: str) -> bool:
+    """Whether an archive of that name can only be unpacked when all of it is there: a zip's directory is its end."""
+    return name.lower().endswith(".zip")
+
+
+def unpack(
+    stream: io.BufferedReader, size: int, location: str, beside: Path, belongs: Callable[[str], bool]
+) -> list[Unpacked]:
+    """The archive's files that belong to the data set, numbered in the folder `beside`, which is emptied first.
+
+    A tar is read once, from its start to its end. No name of an archive's becomes a path before all of them have been
+    checked, so their files have numbers until `put_in_place`.
+
+    Args:
+        size: bytes of the archive.
 
     Raises:
         DataError: the archive of `location` is damaged, or has a name that must not become a file.
     """
-    at_most = max(ALWAYS, RATIO * path.stat().st_size)
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    at_most = max(ALWAYS, RATIO * size)
+    members = _zipped(stream) if must_be_whole(location) else _tarred(stream, at_most)
     try:
-        with _opened(path, at_most) as members:
-            if sum(member.size for member in members) > at_most:
-                raise DataError(f"{location}: must not unpack to more than {at_most / 1e9:.1f} GB, declares more")
-            return _write(_top_stripped(members), root, belongs)
+        with closing(members):
+            unpacked = _unpacked(members, location, at_most, beside, belongs)
     except (*BROKEN, OSError) as error:
         if not isinstance(error, BROKEN) and error.errno != errno.EINVAL:  # an offset that cannot be
             raise
         raise DataError(f"{location}: must be a whole archive: {one_line(str(error))}") from error
+    unpacked = _top_stripped(unpacked)
+    safe_names([member.name for member in unpacked])
+    wanted = [member for member in unpacked if belongs(member.name)]
+    twice = sorted(name for name, n in Counter(member.name for member in wanted).items() if n > 1)
+    if twice:
+        raise DataError(*(f"{one_line(name)!r}: must be in the archive once" for name in twice))
+    return wanted
 
 
-class _Bounded(io.RawIOBase):
-    """A tar's bytes, of which nobody reads too many: neither at once nor in all."""
-
-    def __init__(self, stream: IO[bytes], at_most: int) -> None:
-        self._stream = stream
-        self._at_most = at_most
-
-    def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= HEADER:
-            raise tarfile.ReadError("a header claims an impossible size")
-        self._within(self._stream.tell())
-        return self._stream.read(size)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._within(offset)
-        return self._stream.seek(offset, whence)
-
-    def _within(self, position: int) -> None:
-        if position > self._at_most:
-            raise tarfile.ReadError(f"it must not unpack to more than {self._at_most / 1e9:.1f} GB, goes on beyond")
-
-    def tell(self) -> int:
-        return self._stream.tell()
+def put_in_place(files: list[Unpacked], root: Path) -> dict[str, str]:
+    """Give the files their names below `root`, on the same disk; returns their SHA-256 by name."""
+    root.mkdir(parents=True, exist_ok=True)
+    for member in files:
+        assert member.file is not None  # what belongs now could belong before
+        target = root / member.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        member.file.replace(target)
+    return {member.name: member.sha256 for member in files}
 
 
-@contextmanager
-def _opened(path: Path, at_most: int) -> Iterator[list[Member]]:
-    """The regular files of a tar or zip; folders, links and devices are not among them."""
-    if path.name.lower().endswith(".zip"):
-        with zipfile.ZipFile(path) as archive:
-            yield [
-                Member(info.filename, info.file_size, lambda info=info: archive.open(info))  # type: ignore[misc]
-                for info in archive.infolist()
-                if not info.filename.endswith("/") and not stat.S_ISLNK(info.external_attr >> 16)
-            ]
-        return
-    with _decompressed(path) as stream, tarfile.open(fileobj=_Bounded(stream, at_most), mode="r:") as tar:
+# --- what is in an archive -------------------------------------------------------------------------------------------
+# Its regular files, in their order; folders, links and devices are not among them.
 
-        def reader(info: tarfile.TarInfo) -> Callable[[], IO[bytes]]:
-            def opened() -> IO[bytes]:
-                file = tar.extractfile(info)
-                assert file is not None  # a regular file has content
-                return file
 
-            return opened
+def _zipped(stream: io.BufferedReader) -> Generator[Member]:
+    with zipfile.ZipFile(stream) as archive:
+        for info in archive.infolist():
+            if not info.filename.endswith("/") and not stat.S_ISLNK(info.external_attr >> 16):
+                yield Member(info.filename, info.file_size, partial(archive.open, info))
 
-        members, at = [], -1
+
+def _tarred(stream: io.BufferedReader, at_most: int) -> Generator[Member]:
+    with tarfile.open(fileobj=_Forward(_decompressed(stream), at_most), mode="r:") as tar:
+        at = -1
         for info in tar:
             if info.size < 0 or tar.offset <= at:  # Pythons before 3.11.14 and 3.12.12 go round in circles
                 raise tarfile.ReadError("a header claims an impossible size")
             at = tar.offset
             if info.isreg():
-                members.append(Member(info.name, info.size, reader(info)))
+                yield Member(info.name, info.size, partial(_opened, tar, info))
+            tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
         _to_the_end(tar)
-        yield members
 
 
-def _decompressed(path: Path) -> IO[bytes]:
+def _opened(tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
+    file = tar.extractfile(info)
+    assert file is not None  # a regular file has content
+    return file
+
+
+def _decompressed(stream: io.BufferedReader) -> IO[bytes]:
     """The tar itself, whatever it is packed in and named."""
-    with path.open("rb") as file:
-        start = file.read(6)
+    start = stream.peek(6)
     packed = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
-    opener = next((opener for magic, opener in packed.items() if start.startswith(magic)), open)
-    return opener(path, "rb")  # type: ignore[operator, no-any-return]
+    opener = next((opener for magic, opener in packed.items() if start.startswith(magic)), None)
+    return stream if opener is None else opener(stream)  # type: ignore[operator]
+
+
+class _Forward(io.RawIOBase):
+    """A tar's bytes from a stream: not too many, neither at once nor in all, and back by no more than a block."""
+
+    def __init__(self, stream: IO[bytes], at_most: int) -> None:
+        self._stream = stream
+        self._at_most = at_most
+        self._at = 0
+        self._came = 0
+        """Bytes that the stream has given."""
+        self._last = b""
+        """The last block of them."""
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= HEADER:
+            raise tarfile.ReadError("a header claims an impossible size")
+        back = self._came - self._at
+        known = self._last[len(self._last) - back :][:size] if back else b""
+        fresh = self._next(size - len(known))
+        self._at += len(known) + len(fresh)
+        return known + fresh
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        while self._came < offset and self._next(min(CHUNK, offset - self._came)):
+            pass
+        if not self._came - len(self._last) <= offset:
+            raise tarfile.ReadError("a header claims an impossible offset")
+        self._at = min(offset, self._came)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def _next(self, size: int) -> bytes:
+        if self._came > self._at_most:
+            raise tarfile.ReadError(f"it must not unpack to more than {self._at_most / 1e9:.1f} GB, goes on beyond")
+        chunk = self._stream.read(size)
+        self._came += len(chunk)
+        self._last = (self._last + chunk[-tarfile.BLOCKSIZE :])[-tarfile.BLOCKSIZE :]
+        return chunk
 
 
 def _to_the_end(tar: tarfile.TarFile) -> None:
@@ -140,40 +196,47 @@ def _to_the_end(tar: tarfile.TarFile) -> None:
         pass
 
 
-def _top_stripped(members: list[Member]) -> list[Member]:
+# --- what becomes of it ----------------------------------------------------------------------------------------------
+
+
+def _unpacked(
+    members: Generator[Member], location: str, at_most: int, beside: Path, belongs: Callable[[str], bool]
+) -> list[Unpacked]:
+    """The members, those files among them that may belong to the data set: the folder above it is not known yet."""
+    unpacked, total = [], 0
+    for number, member in enumerate(members):
+        total += member.size
+        if total > at_most:
+            raise DataError(f"{location}: must not unpack to more than {at_most / 1e9:.1f} GB, declares more")
+        name = member.name.removeprefix("./")
+        file = beside / str(number) if belongs(name) or belongs(name.partition("/")[2]) else None
+        unpacked.append(Unpacked(name, file, "" if file is None else _written(member, file)))
+    return unpacked
+
+
+def _written(member: Member, file: Path) -> str:
+    """Write a member to `file`; returns its SHA-256."""
+    enough_space(file.parent, member.size)
+    digest, left = hashlib.sha256(), member.size
+    with member.open() as packed, file.open("wb") as target:
+        while chunk := packed.read(min(CHUNK, left + 1)):
+            left -= len(chunk)
+            if left < 0:
+                break
+            digest.update(chunk)
+            target.write(chunk)
+    if left:
+        has = "more" if left < 0 else str(member.size - left)
+        raise DataError(f"{one_line(member.name)!r}: must have the {member.size} bytes it declares, has {has}")
+    return digest.hexdigest()
+
+
+def _top_stripped(members: list[Unpacked]) -> list[Unpacked]:
     """The members relative to the data set's folder: the archive's root, or the one folder in it that has train/."""
-    members = [Member(m.name.removeprefix("./"), m.size, m.open) for m in members]
     if any(m.name.startswith("train/") for m in members):
         return members
     tops = {m.name.split("/")[0] for m in members if m.name.split("/")[1:2] == ["train"]}
     if len(tops) != 1:
         return members
     top = tops.pop() + "/"
-    return [Member(m.name.removeprefix(top), m.size, m.open) for m in members if m.name.startswith(top)]
-
-
-def _write(members: list[Member], root: Path, belongs: Callable[[str], bool]) -> dict[str, str]:
-    safe_names([member.name for member in members])
-    wanted = [member for member in members if belongs(member.name)]
-    twice = sorted(name for name, n in Counter(member.name for member in wanted).items() if n > 1)
-    if twice:
-        raise DataError(*(f"{one_line(name)!r}: must be in the archive once" for name in twice))
-    root.mkdir(parents=True, exist_ok=True)
-    enough_space(root, sum(member.size for member in wanted))
-    digests = {}
-    for member in wanted:
-        target = root / member.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        digest, left = hashlib.sha256(), member.size
-        with member.open() as packed, target.open("wb") as file:
-            while chunk := packed.read(min(CHUNK, left + 1)):
-                left -= len(chunk)
-                if left < 0:
-                    break
-                digest.update(chunk)
-                file.write(chunk)
-        if left:
-            has = "more" if left < 0 else str(member.size - left)
-            raise DataError(f"{one_line(member.name)!r}: must have the {member.size} bytes it declares, has {has}")
-        digests[member.name] = digest.hexdigest()
-    return digests
+    return [replace(m, name=m.name.removeprefix(top)) for m in members if m.name.startswith(top)]

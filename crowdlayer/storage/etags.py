@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import re
-from collections.abc import Iterable
 from pathlib import Path
-from typing import IO
 
 from .files import CHUNK, Stored
 
@@ -19,54 +16,81 @@ PART_SIZES = tuple(n * 2**20 for n in (5, 8, 10, 15, 16, 20, 25, 32, 50, 64, 100
 """Bytes per part that the usual tools upload with; an ETag does not tell them."""
 
 
-def fits(stored: Stored, file: IO[bytes], first_part: Iterable[int]) -> bool | None:
-    """Whether `file` has the MD5, or the parts' MD5s, that its ETag is made of; None where it is made of none.
+class EtagCheck:
+    """Whether bytes, told as they come, have the MD5, or the parts' MD5s, that an ETag is made of.
 
-    `first_part`: the size of the object's first part, where it is known; asked only when the usual ones do not fit.
+    `first_part`: the size of the object's first part, where it is known.
     """
-    form = ETAG.fullmatch(stored.etag)
-    if form is None:
-        return None
-    if form["parts"] is None:
-        return hashed(file, _md5()).hexdigest() == form["md5"]
-    etag, count = stored.etag.strip('"'), int(form["parts"])
-    sizes = [size for size in (*PART_SIZES, stored.size) if size and -(-stored.size // size) == count]
-    return any(_etag_of_parts(file, size) == etag for size in itertools.chain(sizes, first_part))
+
+    def __init__(self, stored: Stored, first_part: int | None = None) -> None:
+        form = ETAG.fullmatch(stored.etag)
+        self._etag = None if form is None else stored.etag.strip('"')
+        self._possible: list[_Whole | _Parts] = []
+        if form is not None and form["parts"] is None:
+            self._possible = [_Whole()]
+        elif form is not None:
+            sizes = (first_part,) if first_part else (*PART_SIZES, stored.size)
+            fitting = {size for size in sizes if size and -(-stored.size // size) == int(form["parts"])}
+            self._possible = [_Parts(size) for size in sorted(fitting)]
+
+    def update(self, chunk: bytes | memoryview) -> None:
+        for etag in self._possible:
+            etag.update(chunk)
+
+    def fits(self) -> bool | None:
+        """None where the ETag is made of no MD5."""
+        return None if self._etag is None else self._etag in [etag.etag() for etag in self._possible]
 
 
 def expected_etag(source: Path) -> str:
     """S3's ETag of an upload of ours: the MD5, or that of parts of `PART` bytes."""
+    etag = _Whole() if source.stat().st_size < PART else _Parts(PART)
     with source.open("rb") as file:
-        if source.stat().st_size < PART:
-            return hashed(file, _md5()).hexdigest()
-        return _etag_of_parts(file, PART)
+        while chunk := file.read(CHUNK):
+            etag.update(chunk)
+    return etag.etag()
 
 
-def _md5() -> hashlib._Hash:
+def md5() -> hashlib._Hash:
     return hashlib.md5(usedforsecurity=False)
 
 
-def hashed(file: IO[bytes], digest: hashlib._Hash) -> hashlib._Hash:
-    """`digest`, updated with all of `file`."""
-    file.seek(0)
-    while chunk := file.read(CHUNK):
-        digest.update(chunk)
-    return digest
+class _Whole:
+    """The ETag of an upload at once."""
+
+    def __init__(self) -> None:
+        self._md5 = md5()
+
+    def update(self, chunk: bytes | memoryview) -> None:
+        self._md5.update(chunk)
+
+    def etag(self) -> str:
+        return self._md5.hexdigest()
 
 
-def _etag_of_parts(file: IO[bytes], size: int) -> str:
-    """S3's ETag of an upload by parts of `size` bytes: the MD5 of the parts' MD5s, and their number."""
-    file.seek(0)
-    parts = []
-    left, part = size, _md5()
-    while chunk := file.read(min(CHUNK, left)):
-        part.update(chunk)
-        left -= len(chunk)
-        if not left:
-            parts.append(part.digest())
-            left, part = size, _md5()
-    if left < size:
-        parts.append(part.digest())
-    joined = _md5()
-    joined.update(b"".join(parts))
-    return f"{joined.hexdigest()}-{len(parts)}"
+class _Parts:
+    """The ETag of an upload by parts of `size` bytes: the MD5 of the parts' MD5s, and their number."""
+
+    def __init__(self, size: int) -> None:
+        self._size = self._left = size
+        self._part, self._parts, self._count = md5(), md5(), 0
+
+    def update(self, chunk: bytes | memoryview) -> None:
+        rest = memoryview(chunk)
+        while rest:
+            some, rest = rest[: self._left], rest[self._left :]
+            self._part.update(some)
+            self._left -= len(some)
+            if not self._left:
+                self._close()
+
+    def _close(self) -> None:
+        self._parts.update(self._part.digest())
+        self._count += 1
+        self._part, self._left = md5(), self._size
+
+    def etag(self) -> str:
+        """To be asked at the end."""
+        if self._left < self._size:
+            self._close()
+        return f"{self._parts.hexdigest()}-{self._count}"

@@ -6,7 +6,6 @@ and its errors; so nothing here raises, retries or translates.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 from ..errors import one_line
-from .etags import ETAG
+from .etags import ETAG, md5
 from .files import Stored
 
 if TYPE_CHECKING:
@@ -74,7 +73,9 @@ class FastReader:
         except Exception as error:
             self._failed(key, error)
             return None
-        if len(body) != stored.size or hashlib.md5(body, usedforsecurity=False).hexdigest() != form["md5"]:
+        digest = md5()
+        digest.update(body)
+        if len(body) != stored.size or digest.hexdigest() != form["md5"]:
             self._failed(key, "its size and MD5 are not those that were listed")
             return None
         self._works = True

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Protocol, TypeVar
 
 from ..errors import SettingsError, StoreError
 from .files import CHUNK, Stored, disk_errors, file_digest
 from .s3 import Bucket
+
+T = TypeVar("T")
 
 
 class Place(Protocol):
@@ -27,6 +30,7 @@ class Place(Protocol):
     def find(self, name: str) -> Stored | None: ...
     def read(self, name: str) -> bytes | None: ...
     def download(self, stored: Stored, file: IO[bytes]) -> str: ...
+    def consume(self, stored: Stored, use: Callable[[io.BufferedReader], T]) -> T: ...
     def upload(self, source: Path, name: str) -> None: ...
     def delete(self, name: str) -> None: ...
     def prune(self, folder: str) -> None: ...
@@ -98,6 +102,13 @@ class Folder:
             shutil.copyfileobj(source, file, CHUNK)
             source.seek(0)
             return hashlib.file_digest(source, "sha256").hexdigest()
+
+    def consume(self, stored: Stored, use: Callable[[io.BufferedReader], T]) -> T:
+        """What `use` makes of the bytes of the file."""
+        with disk_errors(f"{self.location}/{stored.name}"):
+            file = (self.path / stored.name).open("rb")
+        with file:
+            return use(file)
 
     def upload(self, source: Path, name: str) -> None:
         """Copy beside, flush to the disk, compare, rename: never half there under its name."""

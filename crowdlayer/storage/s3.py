@@ -10,41 +10,35 @@ import hashlib
 import io
 import logging
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache, cached_property
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import boto3
 import botocore.loaders
 import botocore.session
-import tenacity
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    FlexibleChecksumError,
-    HTTPClientError,
-    IncompleteReadError,
-)
-from botocore.exceptions import ConnectionError as NoConnectionError
+from botocore.exceptions import BotoCoreError, ClientError
 from botocore.utils import parse_timestamp
-from urllib3.exceptions import HTTPError  # botocore lets some of these through from the middle of a body
 
-from ..errors import AccessError, SettingsError, StoreError, one_line
+from ..errors import AccessError, DataError, SettingsError, StoreError, one_line
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-from .etags import PART, expected_etag, fits, hashed
+from .etags import PART, expected_etag
 from .fast import FastReader, fast_reader
 from .files import CHUNK, Stored, disk_errors, file_digest
 from .s3_errors import status_of, translated
+from .s3_stream import ObjectStream
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 THREADS = 64
 """Requests at once: small objects wait for latency, not for bandwidth; botocore's with more wait for Python's lock."""
@@ -191,80 +185,75 @@ class Bucket:
         return file.getvalue()
 
     def download(self, stored: Stored, file: IO[bytes]) -> str:
-        """Read the version that was listed, and no other, into `file`; returns the SHA-256.
+        """Read the version that was listed, and no other, into `file`; returns the SHA-256."""
+        if self._fast is not None and (body := self._fast.body(self.prefix + stored.name, stored)) is not None:
+            file.write(body)
+            return hashlib.sha256(body).hexdigest()
+
+        def copy(stream: io.BufferedReader) -> None:
+            file.seek(0)
+            file.truncate()
+            shutil.copyfileobj(stream, file, CHUNK)
+
+        return self._proven(stored, copy)[1]
+
+    def consume(self, stored: Stored, use: Callable[[io.BufferedReader], T]) -> T:
+        """What `use` makes of the bytes of the version that was listed, and no other, as they come.
+
+        It counts when they are proven; `use` is called again, with all of them, where they are not. So is its
+        DataError: what came may have been the fault.
+        """
+        return self._proven(stored, use)[0]
+
+    def _proven(self, stored: Stored, use: Callable[[io.BufferedReader], T]) -> tuple[T, str]:
+        """What `use` makes of the bytes, and their SHA-256.
 
         The size is compared always, the store's checksum where it gives one, the MD5 or the parts' MD5s where the ETag
         is made of them. An ETag that only looks like that (encrypted objects, parts of an unknown size) is outvoted by
         two readings that agree.
         """
         thing = one_line(f"{self.location}/{stored.name}")
-        suspect: str | None = None
-        if self._fast is not None and (body := self._fast.body(self.prefix + stored.name, stored)) is not None:
-            file.write(body)
-            return hashlib.sha256(body).hexdigest()
-        with translated(thing, self.bucket):
-            for attempt in _retrying():
-                with attempt:
-                    for _ in range(2):
-                        checked = self._read_whole(stored, file, thing)
-                        sha256 = hashed(file, hashlib.sha256()).hexdigest()
-                        whole = checked or fits(stored, file, self._first_part(stored))
-                        if whole is None:
-                            self._unverifiable(thing)
-                        if whole is not False or sha256 == suspect:
-                            return sha256
-                        suspect = sha256
-                        _empty(file)
-                        log.warning("%s: its MD5 is not its ETag; reading it again", thing)
-                    raise StoreError(f"{thing}: must read the same twice where its MD5 is not its ETag, does not")
-        raise AssertionError("unreachable: the last attempt returns or raises")
+        suspects: set[str] = set()
+        for _ in range(max(2, patience.attempts)):
+            stream = self._stream(stored, thing)
+            unusable: DataError | None = None
+            try:
+                made = use(io.BufferedReader(stream, CHUNK))
+            except DataError as error:
+                unusable = error
+            sha256 = stream.sha256()
+            fits = stream.fits()
+            if fits is None:
+                self._unverifiable(thing)
+            if fits is not False or (sha256 in suspects and stream.fault is None):
+                if unusable is not None:
+                    raise unusable
+                return made, sha256
+            suspects.add(sha256)
+            log.warning("%s: %s; reading it again", thing, stream.fault or "its MD5 is not its ETag")
+        raise StoreError(f"{thing}: must read the same twice where its MD5 is not its ETag, does not")
 
-    def _first_part(self, stored: Stored) -> Iterator[int]:
-        """The size of the object's first part, where the store tells it; asked only when the usual ones do not fit."""
-        try:
-            head = self.client.head_object(
-                Bucket=self.bucket, Key=self.prefix + stored.name, IfMatch=stored.etag, PartNumber=1
-            )
-        except ClientError:
-            return
-        if head.get("PartsCount") and head["ContentLength"]:
-            yield head["ContentLength"]
+    def _stream(self, stored: Stored, thing: str) -> ObjectStream:
+        """The object from its first byte on."""
+        which: dict[str, Any] = {"Bucket": self.bucket, "Key": self.prefix + stored.name, "IfMatch": stored.etag}
+
+        def get(offset: int) -> dict[str, Any]:
+            request: dict[str, Any] = {"Range": f"bytes={offset}-"} if offset else {"ChecksumMode": "ENABLED"}
+            return dict(self.client.get_object(**which, **request))
+
+        first_part = None
+        if "-" in stored.etag:
+            try:
+                head = self.client.head_object(**which, PartNumber=1)
+                first_part = head["ContentLength"] if head.get("PartsCount") else None
+            except (BotoCoreError, ClientError):
+                pass  # not every store knows parts
+        return ObjectStream(get, stored, thing, self.bucket, patience.attempts, first_part)
 
     def _unverifiable(self, thing: str) -> None:
         if not self._said:
             log.warning("%s: the store gives no digest of it and its like: only their sizes are compared", thing)
         self._said = True
-
-    def _read_whole(self, stored: Stored, file: IO[bytes], thing: str) -> bool:
-        """One pass from where `file` ends; a body that broke goes on from there at the next attempt.
-
-        Returns whether a checksum of the store's has been compared: there is none for a part of an object.
-        """
-        checked = False
-        offset = file.seek(0, os.SEEK_END)
-        request: dict[str, Any] = {"Range": f"bytes={offset}-"} if offset else {"ChecksumMode": "ENABLED"}
-        if offset < stored.size or not offset:
-            try:
-                answer = self.client.get_object(
-                    Bucket=self.bucket, Key=self.prefix + stored.name, IfMatch=stored.etag, **request
-                )
-                full = answer.get("ChecksumType") != "COMPOSITE"
-                checked = full and any(name.startswith("Checksum") for name in answer)
-                for chunk in answer["Body"].iter_chunks(CHUNK):
-                    file.write(chunk)
-            except FlexibleChecksumError as error:
-                _empty(file)
-                raise StoreError(f"{thing}: {one_line(str(error))}") from error
-            except ClientError as error:
-                if status_of(error) < 500:
-                    raise
-                raise StoreError(f"{thing}: the store answers {status_of(error)} to GetObject") from error
-            except (HTTPClientError, NoConnectionError, IncompleteReadError, HTTPError) as error:
-                raise StoreError(f"{thing}: the connection must last, it broke: {one_line(str(error))}") from error
-        if (size := file.tell()) != stored.size:
-            _empty(file)
-            raise StoreError(f"{thing}: must have the listed {stored.size} bytes, {size} came")
-        return checked
 
     def upload(self, source: Path, name: str) -> None:
         """Put an object and compare it with the source: by its ETag where that is an MD5, else by reading it back.
@@ -328,21 +317,3 @@ def _mistrust(response: tuple[Any, dict[str, Any]] | None, operation: Any, **_: 
         declared = http.headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > len(http.content):
             http.status_code = 503
-
-
-def _empty(file: IO[bytes]) -> None:
-    file.seek(0)
-    file.truncate()
-
-
-def _retrying() -> tenacity.Retrying:
-    """For bodies that break or come out wrong, which botocore does not retry as it does requests.
-
-    And for requests: its quota of retries is one for all threads, and spent after seconds of a store that is away.
-    """
-    return tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type(StoreError),
-        wait=tenacity.wait_random_exponential(max=20),
-        stop=tenacity.stop_after_attempt(patience.attempts),
-        reraise=True,
-    )

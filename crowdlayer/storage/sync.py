@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import json
 import logging
@@ -22,7 +23,7 @@ from ..errors import DataError, SettingsError
 from ..logs import track
 from ..machine.cpus import cpus
 from ..settings import is_archive
-from .archive import unpack
+from .archive import Unpacked, must_be_whole, put_in_place, unpack
 from .files import Stored, decode_json, disk_errors, enough_space, file_digest, safe_names, size_of
 from .places import Place, place
 
@@ -316,13 +317,8 @@ def _sync_archive(location: str, workdir: Path, belongs: Callable[[str], bool], 
         for memento in (memory, workdir / "manifest.jsonl"):
             memento.unlink(missing_ok=True)
         shutil.rmtree(root, ignore_errors=True)
-        if stored.etag:
-            path = workdir / "archive" / name
-            enough_space(workdir, stored.size)
-            _download(source, stored, path, workdir)
-        digests = unpack(path, location, root, belongs)
-        if stored.etag:
-            path.unlink()
+        digests = put_in_place(_unpacked(source, stored, location, workdir / "archive", belongs), root)
+        shutil.rmtree(workdir / "archive")
         beside = memory.with_suffix(".new")
         files = {member: [size_of(root / member), digest] for member, digest in digests.items()}
         beside.write_text(json.dumps({"version": version, "files": files}))
@@ -331,10 +327,30 @@ def _sync_archive(location: str, workdir: Path, belongs: Callable[[str], bool], 
     return Synced(root, digests)
 
 
+def _unpacked(
+    source: Place, stored: Stored, location: str, beside: Path, belongs: Callable[[str], bool]
+) -> list[Unpacked]:
+    """The files of an archive, beside: of a tar in a bucket while it is downloaded, of a zip when it is there whole."""
+
+    def use(stream: io.BufferedReader) -> list[Unpacked]:
+        return unpack(stream, stored.size, location, beside / "files", belongs)
+
+    if stored.etag:
+        enough_space(beside.parent, stored.size)
+    if not (stored.etag and must_be_whole(stored.name)):
+        return source.consume(stored, use)
+    path = beside / "whole"
+    _download(source, stored, path, beside.parent)
+    with path.open("rb") as whole:
+        files = use(whole)
+    path.unlink()
+    return files
+
+
 def _remembered(memory: Path, version: list[object], root: Path) -> dict[str, str] | None:
     """The digests of what was unpacked of this very archive, where all of it is still there."""
     try:
-        said = decode_json(memory.read_bytes(), _Unpacked)
+        said = decode_json(memory.read_bytes(), _Memory)
         safe_names(list(said.files))
     except (FileNotFoundError, ValueError, DataError):
         return None
@@ -345,7 +361,7 @@ def _remembered(memory: Path, version: list[object], root: Path) -> dict[str, st
     return {name: digest for name, (_, digest) in said.files.items()}
 
 
-class _Unpacked(msgspec.Struct):
+class _Memory(msgspec.Struct):
     """What archive.json holds: which archive it was, and {name: (size, SHA-256)} of its files."""
 
     version: list[Any]

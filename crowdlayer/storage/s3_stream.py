@@ -1,0 +1,128 @@
+"""The bytes of one object of a bucket, as they come: a body that broke goes on from there."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable
+from typing import Any
+
+import tenacity
+from botocore.exceptions import ClientError, FlexibleChecksumError, HTTPClientError, IncompleteReadError
+from botocore.exceptions import ConnectionError as NoConnectionError
+from urllib3.exceptions import HTTPError  # botocore lets some of these through from the middle of a body
+
+from ..errors import StoreError, one_line
+from .etags import EtagCheck
+from .files import CHUNK, Stored
+from .s3_errors import status_of, translated
+
+
+class ObjectStream(io.RawIOBase):
+    """The version of an object that was listed, read once from its start to its end.
+
+    Args:
+        get: asks for the object from an offset on: botocore's answer to GetObject.
+        attempts: how often a request, or a piece of the body, is tried.
+        first_part: bytes of the object's first part, where it was put in parts and the store tells it.
+
+    Raises, when read:
+        StoreError: it broke off too often, or is not there as it was listed; and what else `translated` says.
+    """
+
+    def __init__(
+        self,
+        get: Callable[[int], dict[str, Any]],
+        stored: Stored,
+        thing: str,
+        bucket: str,
+        attempts: int,
+        first_part: int | None,
+    ) -> None:
+        self._get = get
+        self._stored = stored
+        self._thing = thing
+        self._bucket = bucket
+        self._attempts = attempts
+        self._position = 0
+        self._body: Any = None
+        self._ended = False
+        self._sha256 = hashlib.sha256()
+        self._etag = EtagCheck(stored, first_part)
+        self._checked = False
+        """Whether the store gives a checksum of its own, which botocore compares; there is none for a part of it."""
+        self.fault: str | None = None
+        """What is wrong with what came, as far as no second reading could make it right."""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        with translated(self._thing, self._bucket):
+            for attempt in self._retrying():
+                with attempt:
+                    chunk = self._next(len(buffer))
+        buffer[: len(chunk)] = chunk
+        self._position += len(chunk)
+        self._sha256.update(chunk)
+        self._etag.update(chunk)
+        return len(chunk)
+
+    def sha256(self) -> str:
+        """Of all, hexadecimal; what nobody has read yet is read."""
+        rest = bytearray(CHUNK)
+        while self.readinto(memoryview(rest)):
+            pass
+        return self._sha256.hexdigest()
+
+    def fits(self) -> bool | None:
+        """Whether the whole is what was listed; None where the store gives no digest to tell it by."""
+        return self.fault is None and (self._checked or self._etag.fits())
+
+    def _next(self, n: int) -> bytes:
+        """At most `n` bytes more; none at the end."""
+        if self._ended:
+            return b""
+        try:
+            if self._body is None:
+                if self._position and self._position == self._stored.size:  # it broke after the last byte
+                    self._ended = True
+                    return b""
+                answer = self._get(self._position)
+                whole = not self._position and answer.get("ChecksumType") != "COMPOSITE"
+                self._checked = whole and any(name.startswith("Checksum") for name in answer)
+                self._body = answer["Body"]
+            chunk: bytes = self._body.read(n)
+        except FlexibleChecksumError as error:
+            self.fault, self._ended = one_line(str(error)), True
+            return b""
+        except ClientError as error:
+            if status_of(error) < 500:
+                raise
+            raise StoreError(f"{self._thing}: the store answers {status_of(error)} to GetObject") from error
+        except (HTTPClientError, NoConnectionError, IncompleteReadError, HTTPError) as error:
+            self._body, self._checked = None, False
+            raise StoreError(f"{self._thing}: the connection must last, it broke: {one_line(str(error))}") from error
+        came = self._position + len(chunk)
+        wrong = f"must have the listed {self._stored.size} bytes, {came} came"
+        if came > self._stored.size:
+            self.fault, self._ended = wrong, True
+            return b""
+        if not chunk:
+            if came < self._stored.size:
+                self._body, self._checked = None, False
+                raise StoreError(f"{self._thing}: {wrong}")
+            self._ended = True
+        return chunk
+
+    def _retrying(self) -> tenacity.Retrying:
+        """For bodies that break, which botocore does not retry as it does requests.
+
+        And for requests: its quota of retries is one for all threads, and spent after seconds of a store that is away.
+        """
+        return tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(StoreError),
+            wait=tenacity.wait_random_exponential(max=20),
+            stop=tenacity.stop_after_attempt(self._attempts),
+            reraise=True,
+        )
