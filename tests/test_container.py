@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import re
 import shutil
 import subprocess
@@ -10,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,6 +82,45 @@ def test_docker_stop_ends_it_in_time_with_75(running: tuple[str, subprocess.Pope
     assert process.returncode == 75
     assert time.monotonic() - started < 25
     assert not [key for key in store.keys() if "results" in key or "best_models" in key]
+
+
+def test_docker_stop_at_any_moment_costs_nothing_but_time(image: str, store: Store, shapes: Path) -> None:
+    """Again and again, in the bucket where a run goes on: it ends with the results of one that nobody stopped."""
+    settings = QUICK | {"TASKS": store.put_tree(shapes), "N_EPOCHS": "60", "N_PROCESSES": "2"}
+
+    def output(name: str) -> dict[str, str]:
+        return settings | {"OUTPUT": f"s3://{store.bucket}/{name}"}
+
+    def results(name: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(store.get(f"{name}/results/crowdlayer.json"))
+        del found["job"]
+        return found
+
+    started = time.monotonic()
+    assert run(image, output("whole"), ANYBODY).code == 0
+    life, rng = time.monotonic() - started, random.Random(int(os.environ.get("STOP_SEED", "0")))
+    print(f"uninterrupted: {life:.1f} s")
+    stops = 0
+    while stops < int(os.environ.get("STOPS", "3")):
+        name, moment = fresh_name(), rng.uniform(0.1, 0.9) * life
+        process = subprocess.Popen(
+            command(image, name, ANYBODY, output("out")), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            _, log = process.communicate(timeout=moment)
+        except subprocess.TimeoutExpired:
+            stops += 1
+            told = time.monotonic()
+            subprocess.run(["docker", "stop", "-t", "25", name], check=True, capture_output=True)
+            _, log = process.communicate(timeout=60)
+            last = log.rstrip().rpartition("\n")[2]
+            print(f"stopped after {moment:.1f} s: {process.returncode} in {time.monotonic() - told:.1f} s: {last}")
+        else:
+            break
+        assert process.returncode in (0, 75), log
+    assert run(image, output("out"), ANYBODY).code == 0
+    assert results("out") == results("whole")
+    assert not [key for key in store.keys() if "checkpoints" in key]
 
 
 # --- what is in the image --------------------------------------------------------------------------------------------
