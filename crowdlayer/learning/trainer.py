@@ -130,6 +130,20 @@ class Trainer:
         self.replica: CrowdModel  # the model, as it is called in training: DDP around it where there are others
         self.replica, self.optimizer = self.accelerator.prepare(model, self.optimizer)
         self.average = averaged(self.model, settings.ema) if settings.ema > 0 else None
+        if self.processes.count > 2 and self.accelerator.device.type == "cpu":
+            self._settle()
+
+    def _settle(self) -> None:
+        """Let DDP choose its buckets, by a step that moves nothing.
+
+        It does so after the first backward pass of a process, the run's first or the first after a resume. In which
+        order gloo adds up the gradients of more than two processes depends on their place in the bucket, and so would
+        the bits of that one step.
+        """
+        self.replica.eval()  # batch norm keeps its statistics
+        _, loss = self._loss(self.replica, next(self.train.batches(0)), self.criterion)
+        self.accelerator.backward(loss)
+        self.optimizer.zero_grad()
 
     def fit(self) -> Best:
         """Train until N_EPOCHS are done, from wherever `progress` is, and return the best epoch.
