@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -83,6 +84,36 @@ def test_two_nodes_end_well_and_the_first_puts_the_results(shapes: Path, tmp_pat
         assert (code, other_code) == (0, 0), attempt + log + other_log
         assert (said, other_said) == (f"{results}\n", ""), attempt
     assert json.loads(results.read_text())["job"]["devices"] == ["cpu", "cpu"]
+
+
+@pytest.mark.slow
+def test_processes_that_torchrun_starts_train_and_are_started_again(shapes: Path, tmp_path: Path) -> None:
+    """One is killed; torchrun starts all again, who meet at the same store. A run that is done they all find done."""
+    settings = QUICK | {"TASKS": str(shapes), "OUTPUT": str(tmp_path / "out"), "N_EPOCHS": "40"}
+    variables = {f"{PREFIX}{name}": value for name, value in settings.items()}
+    options = ["--standalone", "--nproc-per-node=2", "--max-restarts=1", "--monitor-interval=0.2"]
+    results = tmp_path / "out/results/crowdlayer.json"
+    logs = []
+    for attempt in ("trains", "finds it done"):
+        log = ""
+        with subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", *options, str(ROOT / "entrypoint.py")],
+            env=dict(os.environ) | variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as torchrun:
+            assert torchrun.stdout is not None
+            for line in torchrun.stdout:
+                log += line
+                if " epoch  3/40 " in line and "going on" not in log:
+                    children = subprocess.run(["pgrep", "-P", str(torchrun.pid)], capture_output=True, text=True).stdout
+                    os.kill(int(children.split()[-1]), signal.SIGKILL)
+        assert torchrun.returncode == 0, attempt + log
+        assert f"{results}\n" in log
+        logs.append(log)
+    assert "going on from checkpoint" in logs[0]
+    assert "already done" in logs[1]
 
 
 # --- Kubernetes ------------------------------------------------------------------------------------------------------
