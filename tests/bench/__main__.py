@@ -184,12 +184,14 @@ def start(bench: Bench) -> None:
 
 
 def sync(bench: Bench, n: int = 2000) -> None:
-    """A bucket of objects of 2.4 KB: one after the other, by aws s3 sync, by ours; again; and as one archive."""
+    """A bucket of objects of 2.4 KB: one after the other, by other tools where they are, by ours; again; as an archive."""
     with filled(n) as (tree, archive):
         contenders = [contender("one by one", "one_by_one", location=tree)]
         contenders += [contender("aws s3 sync", "aws", location=tree)] if shutil.which("aws") else []
+        contenders += [contender("s5cmd", "s5cmd", location=tree)] if shutil.which("s5cmd") else []
         contenders += [
-            contender("crowdlayer", "synced", location=tree, again=False),
+            contender("crowdlayer", "synced", location=tree, again=False, obstore=False),
+            contender("crowdlayer[fast]", "synced", location=tree, again=False),
             contender("nothing changed", "synced", location=tree, again=True),
             contender("one archive", "synced", location=archive, again=False),
         ]
@@ -261,7 +263,7 @@ def machine(threads: int) -> dict[str, Any]:
 
     cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    names = ("torch", "torchvision", "accelerate", "numpy", "pillow", "msgspec", "boto3")
+    names = ("torch", "torchvision", "accelerate", "numpy", "pillow", "msgspec", "boto3", "obstore")
     return {
         "cpu": cpu, "cpus": os.cpu_count(), "threads": threads, "gpu": gpu, "load": os.getloadavg()[0],
         "python": platform.python_version(), "libraries": {name: version(name) for name in names},
