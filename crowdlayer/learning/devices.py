@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import resource
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -96,6 +97,8 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
     torch.set_num_threads(
         min(torch.get_num_threads(), Processes.joined().cpus())
     )  # torch counts the machine's, not a container's
+    if settings.compile == "true":
+        _compiler_must_be_there()
     if torch.cuda.is_available():
         torch.backends.cudnn.benchmark = True  # the shapes are few: it pays to try all algorithms once
         if settings.mixed_precision != "no":
@@ -153,6 +156,39 @@ def _like(shape: Sequence[int], strides: Sequence[int], gradient: Tensor) -> Ten
     """The gradient with these strides, where they differ in dimensions of size 1 alone; it stays where it is."""
     same = all(n == 1 or a == b for n, a, b in zip(shape, strides, gradient.stride(), strict=True))
     return gradient.as_strided(shape, strides) if same else gradient
+
+
+def compiled(classifier: nn.Module, settings: TrainingSettings) -> nn.Module:
+    """The classifier, whose steps run in code that torch.compile makes at the first ones, where COMPILE asks for it.
+
+    In place: the weights keep their names, and a copy of the classifier is not compiled. Each of the few shapes of an
+    epoch gets code of its own, so that the bits do not depend on which came first: a run that is resumed may meet them
+    in another order. Of a frozen network there is little to gain.
+    """
+    if settings.compile == "true" and settings.freeze:
+        log.info("COMPILE=true: nothing to compile with FREEZE=true")
+    elif settings.compile == "true":
+        torch.compiler.reset()  # what an earlier training has left counts against dynamo's limit
+        classifier.compile(dynamic=False)
+    return classifier
+
+
+def _compiler_must_be_there() -> None:
+    """Refuse COMPILE=true before anything is trained where torch.compile would fail at the first step.
+
+    Raises:
+        SettingsError: there is no compiler.
+    """
+    if torch.cuda.is_available():
+        if not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
+            raise SettingsError("COMPILE: true needs a C compiler, there is none")
+        return
+    from torch._inductor.cpp_builder import get_cpp_compiler  # seconds, for those alone who compile
+
+    try:
+        get_cpp_compiler()
+    except Exception as error:
+        raise SettingsError("COMPILE: true needs a C++ compiler, there is none") from error
 
 
 def synchronised(classifier: nn.Module, settings: TrainingSettings) -> nn.Module:

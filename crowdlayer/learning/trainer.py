@@ -30,7 +30,7 @@ from ..settings import TrainingSettings
 from . import selection
 from .aggregation import started
 from .crowd_layer import CrowdLoss, CrowdModel, WorkerModel
-from .devices import device_name, laid_out, synchronised
+from .devices import compiled, device_name, laid_out, synchronised
 from .guard import Guard, fallback
 from .mixup import mix
 from .optimization import averaged, hold, make_optimizer, make_scheduler
@@ -118,7 +118,7 @@ class Trainer:
         if settings.scale > 0:
             answers_of = torch.from_numpy(self.train.answers.worker).bincount(minlength=crowd_layer.n_workers)
             self.regularizer = Regularizer(settings.regularizer, crowd_layer, answers_of, self.processes)
-        model = CrowdModel(laid_out(synchronised(classifier, settings)), crowd_layer)
+        model = CrowdModel(compiled(laid_out(synchronised(classifier, settings)), settings), crowd_layer)
         self.criterion = CrowdLoss(settings.loss_reduction)
         if crowd_layer.row_wise:  # whose gradients the loop shares out, and not DDP
             names = [f"crowd_layer.{name}" for name, _ in crowd_layer.named_parameters()]
@@ -254,7 +254,8 @@ class Trainer:
         with self.accelerator.autocast():
             for _ in range(0, -(-len(images) // self.processes.count), size):  # as often on all, to stop together
                 self.stop_if_asked()
-                logits += [classifier(batch).float().cpu() for batch, _ in itertools.islice(batches, 1)]
+                # forward itself: compiled code is for the shapes of steps
+                logits += [classifier.forward(batch).float().cpu() for batch, _ in itertools.islice(batches, 1)]
         return self.processes.gather(torch.cat(logits))
 
     @torch.inference_mode()

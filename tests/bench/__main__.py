@@ -184,7 +184,7 @@ def start(bench: Bench) -> None:
 
 
 def sync(bench: Bench, n: int = 2000) -> None:
-    """A bucket of objects of 2.4 KB: one after the other, by other tools where they are, by ours; again; as an archive."""
+    """A bucket of objects of 2.4 KB: one by one, by other tools where they are, by ours; again; as one archive."""
     with filled(n) as (tree, archive):
         contenders = [contender("one by one", "one_by_one", location=tree)]
         contenders += [contender("aws s3 sync", "aws", location=tree)] if shutil.which("aws") else []

@@ -268,23 +268,10 @@ def started(arguments: list[str]) -> Unit:
     return lambda: subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
 
 
-CONTENDERS: dict[str, Callable[..., Unit]] = {
-    maker.__name__: maker
-    for maker in (
-        ours,
-        limit,
-        gathered,
-        decoded,
-        crowd_layer,
-        dense_layer,
-        answers,
-        synced,
-        one_by_one,
-        aws,
-        s5cmd,
-        started,
-    )  # fmt: skip
-}
+MAKERS: tuple[Callable[..., Unit], ...] = (
+    ours, limit, gathered, decoded, crowd_layer, dense_layer, answers, synced, one_by_one, aws, s5cmd, started,
+)  # fmt: skip
+CONTENDERS = {maker.__name__: maker for maker in MAKERS}
 
 
 def serve(unit: Unit) -> None:
