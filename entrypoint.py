@@ -45,8 +45,8 @@ def usage() -> str:
 
 def main(arguments: list[str]) -> int:
     """Run; returns the exit code."""
-    interruption.listen(failed)
     try:
+        interruption.listen(failed)  # one may have come already
         match arguments:
             case ["--help"] | ["-h"]:
                 signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # for `--help | head`

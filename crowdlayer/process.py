@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from .errors import CrowdlayerError, DeviceMemoryError, InterruptedRunError, one_line
@@ -26,13 +27,13 @@ def main() -> None:
         LastWords(line, code).write(folder, _peers(launch).rank)
         return code
 
-    interruption.listen(leave)
-    live(folder, _peers(launch).rank)
-    os._exit(_code(folder, launch))  # torch's teardown can take seconds of the grace
+    os._exit(_code(folder, launch, leave))  # torch's teardown can take seconds of the grace
 
 
-def _code(folder: Path, launch: Launch) -> int:
+def _code(folder: Path, launch: Launch, leave: Callable[[str, int], int]) -> int:
     try:
+        interruption.listen(leave)  # one may have come already
+        live(folder, _peers(launch).rank)
         _train(folder, launch)
         return 0
     except (CrowdlayerError, InterruptedRunError) as error:

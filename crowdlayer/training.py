@@ -147,7 +147,8 @@ def _train(plan: Plan, decoded: tuple[Dataset, Images], phases: Phases, watchdog
     bound_to_container()
     with phases("build"):
         trainer = experiment.trainer()
-        parts = {name: processes.share(_bytes_of(plan.resume.get(name))) for name in PARTS}
+        brought = plan.resume if processes.index == 0 else {}
+        parts = {name: processes.share(_taken(brought.get(name))) for name in PARTS}
         if all(parts.values()):
             with going_on():
                 trainer.load_state_dict(read_state(parts))
@@ -178,5 +179,10 @@ def epoch_figures(history: History) -> dict[str, float]:
     return {name: value for name, value in figures.items() if value is not None} | history.figures[-1]
 
 
-def _bytes_of(path: Path | None) -> bytes:
-    return b"" if path is None else path.read_bytes()
+def _taken(path: Path | None) -> bytes:
+    """What is in the file, which is needed no more: the disk may be small."""
+    if path is None:
+        return b""
+    data = path.read_bytes()
+    path.unlink()
+    return data

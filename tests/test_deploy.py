@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from crowdlayer.data.images import normalise
 from crowdlayer.deployment.export import export
 from crowdlayer.deployment.model_files import Deployed, Description, read_model, write_model
 from crowdlayer.deployment.predictor import Predictor, load, model_folder
-from crowdlayer.errors import DataError, SettingsError
+from crowdlayer.errors import DataError, SettingsError, StoreError
 from crowdlayer.learning.classifier import build_classifier
 
 SIZE = 24
@@ -39,6 +40,16 @@ def written(folder: Path, temperature: float = 1.0, small_stem: bool = True) -> 
     classifier = a_classifier(small_stem)
     write_model(folder, Description("resnet18", CLASSES, SIZE, small_stem, temperature), classifier.state_dict())
     return classifier
+
+
+def test_a_disk_without_room_for_the_model_is_told(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
+    try:
+        with pytest.raises(StoreError, match="the model must be written whole"):
+            written(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def some_images(folder: Path, n: int = 5) -> list[Path]:

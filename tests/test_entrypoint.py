@@ -299,6 +299,17 @@ def test_77_no_credentials(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> No
 # --- signals ---------------------------------------------------------------------------------------------------------
 
 
+def test_75_a_signal_that_came_before_anybody_listened_is_heard() -> None:
+    def told() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "entrypoint.py")], preexec_fn=told, capture_output=True, text=True, timeout=60
+    )
+    assert_failed(Finished(done.returncode, done.stdout, done.stderr), 75, "SIGTERM: the run was interrupted")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_75_a_signal_stops_the_training(
     shapes: Path, tmp_path: Path, tmpdir_of_job: Path, number: signal.Signals

@@ -47,7 +47,7 @@ TOGETHER = {
         for rank, (name, aim) in product(
             "01",
             {
-                "import": Aim("take"),
+                "plan": Aim("take"),
                 "meeting": Aim("Meeting.join"),
                 "joining": Aim("join"),
                 **{name: ALONE[name] for name in ("build", "training", "evaluation", "last evaluation")},

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..data.images import MEAN, STD, normalise
-from ..errors import DataError, one_line
+from ..errors import DataError, StoreError, one_line
 from ..learning.classifier import build_classifier
 from ..storage.files import disk_errors
 
@@ -81,10 +81,17 @@ def rebuilt(description: Description, state: dict[str, Tensor]) -> Deployed:
 
 
 def write_model(folder: Path, description: Description, state: dict[str, Tensor]) -> list[str]:
-    """Write model.safetensors and model.json into `folder`; returns their names."""
+    """Write model.safetensors and model.json into `folder`; returns their names.
+
+    Raises:
+        StoreError: the disk failed.
+    """
     with disk_errors(str(folder)):
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS, {"format": "pt"})
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS, {"format": "pt"})
+        except SafetensorError as error:  # its word for a full disk
+            raise StoreError(f"{folder}: the model must be written whole: {one_line(str(error))}") from error
         raw = msgspec.json.format(msgspec.json.encode(asdict(description)), indent=3)
         (folder / DESCRIPTION).write_bytes(raw + b"\n")
     return [WEIGHTS, DESCRIPTION]
