@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 
 STAGED, SPOOL = "results", "checkpoints"
 """Folders of a run: what is to be put to the output, and its checkpoints."""
-KILLED, KEPT = "killed", "crowdlayer-kept-"
-"""Folders of earlier runs, in WORKDIR: one that was killed, and those that could not put what they had."""
+RUN, DRY_RUN, KILLED, KEPT = "run", "dry-run", "-killed", "crowdlayer-kept-"
+"""Folders of WORKDIR: this run's; how that of one that was killed ends, and those begin that could not put all."""
 NOTHING = ""
 """Told instead of the folder of a plan: there is nothing to do."""
 
@@ -52,7 +52,7 @@ def train(settings: Settings) -> str:
     check_possible(settings, settings.export)
     n_here = processes_to_start(settings, launch)
     lead = Lead(launch, settings.timeout)
-    with lead, working_folder(settings.workdir) as workdir, _run_folder(workdir) as folder:
+    with lead, working_folder(settings.workdir) as workdir, _run_folder(workdir, RUN) as folder:
         fresh = output.find(results_name(settings.output_name)) is None
         if fresh and launch.publishes:  # where results are, a run could write, and this one may have nothing to do
             probe(output, settings.output_name, workdir)
@@ -107,7 +107,7 @@ def dry_run(settings: Settings) -> None:
     check_possible(settings, settings.export)
     n_here = processes_to_start(settings, launch)
     lead = Lead(launch, settings.timeout)
-    with lead, working_folder(settings.workdir) as workdir, _run_folder(workdir) as folder:
+    with lead, working_folder(settings.workdir) as workdir, _run_folder(workdir, DRY_RUN) as folder:
         phases = Phases()
         inputs = read_inputs(settings, workdir, phases)
         one = settings.model_copy(update={"n_epochs": 1, "checkpoint_every": 0, "baselines": (), "guard": False})
@@ -184,9 +184,9 @@ def _publish(
 
 
 @contextmanager
-def _run_folder(workdir: Path) -> Iterator[Path]:
+def _run_folder(workdir: Path, name: str) -> Iterator[Path]:
     """A folder of this run alone, for its user alone; what a killed one has left lies beside it for as long."""
-    folder, killed = workdir / "run", workdir / KILLED
+    folder, killed = workdir / name, workdir / f"{name}{KILLED}"
     with disk_errors(str(workdir)):
         shutil.rmtree(killed, ignore_errors=True)
         if folder.exists():
@@ -202,7 +202,7 @@ def _run_folder(workdir: Path) -> Iterator[Path]:
 
 def _put_kept(workdir: Path, checkpoints: Checkpoints, identity: Identity) -> None:
     """Put checkpoints of this run that earlier starts in this folder could not put: days of training are in them."""
-    for folder in (workdir / KILLED, *sorted(workdir.glob(f"{KEPT}*"))):
+    for folder in (workdir / f"{RUN}{KILLED}", *sorted(workdir.glob(f"{KEPT}*"))):
         if checkpoints.put_kept(folder / SPOOL, identity):
             shutil.rmtree(folder / SPOOL, ignore_errors=True)
             with suppress(OSError):  # the results of that start are there too

@@ -401,10 +401,14 @@ def test_the_results_come_last_and_are_not_there_when_they_cannot_be_put(
     assert sorted(files) == sorted(f"out/{name}" for name in json.loads(store.get(f"out/{RESULTS}"))["job"]["files"])
 
 
+@pytest.mark.parametrize("killed", [False, True])
 def test_what_could_not_be_put_is_put_by_the_next_start_in_the_same_folder(
-    shapes: Path, tmp_path: Path, train: Job, caplog: pytest.LogCaptureFixture
+    shapes: Path, tmp_path: Path, train: Job, caplog: pytest.LogCaptureFixture, killed: bool
 ) -> None:
-    """Here the output cannot take the model; then its checkpoints are lost too, but not those in WORKDIR."""
+    """Here the output cannot take the model; then its checkpoints are lost too, but not those in WORKDIR.
+
+    A job that is killed leaves them in the folder of its run.
+    """
     out, work = tmp_path / "out", tmp_path / "work"
     (out / "best_models").mkdir(parents=True)
     (out / "best_models/crowdlayer.pth").mkdir()
@@ -415,6 +419,9 @@ def test_what_could_not_be_put_is_put_by_the_next_start_in_the_same_folder(
     shutil.rmtree(out / "checkpoints")
     (kept,) = work.glob("crowdlayer-kept-*")
     theirs = json.loads((kept / "results" / RESULTS).read_text())
+    if killed:
+        (work / "run").mkdir()
+        (kept / "checkpoints").rename(work / "run/checkpoints")
     with caplog.at_level("INFO"):
         train(**settings)
     assert "kept on this machine by an earlier start, is put now" in caplog.text
@@ -422,6 +429,7 @@ def test_what_could_not_be_put_is_put_by_the_next_start_in_the_same_folder(
     assert json.loads((out / RESULTS).read_text())["train_loss"] == theirs["train_loss"]
     assert [path.name for path in kept.iterdir()] == ["results"]
     assert not (out / "checkpoints").exists()
+    assert not list(work.glob("run*"))
 
 
 def test_older_results_are_gone_before_a_new_model_comes(

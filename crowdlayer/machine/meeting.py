@@ -138,7 +138,7 @@ class Meeting:
                 if (seen := self.store.add("signs", 0)) != signs:
                     signs, since = seen, time.monotonic()
                 elif time.monotonic() - since > self.timeout:
-                    raise PeerError(f"{what}: must be there within TIMEOUT={self.timeout:g} s, another process is not")
+                    raise PeerError(f"{what}: must be there within TIMEOUT={self.timeout:g} s of the last sign of life")
                 time.sleep(LOOK)
         return found
 
