@@ -21,7 +21,7 @@ import numpy as np
 import PIL
 import torch
 from filelock import FileLock
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import one_line
@@ -74,14 +74,20 @@ def square(opened: Image.Image, size: int) -> np.ndarray:
     the asking, still at least twice the size: two to six times as fast, and less than one level of 256 off on average.
     """
     opened.draft(None, (2 * size, 2 * size))
-    image: Image.Image = ImageOps.exif_transpose(opened)
-    if image.mode.startswith("I"):
+    opened.load()
+    upright = opened.getexif().get(ExifTags.Base.Orientation, 1) == 1
+    image: Image.Image = opened if upright else ImageOps.exif_transpose(opened)  # a copy of what may be very large
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode == "I":
         image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
     elif image.mode == "F":
         image = Image.fromarray((np.nan_to_num(np.asarray(image)).clip(0, 1) * 255).astype(np.uint8))
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+    if image.mode not in ("RGB", "L"):  # a grey picture is as grey when it is small
+        image = image.convert("RGB")
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR).convert("RGB"))
 
 
 class Decoded:

@@ -115,7 +115,9 @@ class Spool:
         try:
             torch.save(content, beside)
         except RuntimeError as error:  # torch's word for a full disk
-            raise StoreError(f"{self.folder}: a checkpoint must be written whole: {one_line(str(error))}") from error
+            free = shutil.disk_usage(self.folder).free / 1e6
+            said = f"{self.folder}: a checkpoint must be written whole, with {free:.0f} MB of disk free it is not"
+            raise StoreError(f"{said}: {one_line(str(error))}") from error
         name = f"{file_digest(beside)}.pt"
         size = beside.stat().st_size
         beside.replace(self.folder / name)

@@ -23,6 +23,8 @@ T = TypeVar("T")
 
 CHUNK = 2**20
 """Bytes read at once."""
+LONGEST_NAME = 1024
+"""Bytes, as in S3; a path has room for four times as many."""
 SPARE = 64 * 2**20
 """Bytes that a sync leaves free on the disk."""
 
@@ -141,6 +143,8 @@ def _unsafe(name: str) -> str | None:
         return "a name must have no control character"
     if any(part in ("", ".", "..") for part in parts):
         return "a name must have no empty part, '.' or '..'"
+    if len(name.encode("utf-8", "surrogateescape")) > LONGEST_NAME:
+        return f"a name must have at most {LONGEST_NAME} bytes"
     if any(len(part.encode("utf-8", "surrogateescape")) > 255 for part in parts):
         return "a part of a name must have at most 255 bytes"
     return None
