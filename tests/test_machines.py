@@ -77,7 +77,7 @@ def test_a_container_too_small_for_the_libraries_is_said(image: str) -> None:
 
 def test_images_in_memory_leave_room_for_the_training(image: str, readable: list[str]) -> None:
     """/tmp lies in memory here and counts as the job's: images beyond half of what is free are not held."""
-    settings = SMALL | {"TASKS": "/data", "IMG_SIZE": "2048"}  # 42 images of 13 MB
+    settings = SMALL | {"TASKS": "/data", "OUTPUT": "/tmp/out", "IMG_SIZE": "2048"}  # 42 images of 13 MB
     done = run(image, settings, [*TIGHT, *readable, "--tmpfs", "/tmp:size=8g"], "--check")
     assert "decoded images of 12582912 bytes are held; the others are decoded in every epoch" in done.stderr
     assert done.code == 71, done.stderr  # all that is left is too little for a step, and that can be said

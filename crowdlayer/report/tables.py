@@ -172,6 +172,12 @@ def write_settings(path: Path, settings: Mapping[str, Any], sources: Mapping[str
     """args.yaml: every setting, and behind it where its value came from."""
     with path.open("w", encoding="utf-8") as file:
         for name, value in settings.items():
-            plain = str(value).isprintable()  # else as escapes, in quotes
-            text = yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=plain)
-            file.write(f"{name}: {text.rstrip().removesuffix('...').rstrip()}  # {sources.get(name, 'default')}\n")
+            text = _yaml(value, as_is=True)
+            text = text if text.isprintable() else _yaml(value, as_is=False)
+            file.write(f"{name}: {text}  # {sources.get(name, 'default')}\n")
+
+
+def _yaml(value: Any, as_is: bool) -> str:
+    """A value on a line; `as_is` with the letters of all languages, else with escapes for them, in quotes."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=as_is)
+    return text.rstrip().removesuffix("...").rstrip()
