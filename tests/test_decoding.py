@@ -15,6 +15,7 @@ from torchvision import transforms
 from crowdlayer.data.decoding import BrokenImageError, decode, decode_all
 from crowdlayer.data.images import MEAN, STD, Rows, normalise
 from crowdlayer.errors import StoreError
+from crowdlayer.machine import memory
 from crowdlayer.storage.files import file_digest
 from tests.test_images import CPU, picture
 
@@ -206,3 +207,20 @@ def test_of_several_processes_one_decodes_and_all_see_the_same(tmp_path: Path) -
     said = [process.communicate(timeout=120) for process in started]
     assert [out.strip() for out, _ in said] == ["[0, 1, 3, 4, 5]"] * 3
     assert sum("decoded images found" in err for _, err in said) == 2
+
+
+@pytest.mark.parametrize("available", [0, 2**40], ids=["too little memory", "enough memory"])
+def test_what_memory_cannot_hold_is_the_same_images(
+    available: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    (tmp_path / "meminfo").write_text(f"MemAvailable: {available // 1024} kB\n")
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 50, 50, 3), dtype=np.uint8)  # no multiple of a page
+    for row, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / f"{row}.png")
+    images, broken = decode_all(tmp_path, [f"{row}.png" for row in range(9)], 50, 1, None)
+    assert not broken
+    assert (images._held.mapping is None) == (available > 0)
+    for rows in (torch.tensor([8, 0, 3, 3]), slice(5, 9), torch.arange(9)):
+        assert np.array_equal(images[rows].numpy(), pixels[rows])

@@ -22,7 +22,7 @@ from PIL import Image
 
 from crowdlayer import job
 from crowdlayer.data.dataset import CrowdImages, Dataset, LabelledImages
-from crowdlayer.data.decoding import Decoded
+from crowdlayer.data.decoding import Decoded, Held
 from crowdlayer.errors import DataError, SettingsError
 from crowdlayer.learning.experiment import Images, Outcome
 from crowdlayer.learning.inference import Predictions, infer
@@ -394,7 +394,7 @@ def made_up(n_tasks: int, n_workers: int, n_classes: int, per_task: int) -> tupl
     outcome = Outcome(history, best, {"temperature": temperature}, predictions, inferred, "matrix", None)
     noise = torch.from_numpy(rng.integers(0, 256, (n_tasks, 8, 8, 3), dtype=np.uint8))
     train_images, other_images = (
-        Decoded(noise, torch.arange(n), lambda row: noise[row].numpy(), 1) for n in (n_tasks, 200)
+        Decoded(Held(noise), torch.arange(n), lambda row: noise[row].numpy(), 1) for n in (n_tasks, 200)
     )
     return dataset, outcome, Images(train_images, other_images, other_images)
 

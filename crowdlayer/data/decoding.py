@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import math
+import mmap
 import os
 import shutil
 import tempfile
@@ -14,6 +15,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -90,11 +92,36 @@ def square(opened: Image.Image, size: int) -> np.ndarray:
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR).convert("RGB"))
 
 
+@dataclass(frozen=True)
+class Held:
+    """(n, size, size, 3) uint8 in a file that is mapped; its pages are shared with whoever maps it too."""
+
+    images: Tensor
+    mapping: mmap.mmap | None = None
+    """The file, where memory cannot hold all of it."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def gathered(self, rows: Tensor) -> Tensor:
+        """These rows.
+
+        Of what memory cannot hold they are asked for together, and nothing around them: a disk's own reading ahead can
+        be megabytes for each, and without any it would wait for page after page.
+        """
+        if self.mapping is not None:
+            size = self.images[0].nbytes
+            for row in rows.tolist():
+                start = row * size // mmap.PAGESIZE * mmap.PAGESIZE
+                self.mapping.madvise(mmap.MADV_WILLNEED, start, (row + 1) * size - start)
+        return self.images[rows]
+
+
 class Decoded:
     """Images by their row: the first ones are held, the others are decoded whenever they are asked for."""
 
-    def __init__(self, held: Tensor, rows: Tensor, decode_row: Callable[[int], np.ndarray], threads: int) -> None:
-        """`held`: (m, size, size, 3) uint8; `rows`: (n,) which images these are; `decode_row` gives those from m on."""
+    def __init__(self, held: Held, rows: Tensor, decode_row: Callable[[int], np.ndarray], threads: int) -> None:
+        """`held`: m of them; `rows`: (n,) which images these are; `decode_row` gives those from m on."""
         self._held = held
         self._rows = rows
         self._decode_row = decode_row
@@ -108,10 +135,10 @@ class Decoded:
         """(k, size, size, 3) uint8."""
         rows = self._rows[wanted]
         if self.all_held:
-            return self._held[rows]
+            return self._held.gathered(rows)
         there = rows < len(self._held)
-        images = torch.empty(len(rows), *self._held.shape[1:], dtype=torch.uint8)
-        images[there] = self._held[rows[there]]
+        images = torch.empty(len(rows), *self._held.images.shape[1:], dtype=torch.uint8)
+        images[there] = self._held.gathered(rows[there])
         with ThreadPoolExecutor(self._threads) as pool:
             for to, pixels in zip(
                 (~there).nonzero()[:, 0].tolist(), pool.map(self._decode_row, rows[~there].tolist()), strict=True
@@ -207,12 +234,17 @@ def _room(folder: Path) -> int:
     return max(free, 0)
 
 
-def _mapped(file: IO[bytes], size: int) -> Tensor:
-    """(n, size, size, 3) uint8, all of the file; its pages are shared with whoever maps it too."""
+def _mapped(file: IO[bytes], size: int) -> Held:
+    """All of the file."""
     n = os.fstat(file.fileno()).st_size // (3 * size**2)
     if n == 0:
-        return torch.empty(0, size, size, 3, dtype=torch.uint8)
-    return torch.from_numpy(np.memmap(file, dtype=np.uint8, mode="c", shape=(n, size, size, 3)))
+        return Held(torch.empty(0, size, size, 3, dtype=torch.uint8))
+    mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    images = torch.frombuffer(mapping, dtype=torch.uint8, count=n * 3 * size**2).view(n, size, size, 3)
+    if images.nbytes <= free_memory():
+        return Held(images)
+    mapping.madvise(mmap.MADV_RANDOM)
+    return Held(images, mapping)
 
 
 def _name(split: str, digests: Sequence[str], size: int) -> str:

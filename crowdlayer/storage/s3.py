@@ -218,7 +218,7 @@ class Bucket:
             stream = self._stream(stored, thing)
             unusable: DataError | None = None
             try:
-                made = use(io.BufferedReader(stream, CHUNK))
+                made = use(io.BufferedReader(stream, min(CHUNK, stored.size + 1)))
             except DataError as error:
                 unusable = error
             sha256 = stream.sha256()

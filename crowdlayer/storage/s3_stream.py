@@ -14,8 +14,11 @@ from urllib3.exceptions import HTTPError  # botocore lets some of these through 
 
 from ..errors import StoreError, one_line
 from .etags import EtagCheck
-from .files import CHUNK, Stored
+from .files import Stored
 from .s3_errors import status_of, translated
+
+LITTLE = 2**16
+"""Bytes of a buffer that is made for every object, most of which are small."""
 
 
 class ObjectStream(io.RawIOBase):
@@ -58,6 +61,8 @@ class ObjectStream(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
+        if self._ended:
+            return 0
         with translated(self._thing, self._bucket):
             for attempt in self._retrying():
                 with attempt:
@@ -70,8 +75,8 @@ class ObjectStream(io.RawIOBase):
 
     def sha256(self) -> str:
         """Of all, hexadecimal; what nobody has read yet is read."""
-        rest = bytearray(CHUNK)
-        while self.readinto(memoryview(rest)):
+        rest = bytearray(LITTLE)
+        while self.readinto(rest):
             pass
         return self._sha256.hexdigest()
 
@@ -81,8 +86,6 @@ class ObjectStream(io.RawIOBase):
 
     def _next(self, n: int) -> bytes:
         """At most `n` bytes more; none at the end."""
-        if self._ended:
-            return b""
         try:
             if self._body is None:
                 if self._position and self._position == self._stored.size:  # it broke after the last byte
