@@ -5,7 +5,7 @@ BIN := .venv/bin
 RIG := ../shared/tools/container
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test lint format container store slow fuzz audit requirements readme clean
+.PHONY: demo test lint format container store slow fuzz hunt audit requirements readme clean
 
 demo: .venv/.demo ## a bucket on this machine, the job as a container runs it, the results
 	$(BIN)/python -m tests.demo
@@ -33,6 +33,11 @@ store: .venv/.dev ## the tests against the S3-compatible store that S3_TEST_ENDP
 
 fuzz: .venv/.dev ## a long hunt with random bytes (FUZZ_EXAMPLES of each kind)
 	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-20000} $(PYTEST) tests/test_fuzz.py
+
+hunt: .venv/.dev ## libFuzzer on what the job reads, HUNT_SECONDS for each kind (needs pip install atheris)
+	for what in answers metadata names index; do \
+		$(BIN)/python -m tests.hunt $$what -max_total_time=$${HUNT_SECONDS:-600} -rss_limit_mb=4000 -timeout=20 || exit; \
+	done
 
 slow: .venv/.dev ## the tests that take minutes
 	$(PYTEST) -m slow
