@@ -202,7 +202,7 @@ def growth(bench: Bench) -> None:
     """Seconds per epoch and step as images, answers and workers grow: linear, linear, flat."""
     points: dict[str, list[tuple[int, float]]] = {"images": [], "answers": [], "workers": []}
     for n in (10**3, 10**4, 10**5, 10**6):
-        condition = f"{n} images of 8 px, an epoch of batches"
+        condition = f"{n} images of 8 px, an epoch"
         bench.race("growth", condition, [contender("images", "gathered", n=n, size=8, augmented=False)], n)
         points["images"].append((n, bench.rows[-1].cpu))
         path = many_answers(bench.folder / f"answers-{n}.json", n // 10, 10, 100)
