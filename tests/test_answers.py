@@ -106,12 +106,20 @@ def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ('{"1": {"a:b": 0}, "2": {"a:b": 1}, "1": {}}', "task 1 must be there once"),
+        ('{"1": 5, "1": {"a": 0}}', "task 1 must be there once"),
+        ('{"1": [1, [2]], "1": {"a": 0}}', "task 1 must be there once"),
         ('{"1": {"a": 0, "b": 1, "a": 0}}', "task 1, worker a: must answer once"),
     ],
 )
 def test_a_key_that_is_there_twice_is_refused(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_answers(write(tmp_path, content))
+
+
+def test_votes_that_others_replaced_may_be_anything(tmp_path: Path) -> None:
+    (tmp_path / "answers.json").write_bytes(b'{"1": {"\xff": 0}, "1": {"a": 0}}')
+    with pytest.raises(DataError, match="must have every task once, and all of it JSON"):
+        read_answers(tmp_path / "answers.json")
 
 
 def test_colons_in_names_are_no_keys(tmp_path: Path) -> None:

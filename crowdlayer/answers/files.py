@@ -100,13 +100,17 @@ def _each_once(file: str, text: bytes) -> None:
     Raises:
         DataError: a task is there twice, or a worker twice in a task.
     """
-    tasks = json.loads(text, object_pairs_hook=list)
+    try:
+        tasks = json.loads(text, object_pairs_hook=list)
+    except (ValueError, RecursionError) as error:  # in the votes that other votes replaced, which nobody has looked at
+        raise DataError(f"{file}: must have every task once, and all of it JSON: {one_line(str(error))}") from error
     complaints = [f"{file}: task {short(task)} must be there once" for task in _repeated(task for task, _ in tasks)]
-    complaints += [
-        f"{file}: task {short(task)}, worker {short(worker)}: must answer once"
-        for task, votes in tasks
-        for worker in _repeated(worker for worker, _ in votes)
-    ]
+    if not complaints:  # else some votes may be anything
+        complaints = [
+            f"{file}: task {short(task)}, worker {short(worker)}: must answer once"
+            for task, votes in tasks
+            for worker in _repeated(worker for worker, _ in votes)
+        ]
     if complaints:
         raise DataError(*complaints)
 
