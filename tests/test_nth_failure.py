@@ -1,0 +1,313 @@
+"""Whatever write, flush, rename or request fails, or is a job's last: nothing that it leaves is a lie, and it goes on.
+
+A sample of the points in every run of the tests; all of them, and two hundred kills, with `make slow`, where `STRIDE`,
+`EPOCHS`, `KILLS` and `KILL_SEED` say how many and which.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crowdlayer.errors import SettingsError
+from crowdlayer.verify import verify
+from tests.conftest import QUICK, Finished, Store
+from tests.failing import POINTS
+from tests.forks import Forks, forking
+from tests.servers import KINDS, Fault, Faults, Request, meddling
+from tests.test_faults import published
+
+SEED = int(os.environ.get("KILL_SEED", "0"))
+STRIDE = int(os.environ.get("STRIDE", "1"))
+"""Of the points to fail at: 10 for every tenth."""
+KILLS = int(os.environ.get("KILLS", "100"))
+EPOCHS, STEPS = int(os.environ.get("EPOCHS", "25")), 4
+"""Of the run that is killed at each of its steps; steps per epoch."""
+IN_NO_TWO_RUNS_THE_SAME = ("report.json", "report.html", "README.md", "manifest.sha256")
+"""They tell of seconds."""
+TIMES = ("time", "seconds")
+"""Columns of results.csv."""
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    with forking() as server:
+        yield server
+
+
+@dataclass
+class Runs:
+    """A job that is started again and again, in one OUTPUT and one WORKDIR."""
+
+    forks: Forks
+    folder: Path
+    settings: dict[str, str]
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "out"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "failing"
+
+    def start(self, order: str = "none 1 EIO") -> Finished:
+        """With what `tests.failing` shall do to it."""
+        places = {"OUTPUT": str(self.out), "WORKDIR": str(self.folder / "work")} | self.settings
+        named = {f"CROWDLAYER_{name}": value for name, value in (QUICK | places).items()}
+        self.log.unlink(missing_ok=True)
+        environment = dict(os.environ) | named | {"FAILING": f"{order} {self.log}"}
+        return Finished(*self.forks.run([], environment, timeout=300))
+
+    def noted(self) -> str:
+        return self.log.read_text() if self.log.exists() else ""
+
+    def clear(self) -> None:
+        for folder in ("out", "work"):
+            shutil.rmtree(self.folder / folder, ignore_errors=True)
+
+    def outcome(self) -> dict[str, Any]:
+        """All that is published, by SHA-256, but for the times in it; a copy that SIGKILL broke off has no name."""
+        found: dict[str, Any] = {
+            str(path.relative_to(self.out)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(self.out.rglob("*"))
+            if path.is_file() and not path.name.startswith(".") and path.name not in IN_NO_TWO_RUNS_THE_SAME
+        }
+        del found["results/crowdlayer/results.csv"]
+        with (self.out / "results/crowdlayer/results.csv").open(newline="") as file:
+            found["epochs"] = [{k: v for k, v in row.items() if k.strip() not in TIMES} for row in csv.DictReader(file)]
+        found["results/crowdlayer.json"] = results = json.loads((self.out / "results/crowdlayer.json").read_bytes())
+        del results["job"]["seconds"]
+        for name in list(results["job"]["files"]):
+            if name.endswith((*IN_NO_TWO_RUNS_THE_SAME, "results.csv")):
+                del results["job"]["files"][name]
+        return found
+
+
+def assert_no_lie(location: str) -> bool:
+    """Results that are there name what is there; returns whether there are some."""
+    try:
+        return verify(location) > 2
+    except SettingsError:
+        return False
+
+
+def whole_names(out: Path) -> bool:
+    """No file but those that a run publishes, and its checkpoints: nothing half-written, under whatever name."""
+    kept = re.compile(r"(results|best_models)/crowdlayer[./].+|checkpoints/crowdlayer/(\d{8}\.json|[0-9a-f]{64}\.pt)")
+    names = [str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()]
+    return all(kept.fullmatch(name) and not Path(name).name.startswith(".") for name in names)
+
+
+def fail(runs: Runs, order: str, clean: dict[str, Any]) -> int | None:
+    """Let the job fail so, look at what it leaves, and let it go on; its exit code, None where nothing was to fail."""
+    runs.clear()
+    done = runs.start(order)
+    noted = runs.noted()
+    assert "not flushed" not in noted, noted
+    if not noted:
+        assert done.code == 0, done.stderr
+        return None
+    assert done.code in (0, 74, 77), f"{order}: {done.stderr}"
+    assert "Traceback" not in done.stderr
+    if done.code:
+        assert re.match(r"crowdlayer: \S.*: ", done.last_line), f"{order}: {done.stderr}"
+    if runs.out.exists():
+        assert whole_names(runs.out), order
+        assert assert_no_lie(str(runs.out)) or done.code != 0, f"{order}: {done.stderr}"
+    again = runs.start()
+    assert again.code == 0, f"{order}: {again.stderr}"
+    assert runs.outcome() == clean, order
+    return done.code
+
+
+@pytest.fixture
+def runs(forks: Forks, shapes: Path, tmp_path: Path) -> Runs:
+    return Runs(forks, tmp_path, {"TASKS": str(shapes)})
+
+
+def test_a_disk_that_fails_once_costs_a_start(runs: Runs) -> None:
+    """Two points of hundreds."""
+    assert runs.start().code == 0
+    clean = runs.outcome()
+    rng = random.Random(SEED)
+    assert fail(runs, f"write {rng.randrange(1, 40)} ENOSPC", clean) in (0, 74)
+    assert fail(runs, f"rename {rng.randrange(1, 12)} EIO", clean) in (0, 74)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["folder", "bucket"])
+@pytest.mark.parametrize("what", POINTS)
+def test_a_disk_that_fails_at_any_moment_costs_a_start(what: str, source: str, runs: Runs, store: Store) -> None:
+    """The first fails, the second, … until a run passes untouched."""
+    if source == "bucket":
+        runs.settings["TASKS"] = store.put_tree(Path(runs.settings["TASKS"]))
+    assert runs.start().code == 0
+    clean = runs.outcome()
+    codes: Counter[int] = Counter()
+    number = 1
+    while (code := fail(runs, f"{what} {number} {'ENOSPC' if what == 'write' else 'EIO'}", clean)) is not None:
+        codes[code] += 1
+        number += STRIDE
+    print(f"{what}, data in a {source}: {codes.total()} points of {number - 1}, by exit code {dict(codes)}")
+    assert number > 1
+    assert codes[74] > 0
+
+
+class Nth(Faults):
+    """The n-th request fails, and as often as it is tried again; or once alone."""
+
+    def __init__(self, number: int, fault: Fault, *, once: bool) -> None:
+        super().__init__([fault], share=1)
+        self._left = number
+        self._once = once
+        self._hit: tuple[str, str] | None = None
+
+    def next(self, request: Request) -> Fault | None:
+        this = (request.method, request.path)
+        self._left -= 1
+        if self._left == 0:
+            self._hit = this
+        elif self._hit != this or self._once:
+            return None
+        return super().next(request) if self._left <= 0 else None
+
+
+def request_fails(number: int, once: bool, forks: Forks, data: str, store: Store, endpoint: str) -> int | None:
+    """The exit code of the job whose n-th request fails; None where it has fewer."""
+    out = f"s3://{store.bucket}/out"
+    fault = KINDS[number % 2 * 4]  # 500, or a reset
+    settings = QUICK | {"TASKS": data, "OUTPUT": out, "STORE_TIMEOUT": "20", "STORE_ATTEMPTS": "3" if once else "1"}
+
+    def start(url: str) -> Finished:
+        named = {f"CROWDLAYER_{name}": value for name, value in settings.items()}
+        return Finished(*forks.run([], dict(os.environ) | named | {"AWS_ENDPOINT_URL": url}, timeout=300))
+
+    for key in store.keys():
+        if key.startswith(("out/", "clean/")):
+            store.client.delete_object(Bucket=store.bucket, Key=key)
+    with meddling(endpoint) as proxy:
+        proxy.faults = Nth(number, fault, once=once)
+        done = start(proxy.url)
+        hit = proxy.faults.done.total()
+    if not hit:
+        assert done.code == 0, done.stderr
+        return None
+    assert done.code in ((0,) if once else (0, 74)), f"request {number}: {done.stderr}"
+    assert "Traceback" not in done.stderr
+    if done.code:
+        assert re.match(r"crowdlayer: \S.*: ", done.last_line), done.stderr
+    assert assert_no_lie(out) or done.code == 74, f"request {number}: {done.stderr}"
+    again = start(endpoint)
+    assert again.code == 0, f"request {number}: {again.stderr}"
+    assert verify(out) > 2
+    assert not [key for key in store.keys() if key.startswith("out/checkpoints")]
+    return done.code
+
+
+def figures(store: Store) -> dict[str, Any]:
+    return published(store, "out/")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("once", [True, False])
+def test_a_request_that_fails_at_any_moment_costs_nothing_or_a_start(
+    once: bool, forks: Forks, shapes: Path, store: Store, endpoint: str
+) -> None:
+    """The first request fails, the second, … until a run passes untouched."""
+    data = store.put_tree(shapes)
+    codes: Counter[int] = Counter()
+    assert request_fails(10**6, once, forks, data, store, endpoint) is None
+    clean = figures(store)
+    number = 1
+    while (code := request_fails(number, once, forks, data, store, endpoint)) is not None:
+        assert figures(store) == clean, number
+        codes[code] += 1
+        number += STRIDE
+    often = "once" if once else "for good"
+    print(f"requests, {often}: {codes.total()} points of {number - 1}, by exit code {dict(codes)}")
+    assert number > 40
+
+
+# --- kills -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def long(runs: Runs) -> tuple[Runs, dict[str, Any]]:
+    """A run of a hundred steps, and what it comes to when nobody kills it."""
+    augmented = {"DATA_AUGMENTATION": "true", "OPTIMIZER": "adam", "SCHEDULER": "cosine", "GUARD": "false"}
+    runs.settings |= {"BATCH_SIZE": "6", "N_EPOCHS": str(EPOCHS)} | augmented
+    assert runs.start().code == 0
+    clean = runs.outcome()
+    runs.clear()
+    return runs, clean
+
+
+def steps_done(runs: Runs) -> int:
+    """Of the newest checkpoint: put to the output, or left by a killed start, whose successor puts it."""
+    folders = (runs.out / "checkpoints/crowdlayer", runs.folder / "work/run/checkpoints")
+    indexes = sorted((path for folder in folders for path in folder.glob("*.json")), key=lambda path: path.name)
+    if not indexes:
+        return 0
+    index = json.loads(indexes[-1].read_bytes())
+    return int(index["epoch"]) * STEPS + int(index["step"])
+
+
+@pytest.mark.slow
+def test_a_kill_at_every_step_changes_nothing(long: tuple[Runs, dict[str, Any]]) -> None:
+    runs, clean = long
+    starts = 0
+    for step in range(1, EPOCHS * STEPS + 1):
+        done = runs.start(f"step {step - steps_done(runs)} SIGKILL")
+        assert done.code == -9, f"step {step}: {done.stderr}"
+        assert not assert_no_lie(str(runs.out)) if runs.out.exists() else True
+        starts += 1
+    assert runs.start().code == 0
+    assert runs.outcome() == clean
+    print(f"{starts} kills, one at each step")
+
+
+@pytest.mark.slow
+def test_kills_inside_writes_change_nothing(long: tuple[Runs, dict[str, Any]]) -> None:
+    """Seeded ones, of the next writes, flushes and renames of whatever start it is."""
+    runs, clean = long
+    rng = random.Random(SEED)
+    kills, ends = 0, 0
+    while kills < KILLS:
+        what = rng.choice(POINTS[:3])
+        done = runs.start(f"{what} {rng.randrange(1, {'write': 400, 'fsync': 60, 'rename': 60}[what])} SIGKILL")
+        assert "not flushed" not in runs.noted()
+        assert done.code in (0, -9), done.stderr
+        kills += done.code == -9
+        if runs.out.exists():
+            assert_no_lie(str(runs.out))
+        if done.code == 0:
+            assert runs.outcome() == clean
+            ends += 1
+            runs.clear()
+    assert runs.start().code == 0
+    assert runs.outcome() == clean
+    print(f"{kills} kills inside writes, {ends + 1} runs ended")
+
+
+@pytest.mark.slow
+def test_twenty_signals_change_nothing(long: tuple[Runs, dict[str, Any]]) -> None:
+    runs, clean = long
+    rng = random.Random(SEED)
+    for _ in range(20):
+        done = runs.start(f"step {rng.randrange(1, STEPS + 1)} SIGTERM")
+        assert done.code == 75, done.stderr
+    assert runs.start().code == 0
+    assert runs.outcome() == clean
