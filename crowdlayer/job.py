@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from .data.dataset import Dataset, belongs
-from .errors import AccessError, InterruptedRunError, StoreError
-from .inputs import check_possible, probe, processes_to_start, read_inputs
+from .errors import InterruptedRunError
+from .inputs import Inputs, check_possible, probe, processes_to_start, read_inputs
 from .learning.checkpoint import Checkpoints, Found, Identity, Spool, Uploads
 from .learning.experiment import Images, Phases
 from .machine.launch import Launch, recognise
 from .machine.meeting import Lead, Meeting
 from .machine.supervisor import supervise
 from .report.results import Provenance, done_before, headline, publish, results_name
+from .run_folder import DRY_RUN, RUN, SPOOL, STAGED, kept, put_kept, run_folder
 from .settings import Settings
 from .storage.files import disk_errors, working_folder
 from .storage.handover import hand, take
@@ -28,12 +28,24 @@ from .training import train as train_alone
 
 log = logging.getLogger(__name__)
 
-STAGED, SPOOL = "results", "checkpoints"
-"""Folders of a run: what is to be put to the output, and its checkpoints."""
-RUN, DRY_RUN, KILLED, KEPT = "run", "dry-run", "-killed", "crowdlayer-kept-"
-"""Folders of WORKDIR: this run's; how that of one that was killed ends, and those begin that could not put all."""
 NOTHING = ""
 """Told instead of the folder of a plan: there is nothing to do."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A start of the job on this node: where its first process works, and with whom.
+
+    `folder` is the run's own in `workdir`; `n_processes` are to be started here.
+    """
+
+    settings: Settings
+    launch: Launch
+    lead: Lead
+    n_processes: int
+    workdir: Path
+    folder: Path
+    phases: Phases
 
 
 def train(settings: Settings) -> str:
@@ -42,56 +54,13 @@ def train(settings: Settings) -> str:
     if not launch.leads:
         _follow(settings, launch)
         return ""
-    phases = Phases()
     if settings.sweep_index is not None and settings.sweep:
         log.info("entry %d of %d of SWEEP: %s", settings.sweep_index, len(settings.sweep), settings.output_name)
     output = place(settings.output_location)
-    location = f"{output.location}/{results_name(settings.output_name)}"
     must_be_there(settings.tasks)
     must_stay_apart(settings.tasks, {"OUTPUT": settings.output, "WORKDIR": settings.workdir}, belongs)
-    check_possible(settings, settings.export)
-    n_here = processes_to_start(settings, launch)
-    lead = Lead(launch, settings.timeout)
-    with lead, working_folder(settings.workdir) as workdir, _run_folder(workdir, RUN) as folder:
-        fresh = output.find(results_name(settings.output_name)) is None
-        if fresh and launch.publishes:  # where results are, a run could write, and this one may have nothing to do
-            probe(output, settings.output_name, workdir)
-        inputs = read_inputs(settings, workdir, phases)
-        identity = Identity(settings.model_dump(mode="json"), inputs.digest)
-        checkpoints = Checkpoints(output, settings.output_name)
-        if done_before(output, settings.output_name, identity.settings, inputs.digest):
-            log.info("this very run was already done: nothing to do")
-            _nothing_to_do(launch, lead)
-            if not launch.publishes:
-                return ""
-            checkpoints.remove()
-            return location
-        if not fresh and launch.publishes:
-            probe(output, settings.output_name, workdir)
-        if launch.publishes and settings.resume != "never":
-            _put_kept(workdir, checkpoints, identity)
-        found = checkpoints.find(identity, settings.resume, folder) if launch.publishes else Found()
-        spool = Spool(folder / SPOOL, identity, found.number)
-        synced = inputs.synced
-        plan = Plan(settings, inputs.dataset, synced.root, synced.digests, inputs.weights, workdir, spool, found.parts)
-        background = settings.checkpoint_every > 0
-        uploading = Uploads(spool.folder, checkpoints, background) if launch.publishes else nullcontext()
-        with _kept(folder, settings.workdir), uploading as uploads:
-            try:
-                with phases("decode"):
-                    decoded = plan.images()
-                trained = _train(plan, decoded, folder, launch, lead, n_here, phases)
-                if trained is None or uploads is None:
-                    return ""
-                _publish(plan, trained, decoded[1], output, identity, folder, phases)
-            except InterruptedRunError as error:
-                saved = uploads.finish() if uploads is not None else None
-                if saved is None:
-                    raise
-                where = f"{output.location}/{checkpoints.prefix}/{saved}"
-                raise InterruptedRunError(f"{error}; the checkpoint is at {where}") from None
-        checkpoints.remove()
-    return location
+    with _started(settings, launch, RUN) as start:
+        return _run(start, output)
 
 
 def dry_run(settings: Settings) -> None:
@@ -104,43 +73,103 @@ def dry_run(settings: Settings) -> None:
         _follow(settings, launch)
         return
     must_be_there(settings.tasks)
-    check_possible(settings, settings.export)
-    n_here = processes_to_start(settings, launch)
-    lead = Lead(launch, settings.timeout)
-    with lead, working_folder(settings.workdir) as workdir, _run_folder(workdir, DRY_RUN) as folder:
-        phases = Phases()
-        inputs = read_inputs(settings, workdir, phases)
+    with _started(settings, launch, DRY_RUN) as start:
+        inputs = read_inputs(settings, start.workdir, start.phases)
         one = settings.model_copy(update={"n_epochs": 1, "checkpoint_every": 0, "baselines": (), "guard": False})
         synced, few = inputs.synced, inputs.dataset.first(settings.batch_size)
-        spool = Spool(folder / SPOOL, Identity(one.model_dump(mode="json"), inputs.digest), 0)
-        plan = Plan(one, few, synced.root, synced.digests, inputs.weights, folder, spool, {})  # its own cache
-        trained = _train(plan, plan.images(), folder, launch, lead, n_here, phases)
+        spool = Spool(start.folder / SPOOL, Identity(one.model_dump(mode="json"), inputs.digest))
+        cache = start.folder  # not that of a run's images
+        plan = Plan(one, few, synced.root, synced.digests, inputs.weights, cache, spool, Found().parts)
+        trained = _train(start, plan, plan.images())
         if trained is not None:
             log.info("dry run passed: a step on %s", ", ".join(trained.devices))
 
 
-def _train(
-    plan: Plan,
-    decoded: tuple[Dataset, Images],
-    folder: Path,
-    launch: Launch,
-    lead: Lead,
-    n_here: int,
-    phases: Phases,
-) -> Trained | None:
+@contextmanager
+def _started(settings: Settings, launch: Launch, name: str) -> Iterator[Start]:
+    """Refuse what cannot work, then hold WORKDIR, the run's folder there and the place where processes meet."""
+    check_possible(settings, settings.export)
+    n_processes = processes_to_start(settings, launch)
+    lead = Lead(launch, settings.timeout)
+    with lead, working_folder(settings.workdir) as workdir, run_folder(workdir, name) as folder:
+        yield Start(settings, launch, lead, n_processes, workdir, folder, Phases())
+
+
+def _run(start: Start, output: Place) -> str:
+    """Read the inputs; train and publish, unless that was done before."""
+    settings, publishes = start.settings, start.launch.publishes
+    results = results_name(settings.output_name)
+    fresh = output.find(results) is None
+    if fresh and publishes:  # where results are, a run could write, and this one may have nothing to do
+        probe(output, settings.output_name, start.workdir)
+    inputs = read_inputs(settings, start.workdir, start.phases)
+    identity = Identity(settings.model_dump(mode="json"), inputs.digest)
+    checkpoints = Checkpoints(output, settings.output_name)
+    if done_before(output, settings.output_name, identity.settings, inputs.digest):
+        log.info("this very run was already done: nothing to do")
+        _nothing_to_do(start)
+    else:
+        if publishes and not fresh:
+            probe(output, settings.output_name, start.workdir)
+        _train_and_publish(start, inputs, identity, checkpoints)
+    if not publishes:
+        return ""
+    checkpoints.remove()
+    return f"{output.location}/{results}"
+
+
+def _train_and_publish(start: Start, inputs: Inputs, identity: Identity, checkpoints: Checkpoints) -> None:
+    """From the newest checkpoint to the results; the node that publishes puts checkpoints meanwhile."""
+    settings, publishes, found = start.settings, start.launch.publishes, Found()
+    if publishes:
+        if settings.resume != "never":
+            put_kept(start.workdir, checkpoints, identity)
+        found = checkpoints.find(identity, settings.resume, start.folder)
+    spool = Spool(start.folder / SPOOL, identity, found.number)
+    synced = inputs.synced
+    plan = Plan(
+        settings, inputs.dataset, synced.root, synced.digests, inputs.weights, start.workdir, spool, found.parts
+    )
+    with kept(start.folder, settings.workdir), _putting(spool, checkpoints if publishes else None, settings):
+        with start.phases("decode"):
+            decoded = plan.images()
+        trained = _train(start, plan, decoded)
+        if publishes and trained is not None:
+            _publish(start, trained, decoded[1], checkpoints.output, identity)
+
+
+@contextmanager
+def _putting(spool: Spool, checkpoints: Checkpoints | None, settings: Settings) -> Iterator[None]:
+    """Put the spool's checkpoints, if this node does; say of an interrupted run where its last one is."""
+    if checkpoints is None:
+        yield
+        return
+    with Uploads(spool.folder, checkpoints, background=settings.checkpoint_every > 0) as uploads:
+        try:
+            yield
+        except InterruptedRunError as error:
+            saved = uploads.finish()
+            if saved is None:
+                raise
+            where = f"{checkpoints.output.location}/{checkpoints.prefix}/{saved}"
+            raise InterruptedRunError(f"{error}; the checkpoint is at {where}") from None
+
+
+def _train(start: Start, plan: Plan, decoded: tuple[Dataset, Images]) -> Trained | None:
     """Train in this very process; or, when there are more, in processes of their own: the first node's tell it."""
-    if n_here * launch.n_nodes == 1 and launch.peers is None:
+    launch, phases = start.launch, start.phases
+    if start.n_processes * launch.n_nodes == 1 and launch.peers is None:
         return train_alone(plan, decoded, phases)
-    hand(plan, folder / PLAN)
+    hand(plan, start.folder / PLAN)
     if launch.peers is not None:
-        meeting = lead.ready()
-        meeting.tell(_plan_of(launch), str(folder))
+        meeting = start.lead.ready()
+        meeting.tell(_plan_of(launch), str(start.folder))
         return train_together(plan, phases, meeting, launch, launch.peers)
-    log.info("%s: %d training processes here", launch, n_here)
+    log.info("%s: %d training processes here", launch, start.n_processes)
     with phases("processes"):
-        meeting = lead.ready()
-        supervise("process", folder, n_here, launch, meeting.port, plan.settings.timeout)
-    return take(folder / TRAINED, Trained) if launch.publishes else None
+        meeting = start.lead.ready()
+        supervise("process", start.folder, start.n_processes, launch, meeting.port, plan.settings.timeout)
+    return take(start.folder / TRAINED, Trained) if launch.publishes else None
 
 
 def _follow(settings: Settings, launch: Launch) -> None:
@@ -154,10 +183,11 @@ def _follow(settings: Settings, launch: Launch) -> None:
         train_together(take(Path(folder) / PLAN, Plan), Phases(), meeting, launch, launch.peers)
 
 
-def _nothing_to_do(launch: Launch, lead: Lead) -> None:
+def _nothing_to_do(start: Start) -> None:
     """Tell it the processes that wait for a plan of this one."""
+    launch = start.launch
     if launch.peers is not None:
-        meeting = lead.ready()
+        meeting = start.lead.ready()
         meeting.tell(_plan_of(launch), NOTHING)
         meeting.part(launch.peers.world, launch.publishes)
 
@@ -166,68 +196,16 @@ def _plan_of(launch: Launch) -> str:
     return f"plan of node {launch.node}"
 
 
-def _publish(
-    plan: Plan, trained: Trained, images: Images, output: Place, identity: Identity, folder: Path, phases: Phases
-) -> None:
+def _publish(start: Start, trained: Trained, images: Images, output: Place, identity: Identity) -> None:
     """Put the results, and say what they are."""
-    name = identity.settings["output_name"]
+    name, phases = start.settings.output_name, start.phases
     phases.seconds |= trained.seconds
-    sources = dict.fromkeys(plan.settings.model_fields_set, "environment")
+    sources = dict.fromkeys(start.settings.model_fields_set, "environment")
     provenance = Provenance(identity.settings, identity.data_digest, trained.devices, trained.small_stem, sources)
-    staged = folder / STAGED
-    with disk_errors(str(folder)):
+    staged = start.folder / STAGED
+    with disk_errors(str(staged)):
         staged.mkdir()
     results = publish(output, staged, name, trained.dataset, trained.outcome, images, provenance, phases)
     seconds = "  ".join(f"{phase} {spent:.1f} s" for phase, spent in phases.seconds.items())
     log.info(headline(results), extra={"seconds": phases.seconds})
     log.info("results at %s/%s  (%s)", output.location, results_name(name), seconds)
-
-
-@contextmanager
-def _run_folder(workdir: Path, name: str) -> Iterator[Path]:
-    """A folder of this run alone, for its user alone; what a killed one has left lies beside it for as long."""
-    folder, killed = workdir / name, workdir / f"{name}{KILLED}"
-    with disk_errors(str(workdir)):
-        shutil.rmtree(killed, ignore_errors=True)
-        if folder.exists():
-            folder.rename(killed)
-        folder.mkdir(mode=0o700)
-        (folder / SPOOL).mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(killed, ignore_errors=True)
-
-
-def _put_kept(workdir: Path, checkpoints: Checkpoints, identity: Identity) -> None:
-    """Put checkpoints of this run that earlier starts in this folder could not put: days of training are in them."""
-    for folder in (workdir / f"{RUN}{KILLED}", *sorted(workdir.glob(f"{KEPT}*"))):
-        if checkpoints.put_kept(folder / SPOOL, identity):
-            shutil.rmtree(folder / SPOOL, ignore_errors=True)
-            with suppress(OSError):  # the results of that start are there too
-                folder.rmdir()
-
-
-@contextmanager
-def _kept(folder: Path, workdir: str | None) -> Iterator[None]:
-    """Keep on this machine what cannot be put to the output: days of training are in it."""
-    try:
-        yield
-    except (StoreError, AccessError):
-        parts = [part for part in (folder / STAGED, folder / SPOOL) if part.is_dir() and any(part.iterdir())]
-        if parts:
-            _keep(parts, workdir)
-        raise
-
-
-def _keep(parts: Sequence[Path], workdir: str | None) -> None:
-    try:
-        kept = Path(tempfile.mkdtemp(prefix=KEPT, dir=workdir))
-        for part in parts:
-            shutil.move(part, kept)
-    except OSError as error:  # a disk that is full for good; why the run failed is still to be said
-        log.error("what could not be put to the output could not be kept here either: %s", error)
-        return
-    log.error("what could not be put to the output is kept in %s: %s",
-              kept, " and ".join(f"{part.name}/" for part in parts))  # fmt: skip

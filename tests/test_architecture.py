@@ -21,7 +21,7 @@ FLOORS = [
     {"learning"},
     {"deployment"},
     {"report"},
-    {"inputs", "training"},
+    {"inputs", "run_folder", "training"},
     {"job", "check", "peerannot", "predict", "verify", "pack", "process"},
 ]
 """The modules and packages of crowdlayer/, from the ground up."""

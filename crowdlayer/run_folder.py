@@ -1,0 +1,71 @@
+"""A run's folder in WORKDIR, and what earlier starts have left there: what a store that stayed away has not taken."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from .errors import AccessError, StoreError
+from .learning.checkpoint import Checkpoints, Identity
+from .storage.files import disk_errors
+
+log = logging.getLogger(__name__)
+
+STAGED, SPOOL = "results", "checkpoints"
+"""Folders of a run: what is to be put to the output, and its checkpoints."""
+RUN, DRY_RUN, KILLED, KEPT = "run", "dry-run", "-killed", "crowdlayer-kept-"
+"""Folders of WORKDIR: this run's; how that of one that was killed ends, and those begin that could not put all."""
+
+
+@contextmanager
+def run_folder(workdir: Path, name: str) -> Iterator[Path]:
+    """A folder of this run alone, for its user alone; what a killed one has left lies beside it for as long."""
+    folder, killed = workdir / name, workdir / f"{name}{KILLED}"
+    with disk_errors(str(workdir)):
+        shutil.rmtree(killed, ignore_errors=True)
+        if folder.exists():
+            folder.rename(killed)
+        folder.mkdir(mode=0o700)
+        (folder / SPOOL).mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(killed, ignore_errors=True)
+
+
+def put_kept(workdir: Path, checkpoints: Checkpoints, identity: Identity) -> None:
+    """Put checkpoints of this run that earlier starts in this folder could not put: days of training are in them."""
+    for folder in (workdir / f"{RUN}{KILLED}", *sorted(workdir.glob(f"{KEPT}*"))):
+        if checkpoints.put_kept(folder / SPOOL, identity):
+            shutil.rmtree(folder / SPOOL, ignore_errors=True)
+            with suppress(OSError):  # the results of that start are there too
+                folder.rmdir()
+
+
+@contextmanager
+def kept(folder: Path, workdir: str | None) -> Iterator[None]:
+    """Keep on this machine what cannot be put to the output: days of training are in it."""
+    try:
+        yield
+    except (StoreError, AccessError):
+        parts = [part for part in (folder / STAGED, folder / SPOOL) if part.is_dir() and any(part.iterdir())]
+        if parts:
+            _keep(parts, workdir)
+        raise
+
+
+def _keep(parts: Sequence[Path], workdir: str | None) -> None:
+    try:
+        beside = Path(tempfile.mkdtemp(prefix=KEPT, dir=workdir))
+        for part in parts:
+            shutil.move(part, beside)
+    except OSError as error:  # a disk that is full for good; why the run failed is still to be said
+        log.error("what could not be put to the output could not be kept here either: %s", error)
+        return
+    log.error("what could not be put to the output is kept in %s: %s",
+              beside, " and ".join(f"{part.name}/" for part in parts))  # fmt: skip
