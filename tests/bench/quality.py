@@ -102,17 +102,20 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "matrix ema": {"ema": 0.97},
     "matrix lr*10": {"lr_crowd": 0.03},
     "matrix lr/10": {"lr_crowd": 0.0003},
-    "matrix identity": {"regularizer": "identity", "scale": 1e-3},
-    "matrix pooled": {"regularizer": "pooled", "scale": 1e-3},
-    "matrix trace": {"regularizer": "trace", "scale": 1e-2},
-    "matrix geo-w": {"regularizer": "geo-w", "scale": 1e-3},
-    "matrix geo-f": {"regularizer": "geo-f", "scale": 1e-2},
-    "stochastic ds pooled": STOCHASTIC | DS | {"regularizer": "pooled", "scale": 1e-2},
-    "stochastic ds identity": STOCHASTIC | DS | {"regularizer": "identity", "scale": 1e-2},
-    "stochastic ds trace": STOCHASTIC | DS | {"regularizer": "trace", "scale": 1e-2},
-    "stochastic ds geo-w": STOCHASTIC | DS | {"regularizer": "geo-w", "scale": 1e-3},
-    "stochastic ds geo-f": STOCHASTIC | DS | {"regularizer": "geo-f", "scale": 1e-2},
+    "matrix ds mixup": DS | {"mixup": 0.5},
 }
+STRENGTHS = {
+    "identity": (1e-4, 1e-3, 1e-2),
+    "pooled": (1e-4, 1e-3, 1e-2),
+    "trace": (1e-3, 1e-2, 1e-1),
+    "geo-w": (1e-4, 1e-3, 1e-2),
+    "geo-f": (1e-3, 1e-2, 1e-1),
+}
+"""Weak, sensible and strong, by the docstring of Regularizer."""
+RECOMMENDED = "stochastic ds lr*10 mixup"
+for _name, _scales in STRENGTHS.items():
+    for _base, _scale in [*(("matrix", scale) for scale in _scales), (RECOMMENDED, _scales[1])]:
+        VARIANTS[f"{_base} {_name}={_scale:g}"] = VARIANTS[_base] | {"regularizer": _name, "scale": _scale}
 RULES: dict[str, Callable[[dict[str, list[float]]], int]] = {
     "loss": lambda seen: int(np.argmin(seen["val_loss"])),
     "accuracy": lambda seen: int(np.argmax(seen["val_accuracy"])),
