@@ -2,7 +2,7 @@
 
 Needs atheris, which is no part of the dev extra: it has wheels for some Pythons only.
 
-    python -m tests.hunt answers|metadata|names|index [libFuzzer's options]
+    python -m tests.hunt answers|export|metadata|names|index [libFuzzer's options]
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["crowdlayer"]):
+    from crowdlayer.answers.convert import answers_in
     from crowdlayer.answers.files import read_answers
     from crowdlayer.data.classes import read_metadata
     from crowdlayer.errors import CrowdlayerError, one_line
@@ -30,6 +31,11 @@ FOLDER = Path(tempfile.mkdtemp(prefix="hunt-"))
 def answers(body: bytes) -> None:
     (FOLDER / "answers.json").write_bytes(body)
     read_answers(FOLDER / "answers.json")
+
+
+def export(body: bytes) -> None:
+    (FOLDER / "export.json").write_bytes(body)
+    list(answers_in(FOLDER / "export.json"))
 
 
 def metadata(body: bytes) -> None:
@@ -60,10 +66,12 @@ def target(body: bytes) -> None:
     assert len(said) < 20_000
 
 
-TARGETS = {"answers": answers, "metadata": metadata, "names": names, "index": index}
+TARGETS = {"answers": answers, "export": export, "metadata": metadata, "names": names, "index": index}
 
 SEEDS = {
     "answers": b'{"0": {"w": 1, "v": "a"}, "007": {"w": 0.0}}',
+    "export": b'[{"data": {"image": "a.png"}, "annotations": ['
+    b'{"completed_by": 1, "result": [{"type": "choices", "value": {"choices": ["a"]}}]}]}]',
     "metadata": b'{"name": "x", "n_classes": 3, "classes": ["a", "b", "c"], "n_workers": 9}',
     "names": b"train/a/x-0.png\n../x\nC:x\n/x",
     "index": b'{"format": 1, "settings": {"lr": 0.1}, "data_digest": "data", "parts": {"best": ["0.pt", 5]}}',

@@ -6,6 +6,7 @@ FUZZ_EXAMPLES says how many of each are tried; `make fuzz` tries very many.
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import os
@@ -22,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from crowdlayer.answers.convert import answers_in
 from crowdlayer.answers.files import read_answers
 from crowdlayer.data.classes import read_metadata
 from crowdlayer.data.dataset import belongs, read_dataset, read_removed
@@ -116,6 +118,59 @@ def test_any_bytes_are_answers_or_refused(content: bytes, name: str) -> None:
             assert file.answers.task.max() < len(file.tasks)
             assert file.answers.worker.max() < len(file.workers)
             assert file.answers.label.max() < len(file.labels)
+
+
+EXPORT = [
+    {
+        "id": 1,
+        "data": {"image": "/data/upload/4/0a1b2c3d-cat-12.jpg"},
+        "annotations": [
+            {
+                "completed_by": {"id": 2, "email": "bob@example.org"},
+                "was_cancelled": False,
+                "updated_at": "2026-02-02",
+                "result": [{"type": "choices", "value": {"choices": ["cat"]}}],
+            }
+        ],
+    }
+]
+FLAT = [{"image": "http://[x/a-1.jpg", "annotator": 5, "choice": '{"choices": ["cat"]}', "updated_at": ""}]
+
+
+def parts(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every place in a document: a dictionary or list, and a key or index of it."""
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield value, key
+        yield from parts(value[key])
+
+
+@st.composite
+def altered(draw: st.DrawFn, whole: list[Any]) -> bytes:
+    """The document with other values in one or two of its places, or none."""
+    document = copy.deepcopy(whole)
+    for _ in range(draw(st.integers(1, 2))):
+        places = list(parts(document))
+        if not places:
+            break
+        inside, key = draw(st.sampled_from(places))
+        if draw(st.booleans()):
+            inside[key] = draw(VALUES | st.just([]) | st.sampled_from(["http://[x.jpg", '{"choices"', "a.png"]))
+        else:
+            del inside[key]
+    return json.dumps(document).encode("utf-8", "surrogatepass")
+
+
+@fuzzed
+@given(
+    DOCUMENTS | altered(EXPORT) | altered(FLAT) | mutated(json.dumps(FLAT).encode()), st.sampled_from(["json", "csv"])
+)
+def test_any_bytes_are_an_export_or_refused(content: bytes, ending: str) -> None:
+    with folder() as root:
+        (root / f"export.{ending}").write_bytes(content)
+        try:
+            assert list(answers_in(root / f"export.{ending}"))
+        except DataError as error:
+            one_line_each(error)
 
 
 @fuzzed

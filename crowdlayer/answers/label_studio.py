@@ -7,15 +7,18 @@ import logging
 import mimetypes
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qs, quote, urlsplit
 
 import msgspec
 
 from ..errors import DataError, one_line
 from ..settings import is_archive
+
+Kind = TypeVar("Kind")
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +40,30 @@ class Vote:
     worker: str
     label: str
     when: str = ""
+
+
+class _Choices(msgspec.Struct):
+    choices: list[str | int]
+
+
+class _Result(msgspec.Struct):
+    type: str | None = None
+    value: Any = None
+
+
+class _Annotation(msgspec.Struct):
+    result: list[_Result] = []
+    completed_by: Any = None
+    was_cancelled: bool | None = None
+    updated_at: Any = None
+
+
+class _Task(msgspec.Struct):
+    """What is read of a task in a JSON export."""
+
+    data: dict[str, Any]
+    annotations: list[_Annotation]
+    id: Any = None
 
 
 def read_export(path: Path) -> list[Vote] | None:
@@ -66,15 +93,23 @@ def read_export(path: Path) -> list[Vote] | None:
 def _from_json(path: Path) -> Iterator[Vote] | None:
     try:
         items = msgspec.json.decode(path.read_bytes())
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path.name}: must be JSON: {one_line(str(error))}") from error
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         return None
     if all("annotations" in item and "data" in item for item in items):
-        return (vote for item in items for vote in _annotations(path.name, item))
+        tasks = _converted(path.name, items, list[_Task])
+        return (vote for task in tasks for vote in _annotations(path.name, task))
     if all("annotator" in item for item in items):
         return _flat(path.name, items)
     return None
+
+
+def _converted(file: str, value: Any, kind: type[Kind]) -> Kind:
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise DataError(f"{file}: must be as Label Studio exports it: {one_line(str(error))}") from error
 
 
 def _from_csv(path: Path) -> Iterator[Vote] | None:
@@ -86,17 +121,17 @@ def _from_csv(path: Path) -> Iterator[Vote] | None:
         raise DataError(f"{path.name}: must be CSV in UTF-8: {one_line(str(error))}") from error
 
 
-def _annotations(file: str, item: dict[str, Any]) -> Iterator[Vote]:
+def _annotations(file: str, task: _Task) -> Iterator[Vote]:
     """The votes in one task of a JSON export."""
-    image = _image(file, item["data"], item.get("id"))
-    for annotation in item["annotations"]:
-        results = [r for r in annotation.get("result", []) if r.get("type") == "choices"]
-        if annotation.get("was_cancelled") or not results:
+    image = _image(file, task.data, task.id)
+    for annotation in task.annotations:
+        results = [result for result in annotation.result if result.type == "choices"]
+        if annotation.was_cancelled or not results:
             continue
-        by = annotation.get("completed_by")
+        by = annotation.completed_by
         worker = by.get("email") or by.get("id") if isinstance(by, dict) else by
-        choices = [choice for result in results for choice in result["value"]["choices"]]
-        yield _vote(file, image, worker, choices, annotation.get("updated_at"))
+        choices = [choice for result in results for choice in _converted(file, result.value, _Choices).choices]
+        yield _vote(file, image, worker, choices, annotation.updated_at)
 
 
 def _flat(file: str, items: Sequence[dict[str, Any]]) -> Iterator[Vote]:
@@ -117,8 +152,10 @@ def _flat(file: str, items: Sequence[dict[str, Any]]) -> Iterator[Vote]:
 def _choices(field: Any) -> list[Any]:
     """One choice, or several: {"choices": […]}, in CSV as text."""
     if isinstance(field, str) and field.startswith('{"choices"'):
-        field = msgspec.json.decode(field)
-    return list(field["choices"]) if isinstance(field, dict) and "choices" in field else [field]
+        with suppress(msgspec.DecodeError, RecursionError):  # then it is a choice of an odd name
+            field = msgspec.json.decode(field)
+    choices = field.get("choices") if isinstance(field, dict) else None
+    return choices if isinstance(choices, list) else [field]
 
 
 def _vote(file: str, image: str, worker: Any, choices: Sequence[Any], when: Any) -> Vote:
@@ -131,13 +168,16 @@ def _vote(file: str, image: str, worker: Any, choices: Sequence[Any], when: Any)
 
 
 def _is_image(value: object) -> bool:
-    kind = mimetypes.guess_type(_path(value), strict=False)[0] if isinstance(value, str) else None
+    kind = mimetypes.guess_type(PurePosixPath(_path(value)).name, strict=False)[0] if isinstance(value, str) else None
     return kind is not None and kind.startswith("image/")
 
 
 def _path(value: str) -> str:
-    """The path in a URL of an image; of Label Studio's local files it is the query's d."""
-    parts = urlsplit(value)
+    """The path in a URL of an image; of Label Studio's local files it is the query's d. None in what is no URL."""
+    try:
+        parts = urlsplit(value)
+    except ValueError:
+        return ""
     return (parse_qs(parts.query).get("d") or [parts.path])[0]
 
 
