@@ -174,9 +174,7 @@ def _file(
 def _ids(file: str, kind: str, found: Sequence[str]) -> list[str]:
     """The canonical forms of ids that are all different; they must be different still."""
     ids = [canonical(identifier) for identifier in found]
-    if ids != found and len(set(ids)) < len(ids):
-        seen: set[str] = set()
-        twice = [i for i in ids if i in seen or seen.add(i)]  # type: ignore[func-returns-value]
+    if ids != found and (twice := _repeated(ids)):
         raise DataError(f"{file}: every {kind} id must occur once, {short(twice[0])!r} has several spellings")
     return ids
 
