@@ -5,7 +5,7 @@ BIN := .venv/bin
 RIG := ../shared/tools/container
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test lint format container store slow fuzz hunt audit requirements readme clean
+.PHONY: demo test lint format container store slow fuzz hunt coverage mutation audit requirements readme clean
 
 demo: .venv/.demo ## a bucket on this machine, the job as a container runs it, the results
 	$(BIN)/python -m tests.demo
@@ -35,9 +35,18 @@ fuzz: .venv/.dev ## a long hunt with random bytes (FUZZ_EXAMPLES of each kind)
 	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-20000} $(PYTEST) tests/test_fuzz.py
 
 hunt: .venv/.dev ## libFuzzer on what the job reads, HUNT_SECONDS for each kind (needs pip install atheris)
-	for what in answers metadata names index; do \
+	for what in answers export metadata names index; do \
 		$(BIN)/python -m tests.hunt $$what -max_total_time=$${HUNT_SECONDS:-600} -rss_limit_mb=4000 -timeout=20 || exit; \
 	done
+
+coverage: .venv/.dev ## which lines and branches make test reaches, processes and forks included
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -m "not container and not store and not slow"
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+mutation: .venv/.dev ## how many small faults the tests find in what is read and published (MUTANTS of each module)
+	$(BIN)/python -m tests.mutation --sample $${MUTANTS:-40} --json mutants.json
 
 slow: .venv/.dev ## the tests that take minutes
 	$(PYTEST) -m slow
@@ -52,7 +61,7 @@ readme: .venv/.dev ## write the table of variables into the README
 	$(BIN)/python -m tests.test_readme
 
 clean:
-	rm -rf .venv demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* mutants.json
 
 .venv/.demo: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
