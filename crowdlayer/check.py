@@ -222,7 +222,7 @@ def _rehearse(
         trainer = Experiment(dataset, images, share, inputs.weights or settings.pretrained is True).trainer()
         watch = trainer.watch = _Stopwatch(STEPS)
         try:
-            trainer.train_epoch(trainer.model, trainer.train, trainer.criterion, trainer.optimizer, Progress())
+            trainer.train_epoch(trainer.learner, trainer.train, Progress())
         except _EnoughError:
             pass
         else:

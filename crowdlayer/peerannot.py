@@ -19,8 +19,9 @@ from .learning.classifier import has_small_stem
 from .learning.crowd_layer import CrowdLoss, CrowdModel
 from .learning.devices import device_name
 from .learning.experiment import Experiment, Phases, load_images, log_dataset
+from .learning.learner import Mover
 from .learning.progress import Progress
-from .learning.trainer import EVALUATION_BATCHES, Mover, Trainer
+from .learning.trainer import EVALUATION_BATCHES, Trainer
 from .report.results import Provenance, headline, publish, results_name
 from .settings import DataSettings, TrainingSettings, nearest, setting_complaints
 from .storage.places import Folder
@@ -168,7 +169,7 @@ class Crowdlayer:
     @property
     def crowdlayer_net(self) -> CrowdModel:
         """The classifier below its crowd layer; has `.classifier` and `.confusion`."""
-        return self._ready.model
+        return self._ready.learner.model
 
     @property
     def model(self) -> nn.Module:
@@ -177,18 +178,18 @@ class Crowdlayer:
 
     @property
     def criterion(self) -> CrowdLoss:
-        return self._ready.criterion
+        return self._ready.learner.criterion
 
     @property
     def optimizer(self) -> Any:
         """Moves the classifier and, as its second group, the workers' matrices."""
-        return self._ready.optimizer
+        return self._ready.learner.optimizer
 
     optimizer2 = optimizer
 
     @property
     def scheduler(self) -> Any:
-        return self._ready.scheduler
+        return self._ready.learner.scheduler
 
     scheduler2 = scheduler
 
@@ -262,7 +263,8 @@ class Crowdlayer:
         """
         progress = Progress(trainloader.epoch)
         moves = optimizer if optimizer2 is optimizer else _Both(optimizer, optimizer2)
-        loss = self._ready.train_epoch(model, trainloader, criterion, moves, progress)
+        learner = self._ready.learner.lent(model, criterion, moves)
+        loss = self._ready.train_epoch(learner, trainloader, progress)
         trainloader.epoch += 1
         logger.setdefault("train_loss", []).append(loss)
         return logger

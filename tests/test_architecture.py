@@ -29,7 +29,7 @@ OWNERS = {
     "boto3": {"storage.s3"},
     "botocore": {"storage.s3", "storage.s3_errors", "storage.s3_stream"},
     "obstore": {"storage.fast"},
-    "accelerate": {"learning.devices", "learning.trainer", "report.trackers"},
+    "accelerate": {"learning.devices", "learning.learner", "learning.trainer", "report.trackers"},
     "pydantic_settings": {"settings.environment", "settings.values"},
 }
 

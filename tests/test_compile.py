@@ -59,7 +59,7 @@ def test_what_is_compiled_learns_and_keeps_its_names() -> None:
     trainer = make(n=90, n_epochs=8, compile="true")
     best = trainer.fit()
     assert best.classifier.keys() == Small(0.0).state_dict().keys()
-    assert not any("_orig_mod" in name for name in trainer.model.state_dict())
+    assert not any("_orig_mod" in name for name in trainer.learner.model.state_dict())
     eager = make(n=90, n_epochs=8).fit()
     assert best.score == pytest.approx(eager.score, rel=0.05)
     assert torch.allclose(best.confusion, eager.confusion, atol=0.05)

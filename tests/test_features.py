@@ -72,7 +72,7 @@ def test_where_features_would_change_or_not_suffice_it_trains_on_images(why: str
     trainer = make(**options)
     trainer.train.augmented = why == "augmented"
     if why == "goes on after its head":
-        trainer.model.classifier = Doubled()
+        trainer.learner.model.classifier = Doubled()
     images = trainer.train.dataset
     with on_features(trainer, None):
         assert trainer.train.dataset is images

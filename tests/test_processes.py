@@ -57,7 +57,7 @@ def make(norm: nn.Module, **options: Any) -> Trainer:
     torch.manual_seed(settings.seed)
     accelerator = make_accelerator(settings)
     loader = CrowdLoader(images, answers, settings.batch_size, 0, True, accelerator.device, Processes.joined())
-    return Trainer(settings, accelerator, Plain(norm), N_CLASSES, loader, 4, Validation(images[:13], labels[:13], None))
+    return Trainer(settings, accelerator, Plain(norm), N_CLASSES, loader, Validation(images[:13], labels[:13], None))
 
 
 @dataclass(frozen=True)

@@ -88,12 +88,13 @@ def test_fewer_images_than_classes_have_a_finite_volume() -> None:
 @pytest.mark.parametrize("model", WORKER_MODELS)
 @pytest.mark.parametrize("name", get_args(Name))
 def test_every_worker_model_can_be_regularised(name: Name, model: str) -> None:
-    layer: WorkerModel = WORKER_MODELS[model](3, 4)
+    torch.manual_seed(0)
+    layer: WorkerModel = WORKER_MODELS[model](3, 4).double()
     regularizer = Regularizer(name, layer, ANSWERS_OF, Processes())
     with torch.no_grad():
         for table in layer.parameters():
             table.add_(0.1 * torch.randn_like(table))
-    logits = torch.randn(6, 4, requires_grad=True)
+    logits = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
     before = regularizer(layer, logits)
     torch.autograd.backward(before)
     with torch.no_grad():

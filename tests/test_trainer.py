@@ -74,7 +74,7 @@ def make(n: int = 33, with_truth: bool = True, dropout: float = 0.0, **options: 
     if settings.freeze:
         classifier.requires_grad_(False)
         classifier.fc.requires_grad_(True)
-    return Trainer(settings, accelerator, classifier, N_CLASSES, loader, 4, validation)
+    return Trainer(settings, accelerator, classifier, N_CLASSES, loader, validation)
 
 
 def same(a: Best, b: Best) -> bool:
@@ -122,12 +122,12 @@ def test_decay_touches_the_classifier_only() -> None:
     trainer = make(decay=0.5, n_epochs=2)
     silent = noisy(coloured(33)[1], n_workers=3)
     trainer.train = CrowdLoader(coloured(33)[0], silent, 8, 0, False, trainer.accelerator.device)
-    before = trainer.model.classifier.get_parameter("fc.weight").norm().item()
+    before = trainer.learner.model.classifier.get_parameter("fc.weight").norm().item()
     trainer.fit()
-    assert torch.equal(trainer.model.confusion[3].detach(), torch.eye(N_CLASSES))
-    assert not torch.equal(trainer.model.confusion[0].detach(), torch.eye(N_CLASSES))
-    assert trainer.model.classifier.get_parameter("fc.weight").norm().item() < before
-    groups = make_optimizer(trainer.model, trainer.settings).param_groups
+    assert torch.equal(trainer.learner.model.confusion[3].detach(), torch.eye(N_CLASSES))
+    assert not torch.equal(trainer.learner.model.confusion[0].detach(), torch.eye(N_CLASSES))
+    assert trainer.learner.model.classifier.get_parameter("fc.weight").norm().item() < before
+    groups = make_optimizer(trainer.learner.model, trainer.settings).param_groups
     assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
 
 
@@ -142,8 +142,8 @@ def test_scale_pulls_the_matrices_to_the_identity() -> None:
 def test_the_crowd_starts_where_the_answers_alone_put_it_and_is_held_while_it_warms_up() -> None:
     trainer = make(n_epochs=2, crowd_warmup=2, crowd_start="dawid-skene", crowd_layer="stochastic")
     start = dawid_skene(noisy(coloured(33)[1]), N_CLASSES).confusion
-    torch.testing.assert_close(trainer.model.confusion.detach(), start)
-    before = trainer.model.classifier.get_parameter("fc.weight").detach().clone()
+    torch.testing.assert_close(trainer.learner.model.confusion.detach(), start)
+    before = trainer.learner.model.classifier.get_parameter("fc.weight").detach().clone()
     best = trainer.fit()
     torch.testing.assert_close(best.confusion, start)
     assert not torch.equal(best.classifier["fc.weight"], before)
@@ -158,7 +158,7 @@ def test_every_worker_model_trains_is_chosen_and_comes_back(crowd_layer: str) ->
         best = trainer.fit()
         assert not torch.equal(best.confusion, WORKER_MODELS[crowd_layer](4, N_CLASSES).matrices())
         trainer.load(best)
-        assert torch.equal(trainer.model.confusion, best.confusion)
+        assert torch.equal(trainer.learner.model.confusion, best.confusion)
 
 
 @pytest.mark.parametrize("crowd_layer", ["matrix", "stochastic"])
@@ -172,12 +172,12 @@ def test_it_learns_from_mixed_answers(crowd_layer: str) -> None:
 def test_large_crowds_are_moved_row_by_row_unless_a_regulariser_looks_at_all_workers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert not make().crowd_layer.row_wise
+    assert not make().learner.crowd_layer.row_wise
     monkeypatch.setattr("crowdlayer.learning.aggregation.ROWS_FROM", 10)
-    assert make().crowd_layer.row_wise
-    assert not make(crowd_updates="dense").crowd_layer.row_wise
-    assert not make(scale=0.1).crowd_layer.row_wise
-    assert make(scale=0.1, regularizer="geo-f").crowd_layer.row_wise
+    assert make().learner.crowd_layer.row_wise
+    assert not make(crowd_updates="dense").learner.crowd_layer.row_wise
+    assert not make(scale=0.1).learner.crowd_layer.row_wise
+    assert make(scale=0.1, regularizer="geo-f").learner.crowd_layer.row_wise
 
 
 def test_it_learns_row_by_row() -> None:
@@ -193,25 +193,25 @@ def test_the_average_of_the_weights_is_what_is_evaluated_and_kept() -> None:
     """An average that hardly moves stays where the first step came to; the last weights do not."""
     trainer = make(n_epochs=4, ema=0.99999, select_by="last", mixed_precision="bf16", batch_size=33)
     images = coloured(5)[0]
-    trainer.train_epoch(trainer.model, trainer.train, trainer.criterion, trainer.optimizer, Progress())
+    trainer.train_epoch(trainer.learner, trainer.train, Progress())
     after_one_step = trainer.predict(images)
     best = trainer.fit()
     torch.testing.assert_close(trainer.predict(images), after_one_step, rtol=0, atol=0.02)
-    last = trainer.model.classifier.get_parameter("fc.weight")
+    last = trainer.learner.model.classifier.get_parameter("fc.weight")
     assert (last - best.classifier["fc.weight"]).abs().max() > 0.02
     trainer.load(best)
     torch.testing.assert_close(trainer.predict(images), after_one_step, rtol=0, atol=0.02)
 
 
 def test_the_crowd_has_a_learning_rate_of_its_own() -> None:
-    groups = make(lr=0.1, lr_crowd=0.02).optimizer.param_groups
+    groups = make(lr=0.1, lr_crowd=0.02).learner.scheduler.optimizer.param_groups
     assert [group["lr"] for group in groups] == [0.1, 0.02]
-    assert [group["lr"] for group in make(lr=0.1).optimizer.param_groups] == [0.1, 0.1]
+    assert [group["lr"] for group in make(lr=0.1).learner.scheduler.optimizer.param_groups] == [0.1, 0.1]
 
 
 def test_a_frozen_backbone_keeps_weights_and_statistics() -> None:
     trainer = make(freeze=True, dropout=0.5)
-    before = {name: tensor.clone() for name, tensor in trainer.model.classifier.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in trainer.learner.model.classifier.state_dict().items()}
     best = trainer.fit()
     changed = {name for name, tensor in best.classifier.items() if not torch.equal(tensor, before[name])}
     assert changed == {"fc.weight", "fc.bias"}
@@ -304,7 +304,7 @@ def test_the_cpus_own_word_for_out_of_memory_is_understood() -> None:
 )
 def test_schedulers_step_once_per_epoch(options: dict[str, Any], rates: list[float]) -> None:
     settings = TrainingSettings(lr=1.0, n_epochs=4, **options)
-    optimizer = make_optimizer(make().model, settings)
+    optimizer = make_optimizer(make().learner.model, settings)
     scheduler = make_scheduler(optimizer, settings)
     seen = []
     for _ in range(4):

@@ -152,7 +152,7 @@ class Experiment:
                 Processes.joined(),
             )
             validation = Validation(resident(self.images.validation, accelerator.device), labels, answers)
-            return Trainer(settings, accelerator, classifier, n_classes, loader, train.n_workers, validation)
+            return Trainer(settings, accelerator, classifier, n_classes, loader, validation)
 
     def run(self, trainer: Trainer, phases: Phases) -> Outcome:
         """Train, then evaluate the chosen epoch on test/ and on the tasks with answers."""

@@ -12,31 +12,24 @@ import logging
 import math
 import time
 from dataclasses import asdict, dataclass
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
 
 from ..answers import Answers, Ints
-from ..data.images import STREAM_DROPOUT, Batch, CrowdLoader, ImageLoader, Rows, stream_seed
+from ..data.images import STREAM_DROPOUT, CrowdLoader, ImageLoader, Rows, stream_seed
 from ..errors import InterruptedRunError, SettingsError
 from ..logs import track
 from ..machine.processes import Processes
 from ..settings import TrainingSettings
 from . import selection
-from .aggregation import started
-from .crowd_layer import CrowdLoss, CrowdModel, WorkerModel
-from .devices import compiled, device_name, laid_out, synchronised
+from .devices import device_name
 from .guard import Guard, fallback
-from .mixup import mix
-from .optimization import averaged, hold, make_optimizer, make_scheduler
+from .learner import Learner, on_cpu
 from .progress import Best, History, Progress, log_epoch
-from .regularizers import Regularizer
-from .rows import share_rows
 
 log = logging.getLogger(__name__)
 
@@ -51,18 +44,6 @@ class Validation:
     images: Rows
     labels: Tensor | None
     answers: Answers | None
-
-
-def on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A copy of the tensors."""
-    return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
-
-
-class Mover(Protocol):
-    """What an epoch asks of an optimiser."""
-
-    def zero_grad(self) -> None: ...
-    def step(self) -> object: ...
 
 
 class Watch:
@@ -90,14 +71,12 @@ class Trainer:
         classifier: nn.Module,
         n_classes: int,
         train: CrowdLoader,
-        n_workers: int,
         validation: Validation,
     ) -> None:
         self.accelerator = accelerator
         self.processes = Processes.joined()
         self.n_classes = n_classes
         self.train = train
-        self.plain = False
         self.validation = validation
         self.guard = Guard(train.answers, n_classes, settings.n_epochs, self.processes)
         self.collapsed_since: int | None = None
@@ -108,42 +87,23 @@ class Trainer:
         if settings.select_by == "accuracy" and validation.labels is None:
             raise SettingsError("SELECT_BY: accuracy needs true labels, the data set has no val/")
         self._first = on_cpu(classifier.state_dict()) if settings.guard else None
-        self._build(settings, classifier)
+        self.learner = self._learner(settings, classifier)
 
-    def _build(self, settings: TrainingSettings, classifier: nn.Module) -> None:
-        """A fresh crowd layer on the classifier, and all that moves them."""
-        self.settings = settings
-        crowd_layer = started(settings, self.train.answers, self.n_classes)
-        self.regularizer: Regularizer | None = None
-        if settings.scale > 0:
-            answers_of = torch.from_numpy(self.train.answers.worker).bincount(minlength=crowd_layer.n_workers)
-            self.regularizer = Regularizer(settings.regularizer, crowd_layer, answers_of, self.processes)
-        model = CrowdModel(compiled(laid_out(synchronised(classifier, settings)), settings), crowd_layer)
-        self.criterion = CrowdLoss(settings.loss_reduction)
-        if crowd_layer.row_wise:  # whose gradients the loop shares out, and not DDP
-            names = [f"crowd_layer.{name}" for name, _ in crowd_layer.named_parameters()]
-            ignore = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
-            ignore(model, names)  # type: ignore[no-untyped-call]
-        self.optimizer: Optimizer = make_optimizer(model, settings)
-        self.scheduler = make_scheduler(self.optimizer, settings)
-        self.model = model
-        self.replica: CrowdModel  # the model, as it is called in training: DDP around it where there are others
-        self.replica, self.optimizer = self.accelerator.prepare(model, self.optimizer)
-        self.average = averaged(self.model, settings.ema) if settings.ema > 0 else None
+    def _learner(self, settings: TrainingSettings, classifier: nn.Module) -> Learner:
+        learner = Learner(settings, self.accelerator, classifier, self.n_classes, self.train.answers)
         if self.processes.count > 2 and self.accelerator.device.type == "cpu":
-            self._settle()
+            learner.settle(next(self.train.batches(0)))
+        return learner
 
-    def _settle(self) -> None:
-        """Let DDP choose its buckets, by a step that moves nothing.
+    @property
+    def settings(self) -> TrainingSettings:
+        """Those that are trained by: the run's, or the guard's."""
+        return self.learner.settings
 
-        It does so after the first backward pass of a process, the run's first or the first after a resume. In which
-        order gloo adds up the gradients of more than two processes depends on their place in the bucket, and so would
-        the bits of that one step.
-        """
-        self.replica.eval()  # batch norm keeps its statistics
-        _, loss = self._loss(self.replica, next(self.train.batches(0)), self.criterion)
-        self.accelerator.backward(loss)
-        self.optimizer.zero_grad()
+    @property
+    def classifier(self) -> nn.Module:
+        """The network below the crowd layer, as it is evaluated."""
+        return self.learner.classifier
 
     def fit(self) -> Best:
         """Train until N_EPOCHS are done, from wherever `progress` is, and return the best epoch.
@@ -155,15 +115,15 @@ class Trainer:
         self._log_start()
         while self.progress.epoch < self.settings.n_epochs:
             started = time.monotonic()
-            lr, lr_crowd = (group["lr"] for group in self.optimizer.param_groups)
-            train_loss = self.train_epoch(self.replica, self.train, self.criterion, self.optimizer, self.progress)
+            lr, lr_crowd = (group["lr"] for group in self.learner.scheduler.optimizer.param_groups)
+            train_loss = self.train_epoch(self.learner, self.train, self.progress)
             logits = self.predict(self.validation.images)
             loss, score, figures = self.validate(logits)
-            self.scheduler.step()
+            self.learner.scheduler.step()
             epoch = self.progress.epoch + 1
             self._finite(epoch, train_loss, loss)
             if self.best is None or score < self.best.score or self.settings.select_by == "last":
-                self.best = self._keep(epoch, score, figures)
+                self.best = self.learner.kept(epoch, score, figures)
             self.history.train_loss.append(train_loss)
             self.history.val_loss.append(loss)
             self.history.val_accuracy.append(figures.get("val_accuracy"))
@@ -182,19 +142,10 @@ class Trainer:
         selection.log_choice(self.best.epoch, accuracy, self.history.val_accuracy, self.settings.select_by)
         return self.best
 
-    def train_epoch(
-        self,
-        model: CrowdModel,
-        loader: CrowdLoader,
-        criterion: CrowdLoss,
-        optimizer: Mover,
-        progress: Progress,
-    ) -> float:
+    def train_epoch(self, learner: Learner, loader: CrowdLoader, progress: Progress) -> float:
         """The rest of the epoch that `progress` is in; the mean per task of the loss while the weights moved."""
-        model.train()
-        bare = self._unwrapped(model)
-        if self.settings.freeze:  # a frozen network keeps its batch norm statistics and drops nothing out
-            bare.classifier.eval()
+        learner.train()
+        held = progress.epoch < self.settings.crowd_warmup
         progress.total = progress.total.to(loader.device)
         batches = loader.batches(progress.epoch, progress.step)
         for batch in track(batches, f"epoch {progress.epoch + 1}", len(loader), "steps", progress.step):
@@ -202,43 +153,11 @@ class Trainer:
             torch.manual_seed(
                 stream_seed(self.settings.seed, progress.epoch, STREAM_DROPOUT, progress.step, self.processes.index)
             )
-            optimizer.zero_grad()
-            logits, loss = self._loss(model, batch, criterion)
+            logits, loss = learner.step(batch, held)
             self.guard.see(logits, batch.task, batch.label)
-            objective = loss * self.processes.count  # of which DDP takes the mean
-            if self.regularizer is not None:
-                objective = objective + self.settings.scale * self.regularizer(bare.crowd_layer, logits)
-            self.accelerator.backward(objective)
-            if self.plain or progress.epoch < self.settings.crowd_warmup:
-                hold(bare.crowd_layer)
-            elif bare.crowd_layer.row_wise:
-                share_rows(bare.crowd_layer, self.processes)
-            optimizer.step()
-            if self.average is not None:
-                self.average.update_parameters(bare)
-            progress.total += loss.detach() * (batch.n_tasks if criterion.reduction == "task" else batch.n_answers)
+            progress.total += loss * (batch.n_tasks if learner.criterion.reduction == "task" else batch.n_answers)
             progress.step += 1
         return float(self.processes.gather(progress.total.view(1)).sum()) / len(loader.dataset)
-
-    def _loss(self, model: CrowdModel, batch: Batch, criterion: CrowdLoss) -> tuple[Tensor, Tensor]:
-        """The logits of a step and its loss, this process's part of it."""
-        if self.settings.mixup == 0:
-            logits, scores = model(batch.images, batch.task, batch.worker)
-            scores = self._below(logits, batch.task, scores)
-            return logits, criterion(scores, batch.label, batch.n_tasks, batch.n_answers)
-        mixed = mix(batch, self.settings.mixup)
-        task = mixed.task.repeat(2)
-        logits, scores = model(mixed.images, task, mixed.worker.flatten())
-        own, others = self._below(logits, task, scores).chunk(2)
-        if not self.plain:
-            own = self._unwrapped(model).crowd_layer.mixed(own, others, mixed.weight)
-        parts = zip(mixed.label, (mixed.weight, 1 - mixed.weight), strict=True)
-        losses = [criterion(own, label, batch.n_tasks, batch.n_answers, weight) for label, weight in parts]
-        return logits, losses[0] + losses[1]
-
-    def _below(self, logits: Tensor, task: Tensor, scores: Tensor) -> Tensor:
-        """The answers' scores, or without the crowd layer the logits: DDP must find every weight in the loss."""
-        return logits[task] + 0 * scores if self.plain else scores
 
     @torch.inference_mode()
     def predict(self, images: Rows) -> Tensor:
@@ -268,7 +187,7 @@ class Trainer:
         if labels is not None:
             return selection.by_labels(logits, labels, rule)
         assert answers is not None  # one of the two is there
-        return *selection.by_answers(logits, answers, self.crowd_layer, rule), {}
+        return *selection.by_answers(logits, answers, self.learner.crowd_layer, rule), {}
 
     def learn_labels(self, labels: Ints) -> None:
         """From now on the classifier learns a label per task (tasks,), -1 for none, without the crowd layer.
@@ -278,23 +197,7 @@ class Trainer:
         (task,) = (labels >= 0).nonzero()
         answers = Answers(len(labels), self.train.answers.n_workers, task, np.zeros_like(task), labels[task])
         self.train = self.train.with_answers(answers)
-        self.plain = True
-
-    @property
-    def classifier(self) -> nn.Module:
-        """The network below the crowd layer, as it is evaluated."""
-        return self._evaluated.classifier
-
-    @property
-    def crowd_layer(self) -> WorkerModel:
-        """The worker model, as it is evaluated."""
-        return self._evaluated.crowd_layer
-
-    @property
-    def _evaluated(self) -> CrowdModel:
-        """The model that predicts and is kept: with EMA the averaged one."""
-        averaged: CrowdModel = self.model if self.average is None else self.average.module  # type: ignore[assignment]
-        return averaged
+        self.learner.plain = True
 
     def _collapse(self, since: int | None) -> None:
         """Say so; with GUARD start again from the first weights, below matrices that the answers alone have given."""
@@ -313,7 +216,7 @@ class Trainer:
         classifier = self.classifier
         classifier.load_state_dict(first)
         self.accelerator.free_memory()
-        self._build(fallback(self.settings), classifier)
+        self.learner = self._learner(fallback(self.settings), classifier)
 
     def restart(self) -> None:
         """Count from the first epoch again, from the weights as they are."""
@@ -321,9 +224,7 @@ class Trainer:
 
     def load(self, best: Best) -> None:
         """Put the weights of `best` back."""
-        model = self._evaluated
-        model.classifier.load_state_dict(best.classifier)
-        model.crowd_layer.load_state_dict(best.crowd_layer)
+        self.learner.load(best)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the run's future depends on, in tensors and plain values; collective.
@@ -337,7 +238,8 @@ class Trainer:
             "history": asdict(self.history),
             "best": None if self.best is None else vars(self.best).copy(),
             "collapsed_since": self.collapsed_since,
-            **{name: part.state_dict() for name, part in self._stateful().items()},
+            "guard": self.guard.state_dict(),
+            **self.learner.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -351,39 +253,20 @@ class Trainer:
         if state["collapsed_since"] is not None and self.collapsed_since is None and self._first is not None:
             self._fall_back(self._first)
         self.collapsed_since = state["collapsed_since"]
-        for name, part in self._stateful().items():
-            part.load_state_dict(state[name])
-        vars(self.scheduler.optimizer)["_opt_called"] = True  # by the earlier process; torch would warn: by nobody
-
-    def _stateful(self) -> dict[str, Any]:
-        """What has a state beside the progress, by its name in the checkpoint."""
-        parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
-        parts["guard"] = self.guard
-        if self.average is not None:
-            parts["average"] = self.average
-        return parts if self.accelerator.scaler is None else parts | {"scaler": self.accelerator.scaler}
+        self.guard.load_state_dict(state["guard"])
+        self.learner.load_state_dict(state)
 
     def stop_if_asked(self) -> None:
         """Stop where all processes do: they agree on it, lest one wait for another that has left."""
         if self.processes.any(self.watch.stop()):
             self.watch.stopped(self)
 
-    def _unwrapped(self, model: nn.Module) -> CrowdModel:
-        unwrapped: CrowdModel = self.accelerator.unwrap_model(model)
-        return unwrapped
-
     def _also(self, figures: dict[str, float], lr_crowd: float) -> dict[str, float]:
         """The figures of an epoch that have no list of their own; the crowd's is what it thinks of its mean worker."""
-        likelihood = self.crowd_layer.answer_log_likelihood()
+        likelihood = self.learner.crowd_layer.answer_log_likelihood()
         right = float(likelihood.detach().diagonal(dim1=1, dim2=2).float().exp().mean())
         top5 = {"metrics/accuracy_top5": figures["val_micro_top5"]} if "val_micro_top5" in figures else {}
         return top5 | {"lr/pg1": lr_crowd, "crowd/mean_quality": right} | self.guard.figures
-
-    def _keep(self, epoch: int, score: float, figures: dict[str, float]) -> Best:
-        model = self._evaluated
-        classifier, crowd_layer = (on_cpu(part.state_dict()) for part in (model.classifier, model.crowd_layer))
-        confusion = model.confusion.detach().float().cpu().clone()
-        return Best(epoch, score, classifier, crowd_layer, confusion, figures)
 
     def _finite(self, epoch: int, train_loss: float, val_loss: float) -> None:
         for name, value in (("train_loss", train_loss), ("val_loss", val_loss)):

@@ -53,7 +53,7 @@ def ours(tasks: str, size: int, model: str, augmented: bool = False, freeze: boo
 
     def epoch(_: ExitStack = for_good) -> None:  # which must not be collected: it would end the context
         progress.step = 0
-        trainer.train_epoch(trainer.model, trainer.train, trainer.criterion, trainer.optimizer, progress)
+        trainer.train_epoch(trainer.learner, trainer.train, progress)
         progress.epoch += 1
         _wait()
 

@@ -153,8 +153,8 @@ def make_trainer(part: Share, size: int, options: dict[str, Any], model: str, se
         Processes.joined(),
     )
     validation = Validation(part.val, part.val_labels, None)
-    trainer = Trainer(settings, accelerator, classifier, part.n_classes, loader, part.answers.n_workers, validation)
-    trainer.optimizer.param_groups[1]["weight_decay"] = decay_crowd
+    trainer = Trainer(settings, accelerator, classifier, part.n_classes, loader, validation)
+    trainer.learner.scheduler.optimizer.param_groups[1]["weight_decay"] = decay_crowd
     match labels:
         case "majority":
             trainer.learn_labels(majority_vote(part.answers, part.n_classes))
@@ -163,7 +163,7 @@ def make_trainer(part: Share, size: int, options: dict[str, Any], model: str, se
         case "truth":
             trainer.learn_labels(part.truth)
         case "answers":
-            trainer.plain = True
+            trainer.learner.plain = True
     return trainer
 
 
@@ -181,10 +181,10 @@ def our_epochs(part: Share, size: int, options: dict[str, Any], model: str, seed
     """Train a variant by the job's own trainer."""
     trainer = make_trainer(part, size, options, model, seed)
     for epoch in range(trainer.settings.n_epochs):
-        trainer.train_epoch(trainer.model, trainer.train, trainer.criterion, trainer.optimizer, Progress(epoch))
-        trainer.scheduler.step()
+        trainer.train_epoch(trainer.learner, trainer.train, Progress(epoch))
+        trainer.learner.scheduler.step()
         test, val, held = (trainer.predict(images) for images in (part.test, part.val, part.held))
-        yield Epoch(test, val, held, copy.deepcopy(trainer.crowd_layer).cpu())
+        yield Epoch(test, val, held, copy.deepcopy(trainer.learner.crowd_layer).cpu())
 
 
 def their_epochs(part: Share, size: int, options: dict[str, Any], python: str, seed: int) -> Iterator[Epoch]:
