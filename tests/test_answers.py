@@ -139,7 +139,7 @@ def test_two_spellings_of_one_id_are_refused(tmp_path: Path, content: Any) -> No
 def test_answers_of_some_tasks_keep_their_workers_and_labels() -> None:
     answers = Answers(4, 3, np.array([0, 0, 1, 3, 3, 3]), np.array([0, 2, 1, 0, 1, 2]), np.array([5, 6, 7, 8, 9, 10]))
     some = answers.of_tasks(np.array([3, 2, 0]))
-    assert (some.n_tasks, some.n_workers) == (3, 3)
+    assert (some.n_tasks, some.n_workers, len(some)) == (3, 3, 5)
     assert some.task.tolist() == [0, 0, 0, 2, 2]
     assert some.label.tolist() == [8, 9, 10, 5, 6]
     assert some.starts_at.tolist() == [0, 3, 3, 5]
@@ -221,6 +221,17 @@ def test_what_was_kept_is_read_instead_of_the_file_unless_it_is_damaged(tmp_path
     write(tmp_path, {"9": {"eve": 1}})
     assert flat(read_answers(path, kept.with_name("answers-2.npz"))) == [("9", "eve", 1)]
     assert [found.name for found in kept.parent.iterdir()] == ["answers-2.npz"]
+
+
+def test_answers_that_cannot_be_kept_are_read_all_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(tmp_path, {"7": {"ann": 0}})
+    (tmp_path / "file").touch()
+    (tmp_path / "cache/answers-1.npz/in the way").mkdir(parents=True)
+    for kept in (tmp_path / "file/answers-1.npz", tmp_path / "cache/answers-1.npz"):
+        caplog.clear()
+        assert flat(read_answers(path, kept)) == [("7", "ann", 0)]
+        assert f"{kept}: the answers cannot be kept for the next start" in caplog.text
+    assert [found.name for found in (tmp_path / "cache").iterdir()] == ["answers-1.npz"]
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 4)), max_size=60))

@@ -283,14 +283,16 @@ def _save(file: AnswerFile, kept: Path) -> None:
     beside = kept.with_name(f"{kept.name}.{os.getpid()}")
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("wb") as stream:
-            np.savez(stream, names=np.frombuffer(names, dtype=np.uint8), **narrow)
-        for older in kept.parent.glob("answers-*.npz"):
-            older.unlink(missing_ok=True)
-        beside.replace(kept)
+        try:
+            with beside.open("wb") as stream:
+                np.savez(stream, names=np.frombuffer(names, dtype=np.uint8), **narrow)
+            for older in kept.parent.glob("answers-*.npz"):
+                older.unlink(missing_ok=True)
+            beside.replace(kept)
+        finally:
+            beside.unlink(missing_ok=True)
     except OSError as error:
         log.warning("%s: the answers cannot be kept for the next start: %s", kept, error.strerror)
-        beside.unlink(missing_ok=True)
 
 
 def _load(kept: Path) -> AnswerFile | None:
