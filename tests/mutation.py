@@ -40,7 +40,7 @@ ARCHIVES = ["test_sync", "test_hostile_archives"]
 TESTS = {
     "answers/__init__.py": ["test_answers"],
     "answers/convert.py": ["test_convert"],
-    "answers/files.py": ["test_answers", "test_convert"],
+    "answers/files.py": ["test_answers"],
     "answers/label_studio.py": ["test_convert"],
     "storage/archive.py": ARCHIVES,
     "storage/etags.py": ["test_storage"],
