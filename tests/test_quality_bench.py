@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from crowdlayer.answers import Answers
-from tests.bench import quality
+from tests.bench import quality, quality_tables
 from tests.bench.crowds import Pool, answered, at_most, share
+from tests.bench.quality_variants import CONDITIONS, Condition
 
 
 def pool(n: int = 60) -> Pool:
@@ -74,7 +75,7 @@ def test_gains_are_paired_and_each_rule_picks_its_epoch() -> None:
         line("matrix", 1, [71, 85], [1, 2]),
         line("matrix", 2, [0, 0], [1, 2]),  # without its partner
     ]
-    rows = {row["rule"]: row for row in quality.summarise(lines, "majority") if row["variant"] == "matrix"}
+    rows = {row["rule"]: row for row in quality_tables.summarise(lines, "majority") if row["variant"] == "matrix"}
     assert rows["loss"]["n"] == 2
     assert rows["loss"]["gain"] == 1
     assert rows["loss"]["gain_half_interval"] == 0
@@ -88,7 +89,7 @@ def test_gains_are_paired_and_each_rule_picks_its_epoch() -> None:
 
 def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quality, "pool_of", lambda condition, seed: pool())
-    monkeypatch.setitem(quality.CONDITIONS, "labelme", quality.Condition("labelme", 8, budget={"n_epochs": 1}))
+    monkeypatch.setitem(CONDITIONS, "labelme", Condition("labelme", 8, budget={"n_epochs": 1}))
     out = tmp_path / "runs.jsonl"
     arguments = ["run", "labelme", "--out", str(out), "--seeds", "1", "--folds", "2", "--variants", "truth", "matrix"]
     quality.main(arguments)
@@ -104,7 +105,7 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_an_interval_is_students() -> None:
-    mean, half = quality.interval([1.0, 2.0, 3.0])
+    mean, half = quality_tables.interval([1.0, 2.0, 3.0])
     assert mean == 2
     assert half == pytest.approx(4.3027 / 3**0.5, rel=1e-4)
 

@@ -19,15 +19,14 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from scipy import stats
 from torch import Tensor
 
 from crowdlayer.answers import majority_vote
@@ -43,92 +42,11 @@ from crowdlayer.machine.processes import Processes
 from crowdlayer.settings import TrainingSettings
 from tests.bench.crowds import SIMULATED, Pool, Share, answered, pattern_pool, read_pool, share
 from tests.bench.networks import SmallNet
+from tests.bench.quality_tables import read, table
+from tests.bench.quality_variants import BUDGET, CONDITIONS, THEIRS, VARIANTS, Condition
 from tests.conftest import ROOT, SHARED
 
-
-@dataclass(frozen=True)
-class Condition:
-    """A data set, and how much of it a pair gets."""
-
-    name: str
-    size: int
-    n_train: int | None = None
-    per_task: int | None = None
-    n_folds: int = 5
-    budget: dict[str, Any] = field(default_factory=dict)
-
-
-BUDGET = {"optimizer": "adam", "lr": 0.003, "scheduler": "cosine", "n_epochs": 30, "batch_size": 64}
-"""What all variants have in common."""
-CONDITIONS = {
-    "labelme": Condition("labelme", 32),
-    "cifar10n": Condition("cifar10n", 32, n_train=1000, budget={"n_epochs": 15}),
-    "cifar10n-rand1": Condition("cifar10n", 32, n_train=2000, per_task=1, budget={"n_epochs": 15}),
-    "spammers": Condition("spammers", 32, n_train=2000, budget={"n_epochs": 15}),
-    "pairs": Condition("pairs", 32, n_train=2000, budget={"n_epochs": 15}),
-    "few": Condition("few", 16, n_train=6000, budget={"n_epochs": 20}),
-}
-DS = {"crowd_start": "dawid-skene"}
-STOCHASTIC = {"crowd_layer": "stochastic"}
-THEIRS = "peerannot's class"
-VARIANTS: dict[str, dict[str, Any]] = {
-    "majority": {"labels": "majority"},
-    "dawid-skene": {"labels": "dawid-skene"},
-    "truth": {"labels": "truth"},
-    "answers": {"labels": "answers"},
-    "matrix": {},
-    "peerannot": {"loss_reduction": "answer", "decay_crowd": 5e-4},
-    "stochastic": STOCHASTIC,
-    "stochastic ds": STOCHASTIC | DS,
-    "matrix ds": DS,
-    "scale": {"crowd_layer": "scale"},
-    "bias": {"crowd_layer": "bias"},
-    "scale+bias": {"crowd_layer": "scale+bias"},
-    "scalar": {"crowd_layer": "scalar"},
-    "stochastic ds held": STOCHASTIC | DS | {"crowd_warmup": 1000},
-    "stochastic ds warmup": STOCHASTIC | DS | {"crowd_warmup": 10},
-    "stochastic ds lr*10": STOCHASTIC | DS | {"lr_crowd": 0.03},
-    "stochastic ds lr/10": STOCHASTIC | DS | {"lr_crowd": 0.0003},
-    "stochastic ds lr*10 mixup": STOCHASTIC | DS | {"lr_crowd": 0.03, "mixup": 0.5},
-    "stochastic ds lr*10 mixup=1": STOCHASTIC | DS | {"lr_crowd": 0.03, "mixup": 1.0},
-    "stochastic ds lr*10 mixup=0.2": STOCHASTIC | DS | {"lr_crowd": 0.03, "mixup": 0.2},
-    "stochastic ds mixup": STOCHASTIC | DS | {"mixup": 0.5},
-    "stochastic ds lr*10 ema": STOCHASTIC | DS | {"lr_crowd": 0.03, "ema": 0.97},
-    "majority mixup": {"labels": "majority", "mixup": 0.5},
-    "truth mixup": {"labels": "truth", "mixup": 0.5},
-    "answers mixup": {"labels": "answers", "mixup": 0.5},
-    "majority ema": {"labels": "majority", "ema": 0.97},
-    "matrix mixup": {"mixup": 0.5},
-    "matrix ema": {"ema": 0.97},
-    "matrix lr*10": {"lr_crowd": 0.03},
-    "matrix lr/10": {"lr_crowd": 0.0003},
-    "matrix ds mixup": DS | {"mixup": 0.5},
-}
-STRENGTHS = {
-    "identity": (1e-4, 1e-3, 1e-2),
-    "pooled": (1e-4, 1e-3, 1e-2),
-    "trace": (1e-3, 1e-2, 1e-1),
-    "geo-w": (1e-4, 1e-3, 1e-2),
-    "geo-f": (1e-3, 1e-2, 1e-1),
-}
-"""Weak, sensible and strong, by the docstring of Regularizer."""
-RECOMMENDED = "stochastic ds lr*10 mixup"
-for _name, _scales in STRENGTHS.items():
-    for _base, _scale in [*(("matrix", scale) for scale in _scales), (RECOMMENDED, _scales[1])]:
-        VARIANTS[f"{_base} {_name}={_scale:g}"] = VARIANTS[_base] | {"regularizer": _name, "scale": _scale}
-RULES: dict[str, Callable[[dict[str, list[float]]], int]] = {
-    "loss": lambda seen: int(np.argmin(seen["val_loss"])),
-    "accuracy": lambda seen: int(np.argmax(seen["val_accuracy"])),
-    "calibrated_loss": lambda seen: int(np.argmin(seen["val_calibrated"])),
-    "last": lambda seen: len(seen["val_loss"]) - 1,
-    "no truth: loss": lambda seen: int(np.argmin(seen["held_loss"])),
-    "no truth: calibrated_loss": lambda seen: int(np.argmin(seen["held_calibrated"])),
-    "no truth: agreement": lambda seen: int(np.argmax(seen["held_agreement"])),
-}
-"""What picks the epoch (from 0): the first four by images with true labels, or by none; then by held-out answers."""
-
 SPLITS = ("test", "val", "held")
-FIGURES = ("test_accuracy", "test_loss", "test_ece", "test_scaled_ece")
 
 
 def make_trainer(part: Share, size: int, options: dict[str, Any], model: str, seed: int) -> Trainer:
@@ -302,68 +220,6 @@ def without_torn_line(path: Path) -> None:
         path.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The lines so far; the last may have been cut off when a run was stopped."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
-    return [json.loads(line) for line in lines]
-
-
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean and half the 95 % interval (Student's t)."""
-    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0
-    return float(np.mean(values)), float(half)
-
-
-def summarise(lines: list[dict[str, Any]], baseline: str) -> list[dict[str, Any]]:
-    """A row per condition, backbone, variant and rule: test accuracy, its difference from the baseline's under the same
-    rule over the pairs that both have, test loss and ECE, also after the temperature that fits `val`'s true labels.
-
-    The ECE of a few hundred images is mostly the noise of its bins; `pooled_scaled_ece` is that of all pairs' images.
-    """
-    runs = {(line["condition"], line["model"], line["variant"], line["seed"], line["fold"]): line for line in lines}
-    rows = []
-    for condition, model, variant in dict.fromkeys(key[:3] for key in runs):
-        pairs = [key[3:] for key in runs if key[:3] == (condition, model, variant)]
-        pairs = [pair for pair in pairs if (condition, model, baseline, *pair) in runs]
-        if not pairs:
-            continue
-        for rule, pick in RULES.items():
-            mine, theirs = (
-                [(line, pick(line)) for line in (runs[condition, model, name, *pair] for pair in pairs)]
-                for name in (variant, baseline)
-            )
-            at = {f: [line[f][epoch] for line, epoch in mine] for f in FIGURES}
-            gaps = np.sum([line["test_scaled_gaps"][epoch] for line, epoch in mine], axis=0)
-            pooled = float(np.abs(gaps).sum() / sum(line["n_test"] for line, _ in mine))
-            gains = [a - line["test_accuracy"][e] for a, (line, e) in zip(at["test_accuracy"], theirs, strict=True)]
-            gain, half = interval(gains)
-            rows.append(
-                {"condition": condition, "model": model, "variant": variant, "rule": rule, "n": len(pairs)}
-                | {name: round(float(np.mean(values)), 4) for name, values in at.items()}
-                | {"pooled_scaled_ece": round(pooled, 4)}
-                | {"epoch": round(float(np.mean([epoch for _, epoch in mine])) + 1, 1)}
-                | {"baseline": baseline, "gain": round(gain, 3), "gain_half_interval": round(half, 3)}
-            )
-    return rows
-
-
-def table(arguments: argparse.Namespace) -> None:
-    rows = summarise([line for path in arguments.runs for line in read(path)], arguments.baseline)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    for condition in dict.fromkeys((row["condition"], row["model"]) for row in rows):
-        here = [row for row in rows if (row["condition"], row["model"]) == condition]
-        print(f"\n{' '.join(condition)}: test accuracy in %, and the gain over {arguments.baseline} by the same rule")
-        print(f"{'variant':24} {'n':>3}  " + "  ".join(f"{rule[-22:]:>22}" for rule in RULES))
-        for variant in dict.fromkeys(row["variant"] for row in here):
-            cells = {row["rule"]: row for row in here if row["variant"] == variant}
-            text = (
-                f"{cells[r]['test_accuracy']:5.1f} ({cells[r]['gain']:+5.1f} ± {cells[r]['gain_half_interval']:3.1f})"
-                for r in RULES
-            )
-            print(f"{variant:24} {cells['loss']['n']:3}  " + "  ".join(f"{cell:>22}" for cell in text))
-
-
 def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
@@ -380,6 +236,7 @@ def main(given: Sequence[str] | None = None) -> None:
     tables = commands.add_parser("table")
     tables.add_argument("runs", nargs="+", type=Path)
     tables.add_argument("--json", type=Path)
+    tables.add_argument("--markdown", action="store_true", help="as the documentation has it")
     tables.add_argument("--baseline", default="majority", choices=[*VARIANTS, THEIRS])
     tables.set_defaults(command=table)
     arguments = parser.parse_args(given)
