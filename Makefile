@@ -11,7 +11,7 @@ demo: .venv/.demo ## a bucket on this machine, the job as a container runs it, t
 	$(BIN)/python -m tests.demo
 
 test: lint ## lint, types, format and every test that takes no container and no minutes
-	$(PYTEST) -m "not container and not store and not slow"
+	$(PYTEST) --numprocesses auto --maxprocesses 8 --dist worksteal -m "not container and not store and not slow"
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
