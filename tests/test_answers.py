@@ -187,6 +187,15 @@ def test_what_is_not_the_csv_we_want_is_refused(tmp_path: Path, content: str, co
         read_answers(path)
 
 
+def test_rows_of_csv_come_in_pieces_and_each_once(tmp_path: Path) -> None:
+    path, n = tmp_path / "answers.csv", 2**16 + 5
+    path.write_text("task,worker,label\n" + "".join(f"{row // 300},{row % 300},{row % 3}\n" for row in range(n)))
+    answers = read_answers(path).answers
+    assert np.array_equal(answers.task, np.arange(n) // 300)
+    assert np.array_equal(answers.worker, np.arange(n) % 300)
+    assert np.array_equal(answers.label, np.arange(n) % 3)
+
+
 @pytest.mark.parametrize("labels", [[0, 1, 0], ["cat", "dog", "cat"], [0.0, 1.0, 0.0]])
 def test_rows_of_parquet_are_those_of_csv(tmp_path: Path, labels: list[Any]) -> None:
     table = pa.table({"task": [7, 1003, 7], "worker": ["b", "b", "a"], "label": labels, "seconds": [1.5, 2.5, 3.5]})
