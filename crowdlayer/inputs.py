@@ -94,7 +94,9 @@ def probe(output: Place, output_name: str, workdir: Path) -> None:
         file.write(PROBE)
         file.flush()
         output.upload(Path(file.name), name)
-    found = output.read(name)
-    output.delete(name)
+    try:
+        found = output.read(name)
+    finally:
+        output.delete(name)
     if found != PROBE:
         raise StoreError(f"{output.location}/{name}: what was written must read back the same, it does not")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .errors import AccessError, StoreError
 from .learning.checkpoint import Checkpoints, Identity
+from .storage.durable import flush_disk
 from .storage.files import disk_errors
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ def _keep(parts: Sequence[Path], workdir: str | None) -> None:
         beside = Path(tempfile.mkdtemp(prefix=KEPT, dir=workdir))
         for part in parts:
             shutil.move(part, beside)
+        flush_disk(beside)
     except OSError as error:  # a disk that is full for good; why the run failed is still to be said
         log.error("what could not be put to the output could not be kept here either: %s", error)
         return

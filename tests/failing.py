@@ -22,6 +22,8 @@ from typing import Any, TypeVar
 R = TypeVar("R")
 
 POINTS = ("write", "fsync", "rename", "link")
+AT_ONCE = 2**18
+"""Bytes that torch writes at once: its own stream makes a write of every tensor, thousands in a job."""
 
 
 class _Failing:
@@ -72,6 +74,31 @@ class _Failing:
             self.note(f"not flushed: {target}")
 
 
+class _Gathered:
+    """A file whose writes are few and go through os.write."""
+
+    def __init__(self, path: str) -> None:
+        self._file = _pyio.FileIO(path, "w")
+        self._held = bytearray()
+
+    def write(self, data: bytes) -> int:
+        self._held += data
+        while len(self._held) >= AT_ONCE:
+            self._flush()
+        return len(data)
+
+    def _flush(self) -> None:
+        written = self._file.write(self._held[:AT_ONCE])
+        del self._held[:written]
+
+    def close(self) -> None:
+        try:
+            while self._held:
+                self._flush()
+        finally:
+            self._file.close()
+
+
 def install(order: str) -> None:
     """Have the rest of this process's life go as `order` says."""
     import torch
@@ -95,13 +122,20 @@ def install(order: str) -> None:
         own = set(mode) & set("wax+") and file not in (1, 2)
         return (_pyio.open if own else open_)(file, mode, *arguments, **named)
 
-    def written_by_torch(file: Any, *arguments: Any, **named: Any) -> Any:
-        return writer(_pyio.FileIO(file, "w") if isinstance(file, str) else file, *arguments, **named)
+    class WrittenByTorch(writer):  # type: ignore[misc, valid-type]
+        def __init__(self, file: Any, *arguments: Any, **named: Any) -> None:
+            self.gathered = _Gathered(file) if isinstance(file, str) else None
+            super().__init__(self.gathered or file, *arguments, **named)
+
+        def write_end_of_file(self) -> None:
+            super().write_end_of_file()
+            if self.gathered is not None:
+                self.gathered.close()
 
     os.write = failing.met("write", os.write)
     os.fsync, os.replace = flushing, replacing  # type: ignore[assignment]
     os.rename, os.link = failing.met("rename", os.rename), failing.met("link", os.link)
     io.open = builtins.open = opening
-    torch._C.PyTorchFileWriter = written_by_torch  # type: ignore[assignment,misc]
+    torch._C.PyTorchFileWriter = WrittenByTorch  # type: ignore[misc, assignment]
     http.client.HTTPConnection.send = failing.met("send", http.client.HTTPConnection.send)  # type: ignore[method-assign]
     register_optimizer_step_post_hook(lambda *_: failing.meet("step"))

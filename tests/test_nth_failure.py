@@ -24,6 +24,7 @@ import pytest
 from crowdlayer.errors import SettingsError
 from crowdlayer.verify import verify
 from tests.conftest import QUICK, Finished, Store
+from tests.crowds import write_shapes
 from tests.failing import POINTS
 from tests.forks import Forks, forking
 from tests.servers import KINDS, Fault, Faults, Request, meddling
@@ -35,6 +36,8 @@ STRIDE = int(os.environ.get("STRIDE", "1"))
 KILLS = int(os.environ.get("KILLS", "100"))
 EPOCHS, STEPS = int(os.environ.get("EPOCHS", "25")), 4
 """Of the run that is killed at each of its steps; steps per epoch."""
+SMALL = {"MODEL": "shufflenet_v2_x0_5", "BATCH_SIZE": "6"}
+"""A job of a second or two: weights of a megabyte, statistics of batches among them."""
 IN_NO_TWO_RUNS_THE_SAME = ("report.json", "report.html", "README.md", "manifest.sha256")
 """They tell of seconds."""
 TIMES = ("time", "seconds")
@@ -60,12 +63,16 @@ class Runs:
         return self.folder / "out"
 
     @property
+    def work(self) -> Path:
+        return self.folder / "work"
+
+    @property
     def log(self) -> Path:
         return self.folder / "failing"
 
     def start(self, order: str = "none 1 EIO") -> Finished:
         """With what `tests.failing` shall do to it."""
-        places = {"OUTPUT": str(self.out), "WORKDIR": str(self.folder / "work")} | self.settings
+        places = {"OUTPUT": str(self.out), "WORKDIR": str(self.work)} | self.settings
         named = {f"CROWDLAYER_{name}": value for name, value in (QUICK | places).items()}
         self.log.unlink(missing_ok=True)
         environment = dict(os.environ) | named | {"FAILING": f"{order} {self.log}"}
@@ -75,15 +82,15 @@ class Runs:
         return self.log.read_text() if self.log.exists() else ""
 
     def clear(self) -> None:
-        for folder in ("out", "work"):
-            shutil.rmtree(self.folder / folder, ignore_errors=True)
+        for folder in (self.out, self.work):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def outcome(self) -> dict[str, Any]:
-        """All that is published, by SHA-256, but for the times in it; a copy that SIGKILL broke off has no name."""
+        """All that is published, by SHA-256, but for the times in it."""
         found: dict[str, Any] = {
             str(path.relative_to(self.out)): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in sorted(self.out.rglob("*"))
-            if path.is_file() and not path.name.startswith(".") and path.name not in IN_NO_TWO_RUNS_THE_SAME
+            if path.is_file() and path.name not in IN_NO_TWO_RUNS_THE_SAME
         }
         del found["results/crowdlayer/results.csv"]
         with (self.out / "results/crowdlayer/results.csv").open(newline="") as file:
@@ -105,10 +112,16 @@ def assert_no_lie(location: str) -> bool:
 
 
 def whole_names(out: Path) -> bool:
-    """No file but those that a run publishes, and its checkpoints: nothing half-written, under whatever name."""
+    """No file but those that a run publishes, and its checkpoints, and no empty folder: nothing half-written."""
     kept = re.compile(r"(results|best_models)/crowdlayer[./].+|checkpoints/crowdlayer/(\d{8}\.json|[0-9a-f]{64}\.pt)")
-    names = [str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()]
+    paths = [path for path in out.rglob("*") if path.is_file() or not any(path.iterdir())]
+    names = [str(path.relative_to(out)) for path in paths]
     return all(kept.fullmatch(name) and not Path(name).name.startswith(".") for name in names)
+
+
+def kept_are_whole(workdir: Path) -> bool:
+    """Results that could not be put to the output, and say so, are read by other programs."""
+    return all(json.loads(path.read_bytes()) for path in workdir.glob("crowdlayer-kept-*/results/results/*.json"))
 
 
 def fail(runs: Runs, order: str, clean: dict[str, Any]) -> int | None:
@@ -127,15 +140,22 @@ def fail(runs: Runs, order: str, clean: dict[str, Any]) -> int | None:
     if runs.out.exists():
         assert whole_names(runs.out), order
         assert assert_no_lie(str(runs.out)) or done.code != 0, f"{order}: {done.stderr}"
+    assert kept_are_whole(runs.work), order
     again = runs.start()
     assert again.code == 0, f"{order}: {again.stderr}"
     assert runs.outcome() == clean, order
     return done.code
 
 
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Not to be written to."""
+    return write_shapes(tmp_path_factory.mktemp("few"), n_train=12, n_val=3, n_test=3)
+
+
 @pytest.fixture
-def runs(forks: Forks, shapes: Path, tmp_path: Path) -> Runs:
-    return Runs(forks, tmp_path, {"TASKS": str(shapes)})
+def runs(forks: Forks, few: Path, tmp_path: Path) -> Runs:
+    return Runs(forks, tmp_path, SMALL | {"TASKS": str(few)})
 
 
 def test_a_disk_that_fails_once_costs_a_start(runs: Runs) -> None:
@@ -189,7 +209,8 @@ def request_fails(number: int, once: bool, forks: Forks, data: str, store: Store
     """The exit code of the job whose n-th request fails; None where it has fewer."""
     out = f"s3://{store.bucket}/out"
     fault = KINDS[number % 2 * 4]  # 500, or a reset
-    settings = QUICK | {"TASKS": data, "OUTPUT": out, "STORE_TIMEOUT": "20", "STORE_ATTEMPTS": "3" if once else "1"}
+    patience = {"STORE_TIMEOUT": "20", "STORE_ATTEMPTS": "3" if once else "1"}
+    settings = QUICK | SMALL | {"TASKS": data, "OUTPUT": out} | patience
 
     def start(url: str) -> Finished:
         named = {f"CROWDLAYER_{name}": value for name, value in settings.items()}
@@ -224,10 +245,10 @@ def figures(store: Store) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("once", [True, False])
 def test_a_request_that_fails_at_any_moment_costs_nothing_or_a_start(
-    once: bool, forks: Forks, shapes: Path, store: Store, endpoint: str
+    once: bool, forks: Forks, few: Path, store: Store, endpoint: str
 ) -> None:
     """The first request fails, the second, … until a run passes untouched."""
-    data = store.put_tree(shapes)
+    data = store.put_tree(few)
     codes: Counter[int] = Counter()
     assert request_fails(10**6, once, forks, data, store, endpoint) is None
     clean = figures(store)
@@ -248,7 +269,7 @@ def test_a_request_that_fails_at_any_moment_costs_nothing_or_a_start(
 def long(runs: Runs) -> tuple[Runs, dict[str, Any]]:
     """A run of a hundred steps, and what it comes to when nobody kills it."""
     augmented = {"DATA_AUGMENTATION": "true", "OPTIMIZER": "adam", "SCHEDULER": "cosine", "GUARD": "false"}
-    runs.settings |= {"BATCH_SIZE": "6", "N_EPOCHS": str(EPOCHS)} | augmented
+    runs.settings |= {"BATCH_SIZE": "3", "N_EPOCHS": str(EPOCHS)} | augmented
     assert runs.start().code == 0
     clean = runs.outcome()
     runs.clear()
@@ -257,7 +278,7 @@ def long(runs: Runs) -> tuple[Runs, dict[str, Any]]:
 
 def steps_done(runs: Runs) -> int:
     """Of the newest checkpoint: put to the output, or left by a killed start, whose successor puts it."""
-    folders = (runs.out / "checkpoints/crowdlayer", runs.folder / "work/run/checkpoints")
+    folders = (runs.out / "checkpoints/crowdlayer", runs.work / "run/checkpoints")
     indexes = sorted((path for folder in folders for path in folder.glob("*.json")), key=lambda path: path.name)
     if not indexes:
         return 0

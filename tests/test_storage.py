@@ -234,6 +234,14 @@ def test_an_upload_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path) 
     assert [stored.name for stored in out.listing()] == ["x"]
 
 
+def test_an_upload_that_fails_leaves_no_folder_that_was_not_there(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    for folder in ("there", "new"):
+        with pytest.raises(StoreError, match="No such file"):
+            Folder(tmp_path / folder).upload(tmp_path / "gone", "results/crowdlayer/.probe")
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["there"]
+
+
 def test_an_uploaded_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
     source = written(tmp_path / "source", b"x")
     source.chmod(0o600)

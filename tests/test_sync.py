@@ -270,7 +270,7 @@ def test_a_sync_that_was_killed_goes_on(store: Store, meddler: Meddler, workdir:
     killed = subprocess.Popen([sys.executable, "-c", code, location, str(workdir)], cwd=ROOT)
     try:
         manifest, deadline = workdir / "manifest.jsonl", time.monotonic() + 60
-        while not manifest.exists() or len(manifest.read_text().splitlines()) < 31:
+        while not manifest.exists() or len(manifest.read_text().splitlines()) < 32:
             assert killed.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -286,6 +286,21 @@ def test_a_sync_that_was_killed_goes_on(store: Store, meddler: Meddler, workdir:
     assert bodies(workdir / "data") == tree
     assert meddler.count("GET", "quick.png") == quick
     assert list((workdir / "partial").iterdir()) == []
+
+
+def test_a_file_that_a_power_loss_tore_is_fetched_again(store: Store, meddler: Meddler, workdir: Path) -> None:
+    """It has its size, and is named among what has come; the sync was not at its end."""
+    location = put(store, TREE)
+    meddler.spoil(refused(403, "AccessDenied"), path="val/cat/x.png", times=2)
+    with pytest.raises(AccessError):
+        sync(location, workdir, belongs)
+    torn = workdir / "data/train/cat/cat-0.png"
+    torn.write_bytes(bytes(torn.stat().st_size))
+    assert sync(location, workdir, belongs).digests == digests(TREE)
+    assert bodies(workdir / "data") == TREE
+    gets = meddler.count("GET", "/data/")
+    assert sync(location, workdir, belongs).digests == digests(TREE)
+    assert meddler.count("GET", "/data/") == gets
 
 
 def test_another_place_in_the_same_workdir_starts_clean(store: Store, meddler: Meddler, workdir: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import os
 import zipfile
 from array import array
 from collections import Counter
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError, SettingsError, one_line, short
+from ..storage.durable import whole
 from ..storage.files import decode_json
 from . import AnswerFile, Answers, canonical, natural_order
 
@@ -273,24 +273,19 @@ def _column(file: str, header: Sequence[str], wanted: str) -> int:
 
 
 def _save(file: AnswerFile, kept: Path) -> None:
-    """Write the arrays beside and rename, in place of those of older answers.
+    """Write the arrays whole or not at all, in place of those of older answers.
 
     A start that finds none reads the file of answers again.
     """
     answers, names = file.answers, msgspec.json.encode([file.tasks, file.workers, file.labels])
     parts = {part: getattr(answers, part) for part in COLUMNS}
     narrow = {part: values.astype(np.min_scalar_type(int(values.max()))) for part, values in parts.items()}
-    beside = kept.with_name(f"{kept.name}.{os.getpid()}")
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with beside.open("wb") as stream:
-                np.savez(stream, names=np.frombuffer(names, dtype=np.uint8), **narrow)
-            for older in kept.parent.glob("answers-*.npz"):
-                older.unlink(missing_ok=True)
-            beside.replace(kept)
-        finally:
-            beside.unlink(missing_ok=True)
+        for older in kept.parent.glob("*answers-*.npz*"):
+            older.unlink(missing_ok=True)
+        with whole(kept) as stream:
+            np.savez(stream, names=np.frombuffer(names, dtype=np.uint8), **narrow)
     except OSError as error:
         log.warning("%s: the answers cannot be kept for the next start: %s", kept, error.strerror)
 

@@ -30,6 +30,7 @@ from ..errors import one_line
 from ..logs import track
 from ..machine.memory import free_memory, in_memory
 from ..machine.processes import Processes
+from ..storage.durable import whole
 from ..storage.files import SPARE, disk_errors
 
 log = logging.getLogger(__name__)
@@ -271,7 +272,7 @@ def _found(path: Path, fill: Callable[[IO[bytes]], dict[int, str]]) -> dict[int,
         older.unlink(missing_ok=True)
     with path.open("w+b") as file:
         broken = fill(file)
-    beside = path.with_suffix(".new")
-    beside.write_text(json.dumps({"size": path.stat().st_size, "broken": broken}))
-    beside.replace(note)
+        os.fsync(file.fileno())
+    with whole(note) as file:
+        file.write(json.dumps({"size": path.stat().st_size, "broken": broken}).encode())
     return broken

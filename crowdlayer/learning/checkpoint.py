@@ -86,7 +86,8 @@ class Spool:
         """Leave `state` here: whole, or not under its name. The best weights are a part of their own.
 
         What was left before and nobody has taken is removed: a store that is slower than the epochs, or away, must not
-        fill the disk.
+        fill the disk. Nothing is flushed to it, for training waits meanwhile: a power loss may tear what is here, and
+        whoever finds it compares the digests. What is in the output is flushed.
         """
         progress = state["progress"]
         contents = {"best": state["best"], "run": {name: part for name, part in state.items() if name != "best"}}

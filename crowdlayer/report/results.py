@@ -21,6 +21,7 @@ from ..errors import SettingsError, StoreError, one_line
 from ..learning.experiment import Images, Outcome, Phases
 from ..learning.inference import calibration, crowd_figures
 from ..settings import influential
+from ..storage.durable import whole
 from ..storage.files import disk_errors, file_digest
 from ..storage.places import Place
 from .html import card, page
@@ -144,7 +145,7 @@ def publish(
         manifest = f"{beside}/manifest.sha256"  # sha256sum --check reads it, in the output's folder
         (folder / manifest).write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()))
         results["job"]["files"] = digests | {manifest: file_digest(folder / manifest)}
-        (folder / last).write_text(dumped(results), encoding="utf-8")  # all is here, should it not be put
+        _write_whole(folder / last, results)  # all is here, should it not be put
     with phases("publish"):
         if place.find(last) is not None:
             place.delete(last)
@@ -152,9 +153,14 @@ def publish(
             place.upload(folder / name, name)
     results["job"]["seconds"] = dict(phases.seconds)
     with disk_errors(str(folder)):
-        (folder / last).write_text(dumped(results), encoding="utf-8")
+        _write_whole(folder / last, results)
     place.upload(folder / last, last)
     return results
+
+
+def _write_whole(path: Path, results: dict[str, Any]) -> None:
+    with whole(path) as file:
+        file.write(dumped(results).encode())
 
 
 def dumped(value: dict[str, Any]) -> str:

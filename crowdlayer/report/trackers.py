@@ -18,6 +18,7 @@ from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracke
 
 from .. import __version__
 from ..errors import one_line
+from ..storage.durable import whole
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class Textfile(GeneralTracker):  # type: ignore[misc]
         self.figures["epochs"] = values["n_epochs"]
 
     def log(self, values: Figures, step: int | None, **kwargs: Any) -> None:
-        """Write all figures anew, beside and renamed: the exporter never reads half a file."""
+        """Write all figures anew, whole or not at all: the exporter never reads half a file."""
         self.figures |= values
         if step is not None:
             self.figures["epoch"] = step
@@ -63,9 +64,8 @@ class Textfile(GeneralTracker):  # type: ignore[misc]
         for name, value in self.figures.items():
             metric = "crowdlayer_" + re.sub(r"\W", "_", name, flags=re.ASCII).lower()
             lines += [f"# TYPE {metric} gauge", f'{metric}{{run="{label}"}} {float(value)!r}']
-        beside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        beside.write_text("\n".join([*lines, "# EOF", ""]), encoding="utf-8")
-        beside.replace(self.path)
+        with whole(self.path) as file:
+            file.write("\n".join([*lines, "# EOF", ""]).encode())
 
     def finish(self) -> None:
         """The last figures stay."""

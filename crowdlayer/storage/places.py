@@ -6,12 +6,12 @@ import hashlib
 import io
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Protocol, TypeVar
 
 from ..errors import SettingsError, StoreError
+from .durable import flush_folder, whole
 from .files import CHUNK, Stored, disk_errors, file_digest
 from .s3 import Bucket
 
@@ -111,37 +111,42 @@ class Folder:
             return use(file)
 
     def upload(self, source: Path, name: str) -> None:
-        """Copy beside, flush to the disk, compare, rename: never half there under its name."""
+        """Copy beside, compare, flush to the disk, rename: never half there under its name."""
         target = self.path / name
         with disk_errors(f"{self.location}/{name}"):
-            self._make(target.parent)
-            beside = target.with_name(f".{uuid.uuid4().hex}")  # mkstemp's would not heed the umask
             try:
-                with source.open("rb") as read, beside.open("xb") as written:
+                self._make(target.parent)
+                with source.open("rb") as read, whole(target) as written:
                     shutil.copyfileobj(read, written, CHUNK)
-                    written.flush()
-                    os.fsync(written.fileno())
-                if file_digest(beside) != file_digest(source):
-                    raise StoreError(f"{self.location}/{name}: what was written must read back the same, it does not")
-                beside.replace(target)
-            finally:
-                beside.unlink(missing_ok=True)
-            folder = os.open(target.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+                    written.seek(0)
+                    if hashlib.file_digest(written, "sha256").hexdigest() != file_digest(source):
+                        raise StoreError(f"{self.location}/{name}: must read back as it was written, it does not")
+            except BaseException:
+                self._tidy()
+                raise
 
     def _make(self, folder: Path) -> None:
         """Make a folder and those above it, and remember which were not there."""
-        missing = [path for path in (folder, *folder.parents) if not path.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-        self._made += reversed(missing)
+        for path in (*reversed(folder.parents), folder):
+            if not path.exists():
+                path.mkdir(exist_ok=True)
+                self._made.append(path)
+                flush_folder(path.parent)
 
     def delete(self, name: str) -> None:
         """Remove the file, and the folders that were made here and are empty without it."""
         with disk_errors(f"{self.location}/{name}"):
-            (self.path / name).unlink(missing_ok=True)
+            path = self.path / name
+            try:
+                path.unlink()
+            except FileNotFoundError:
+                pass
+            else:
+                flush_folder(path.parent)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Remove the folders that were made here and are empty."""
         while self._made:
             try:
                 self._made[-1].rmdir()

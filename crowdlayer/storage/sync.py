@@ -24,10 +24,15 @@ from ..logs import track
 from ..machine.cpus import cpus
 from ..settings import is_archive
 from .archive import Unpacked, must_be_whole, put_in_place, unpack
+from .durable import flush_disk, flush_folder, whole
 from .files import Stored, decode_json, disk_errors, enough_space, file_digest, safe_names, size_of
 from .places import Place, place
 
 log = logging.getLogger(__name__)
+
+
+FLUSHED = b'"flushed"\n'
+"""A line of the manifest: the files of the lines above are on the disk, whatever happens."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,8 @@ def sync(
     """Bring the files that belong to the data set to this machine.
 
     A folder is read in place. A bucket comes into workdir/data, only what is new or changed by size and ETag; an
-    archive is unpacked there, unless the very same one was.
+    archive is unpacked there, unless the very same one was. What came is flushed to the disk at once in the end: to
+    flush image by image takes longer than to write them. Until then a start that goes on compares digests.
 
     Raises:
         DataError: names that must not become files, an archive that cannot be read, nothing there at all.
@@ -156,13 +162,15 @@ def _sync_bucket(source: Place, workdir: Path, belongs: Callable[[str], bool]) -
     with disk_errors(str(workdir)):
         _tidy(workdir)
         (workdir / "archive.json").unlink(missing_ok=True)
-        known = _read_manifest(workdir, source.location)
+        known, flushed = _read_manifest(workdir, source.location)
         root.mkdir(exist_ok=True)
         have = {
             name: known[name][1]
             for name, stored in wanted.items()
             if name in known and known[name][0] == [stored.size, stored.etag] and size_of(root / name) == stored.size
         }
+        for torn in _torn(root, {name: digest for name, digest in have.items() if name not in flushed}):
+            del have[torn]
         for stale in sorted(set(known) - set(have)):
             _remove(root, stale)
         missing = [stored for name, stored in wanted.items() if name not in have]
@@ -173,7 +181,7 @@ def _sync_bucket(source: Place, workdir: Path, belongs: Callable[[str], bool]) -
             len(wanted), len(missing), size / 1e6, len(listing) - len(wanted),
         )  # fmt: skip
         digests = dict(have)
-        with _manifest(workdir, source.location, wanted, have) as record, _pool(source.threads) as pool:
+        with _manifest(workdir, source.location, wanted, have, flushed) as record, _pool(source.threads) as pool:
 
             def arriving() -> Iterator[tuple[Stored, str]]:
                 for some in _batched(missing, 64 * source.threads):
@@ -185,6 +193,13 @@ def _sync_bucket(source: Place, workdir: Path, belongs: Callable[[str], bool]) -
                 record(stored, digest)
                 digests[stored.name] = digest
     return Synced(root, digests)
+
+
+def _torn(root: Path, digests: dict[str, str]) -> list[str]:
+    """The names of the files that are not what was written: a power loss may leave zeros, of the right size."""
+    with ThreadPoolExecutor(cpus()) as pool:
+        found = pool.map(lambda name: file_digest(root / name), digests)
+        return [name for name, digest in zip(digests, found, strict=True) if digest != digests[name]]
 
 
 def _download(source: Place, stored: Stored, target: Path, workdir: Path) -> str:
@@ -235,46 +250,55 @@ def _remove(root: Path, name: str) -> None:
             return
 
 
-def _read_manifest(workdir: Path, location: str) -> dict[str, tuple[list[object], str]]:
+def _read_manifest(workdir: Path, location: str) -> tuple[dict[str, tuple[list[object], str]], set[str]]:
     """Name → ([size, etag], sha256) of what an earlier sync from the same place brought; its torn last line ignored.
 
-    Files from elsewhere are removed.
+    Files from elsewhere are removed. The names of those beside that were flushed to the disk.
     """
     path = workdir / "manifest.jsonl"
+    found: dict[str, tuple[list[object], str]] = {}
+    flushed: set[str] = set()
     if not path.is_file():
         shutil.rmtree(workdir / "data", ignore_errors=True)
-        return {}
-    found: dict[str, tuple[list[object], str]] = {}
+        return found, flushed
     with path.open("rb") as lines:
         if next(lines, b"").strip() != json.dumps({"location": location}).encode():
             shutil.rmtree(workdir / "data", ignore_errors=True)
-            return {}
+            return found, flushed
         for line in lines:
+            if line == FLUSHED:
+                flushed = set(found)
+                continue
             try:
                 name, size, etag, digest = decode_json(line, tuple[str, int, str, str])
                 safe_names([name])
             except (ValueError, DataError):
                 continue
             found[name] = ([size, etag], digest)
-    return found
+    return found, flushed
 
 
 @contextmanager
 def _manifest(
-    workdir: Path, location: str, wanted: dict[str, Stored], have: dict[str, str]
+    workdir: Path, location: str, wanted: dict[str, Stored], have: dict[str, str], flushed: set[str]
 ) -> Iterator[Callable[[Stored, str], None]]:
     """A fresh manifest of what is there, to which each further file is appended: a killed sync loses nothing."""
     path = workdir / "manifest.jsonl"
-    beside = path.with_suffix(".new")
 
-    def line(stored: Stored, digest: str) -> str:
-        return json.dumps([stored.name, stored.size, stored.etag, digest]) + "\n"
+    def line(stored: Stored, digest: str) -> bytes:
+        return json.dumps([stored.name, stored.size, stored.etag, digest]).encode() + b"\n"
 
-    with beside.open("w", encoding="utf-8", buffering=1) as file:  # each line is there at once
-        file.write(json.dumps({"location": location}) + "\n")
-        file.writelines(line(wanted[name], digest) for name, digest in have.items())
-        beside.replace(path)
-        yield lambda stored, digest: (file.write(line(stored, digest)), None)[1]
+    def lines(names: Iterable[str]) -> list[bytes]:
+        return [line(wanted[name], have[name]) for name in names]
+
+    with whole(path) as file:
+        file.write(json.dumps({"location": location}).encode() + b"\n")
+        file.writelines([*lines(have.keys() & flushed), FLUSHED, *lines(have.keys() - flushed)])
+    with path.open("ab", buffering=0) as more:  # each line is there at once
+        yield lambda stored, digest: (more.write(line(stored, digest)), None)[1]
+        if wanted.keys() - flushed:
+            flush_disk(workdir)
+            more.write(FLUSHED)
 
 
 @contextmanager
@@ -316,13 +340,14 @@ def _sync_archive(location: str, workdir: Path, belongs: Callable[[str], bool], 
             return Synced(root, digests)
         for memento in (memory, workdir / "manifest.jsonl"):
             memento.unlink(missing_ok=True)
+        flush_folder(workdir)
         shutil.rmtree(root, ignore_errors=True)
         digests = put_in_place(_unpacked(source, stored, location, workdir / "archive", belongs), root)
         shutil.rmtree(workdir / "archive")
-        beside = memory.with_suffix(".new")
+        flush_disk(workdir)
         files = {member: [size_of(root / member), digest] for member, digest in digests.items()}
-        beside.write_text(json.dumps({"version": version, "files": files}))
-        beside.replace(memory)
+        with whole(memory) as file:
+            file.write(json.dumps({"version": version, "files": files}).encode())
         log.info("archive unpacked: %d files of %s", len(digests), location)
     return Synced(root, digests)
 
