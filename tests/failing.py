@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 R = TypeVar("R")
 
 POINTS = ("write", "fsync", "rename", "link")
-AT_ONCE = 2**18
+AT_ONCE = 2**20
 """Bytes that torch writes at once: its own stream makes a write of every tensor, thousands in a job."""
 
 
