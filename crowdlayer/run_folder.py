@@ -24,19 +24,23 @@ RUN, DRY_RUN, KILLED, KEPT = "run", "dry-run", "-killed", "crowdlayer-kept-"
 
 @contextmanager
 def run_folder(workdir: Path, name: str) -> Iterator[Path]:
-    """A folder of this run alone, for its user alone; what a killed one has left lies beside it for as long."""
+    """A folder of this run alone, for its user alone; what a killed one has left lies beside it until a run is done.
+
+    A start that was killed before it trained, or that could not reach the store, has not taken what lies there.
+    """
     folder, killed = workdir / name, workdir / f"{name}{KILLED}"
     with disk_errors(str(workdir)):
-        shutil.rmtree(killed, ignore_errors=True)
-        if folder.exists():
+        if any((folder / SPOOL).glob("*.json")):
+            shutil.rmtree(killed, ignore_errors=True)
             folder.rename(killed)
+        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700)
         (folder / SPOOL).mkdir()
     try:
         yield folder
+        shutil.rmtree(killed, ignore_errors=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(killed, ignore_errors=True)
 
 
 def put_kept(workdir: Path, checkpoints: Checkpoints, identity: Identity) -> None:
