@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from pyarrow import parquet
 
 from crowdlayer.answers import AnswerFile, Answers, canonical, look_up, majority_vote, natural_order
 from crowdlayer.answers.files import read_answers
-from crowdlayer.errors import DataError
+from crowdlayer.errors import DataError, SettingsError
 
 
 def write(folder: Path, content: Any) -> Path:
@@ -213,6 +214,12 @@ def test_what_is_not_the_parquet_we_want_is_refused(tmp_path: Path, label: list[
     path.write_bytes(b"PAR1")
     with pytest.raises(DataError, match=r"answers\.parquet: must be Parquet"):
         read_answers(path)
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(SettingsError, match=r"answers\.parquet needs pyarrow: pip install 'crowdlayer\[parquet\]'"):
+        read_answers(tmp_path / "answers.parquet")
 
 
 def test_what_was_kept_is_read_instead_of_the_file_unless_it_is_damaged(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_any_form_holds_the_same_answers(answers: Path, tmp_path: Path, ending: 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_labels_that_are_numbers_stay_numbers(tmp_path: Path, ending: str) -> None:
     convert(exported(tmp_path, {"1": {"a": 0, "b": 2}}, "answers.json"), tmp_path / f"a.{ending}")
-    assert read_answers(tmp_path / f"a.{ending}").labels in ([0, 2], ["0", "2"])
+    assert read_answers(tmp_path / f"a.{ending}").labels == ([0, 2] if ending == "parquet" else ["0", "2"])
 
 
 def test_crowd_kit_and_pandas_read_the_long_table_without_a_word(answers: Path, tmp_path: Path) -> None:
@@ -79,11 +79,22 @@ def test_the_commands_exit_codes_are_a_runs(tmp_path: Path, capsys: pytest.Captu
     assert main(["convert"]) == 78
     assert capsys.readouterr().err.startswith("Usage: python -m crowdlayer.answers convert FROM TO")
     assert main(["--help"]) == 0
+    assert capsys.readouterr().out.startswith("Usage: ")
 
 
 def test_another_ending_is_refused(answers: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"a\.xlsx: must end in \.json, \.csv or \.parquet"):
         convert(answers, tmp_path / "a.xlsx")
+
+
+def test_to_parquet_without_pyarrow_says_what_to_install(
+    answers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(
+        SettingsError, match=r"a\.parquet: \.parquet needs pyarrow: pip install 'crowdlayer\[parquet\]'"
+    ):
+        convert(answers, tmp_path / "a.parquet")
 
 
 # --- Label Studio ----------------------------------------------------------------------------------------------------
