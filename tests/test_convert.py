@@ -163,6 +163,14 @@ def test_of_several_annotations_by_one_person_the_latest_counts(
             [{"image": "a-1.jpg", "annotator": 1, "mood": "good", "kind": "cat"}],
             r"must have one field with the label, or one named choice, has \['kind', 'mood'\]",
         ),
+        (
+            [{"data": {"image": "a-1.jpg"}, "annotations": [{"result": 5}]}],
+            r"must be as Label Studio exports it: .* at `\$\[0\]\.annotations\[0\]\.result`",
+        ),
+        (
+            [{"id": 8, "data": {"image": "http://[x/a-1.jpg"}, "annotations": [annotation(1, "cat")]}],
+            "task 8: must have one image, has 0",
+        ),
     ],
 )
 def test_what_does_not_map_cleanly_is_refused(tmp_path: Path, content: object, complaint: str) -> None:
