@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -237,6 +238,23 @@ def test_what_was_kept_is_read_instead_of_the_file_unless_it_is_damaged(tmp_path
     write(tmp_path, {"9": {"eve": 1}})
     assert flat(read_answers(path, kept.with_name("answers-2.npz"))) == [("9", "eve", 1)]
     assert [found.name for found in kept.parent.iterdir()] == ["answers-2.npz"]
+
+
+class Evil:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_what_was_kept_runs_no_code(tmp_path: Path) -> None:
+    path, kept = write(tmp_path, {"7": {"ann": 0}}), tmp_path / "answers-1.npz"
+    np.savez(kept, names=np.array([Evil(tmp_path / "made")], dtype=object))
+    assert flat(read_answers(path, kept)) == [("7", "ann", 0)]
+    assert not (tmp_path / "made").exists()
 
 
 def test_answers_that_cannot_be_kept_are_read_all_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
