@@ -15,6 +15,7 @@ import boto3
 import pytest
 
 from tests.crowds import write_shapes
+from tests.forks import Forks, forking
 from tests.servers import moto_server
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # set before torch comes: on nets this small threads only wait
@@ -53,6 +54,13 @@ def image() -> str:
     from tests.containers import built
 
     return built()
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Starts jobs by forking."""
+    with forking() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

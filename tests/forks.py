@@ -6,13 +6,16 @@ its own: arguments, environment, standard streams, signals, exit code.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import runpy
+import select
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -26,10 +29,23 @@ class Forks:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
-    def run(self, arguments: list[str], environment: dict[str, str], timeout: float = 120) -> tuple[int, str, str]:
+    def run(
+        self,
+        arguments: list[str],
+        environment: dict[str, str],
+        timeout: float = 120,
+        signals: Sequence[tuple[float, int]] = (),
+        constants: Mapping[str, int] | None = None,
+        missing: Sequence[str] = (),
+    ) -> tuple[int, str, str]:
         """The exit code of `python entrypoint.py …`, its standard output and its standard error.
 
         A job that takes longer than `timeout` seconds ends with -14, by SIGALRM.
+
+        Args:
+            signals: numbers, each with the seconds from the one before, or the start, to it.
+            constants: {module and name: another value}.
+            missing: modules that are not installed.
         """
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
             order = {
@@ -37,6 +53,9 @@ class Forks:
                 "environment": environment,
                 "streams": [f"/proc/{os.getpid()}/fd/{stream.fileno()}" for stream in (out, err)],
                 "timeout": timeout,
+                "signals": list(signals),
+                "constants": dict(constants or {}),
+                "missing": list(missing),
             }
             assert self._process.stdin is not None
             assert self._process.stdout is not None
@@ -70,8 +89,6 @@ def forking() -> Iterator[Forks]:
 
 
 def _job(order: dict[str, Any]) -> None:
-    import signal
-
     from tests import aim
 
     for number, path in zip((1, 2), order["streams"], strict=True):
@@ -84,6 +101,10 @@ def _job(order: dict[str, Any]) -> None:
         from tests import failing
 
         failing.install(planned)
+    sys.modules.update(dict.fromkeys(order["missing"]))  # None is "there is none"
+    for constant, value in order["constants"].items():
+        module, _, name = constant.rpartition(".")
+        setattr(importlib.import_module(module), name, value)
     os.setsid()  # a signal to its process group is for nobody else
     aim.take()
     script = str(ROOT / "entrypoint.py")
@@ -95,19 +116,33 @@ def _job(order: dict[str, Any]) -> None:
         sys.stderr.flush()
 
 
+def _send(signals: list[tuple[float, int]], child: int) -> None:
+    """Send them as long as it lives."""
+    descriptor = os.pidfd_open(child)
+    try:
+        for seconds, number in signals:
+            if select.select([descriptor], [], [], seconds)[0]:
+                return
+            signal.pidfd_send_signal(descriptor, number)
+    finally:
+        os.close(descriptor)
+
+
 def main() -> None:
     """Fork a job per line of standard input; its exit code goes to standard output."""
     import crowdlayer.job  # noqa: F401  paid once
 
     for line in sys.stdin:
+        order = json.loads(line)
         child = os.fork()
         if not child:
             code = 1
             try:
-                _job(json.loads(line))
+                _job(order)
                 code = 0
             finally:
                 os._exit(code)
+        _send(order["signals"], child)
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
 

@@ -8,6 +8,7 @@ import http.server
 import ipaddress
 import os
 import random
+import re
 import socket
 import ssl
 import struct
@@ -99,7 +100,7 @@ class Fault:
 class Faults:
     """A plan of faults: which request goes wrong and how depends on a seed, on the request, and on how often it came.
 
-    Not on the order of requests, which threads shuffle.
+    Not on the order of requests, which threads shuffle, nor on the bucket's name.
     """
 
     def __init__(self, kinds: Sequence[Fault], share: float, seed: int = 0) -> None:
@@ -111,7 +112,8 @@ class Faults:
 
     def next(self, request: Request) -> Fault | None:
         self._met[request.method, request.path] += 1
-        draw = random.Random(f"{self.seed} {request.method} {request.path} {self._met[request.method, request.path]}")
+        met = self._met[request.method, request.path]
+        draw = random.Random(f"{self.seed} {request.method} {re.sub('^/[^/?]+', '', request.path)} {met}")
         kinds = [kind for kind in self.kinds if request.method in kind.only]
         if draw.random() >= self.share or not kinds:
             return None
@@ -203,7 +205,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
             self.close_connection = True
             return
-        answer = self.meddler.answer(request, self.rfile.read(length), fault)
+        body = self.rfile.read(length)
+        if len(body) < length:  # the client is gone; a store takes no half of an object
+            self.close_connection = True
+            return
+        answer = self.meddler.answer(request, body, fault)
         skipped = ("connection", "expect", "transfer-encoding")
         self.send_response_only(answer.status)
         for name, value in answer.headers.items():

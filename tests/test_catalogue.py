@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.catalogue import CATALOGUE, Case
 from tests.conftest import Finished, run_job
-from tests.forks import Forks, forking
+from tests.forks import Forks
 
 QUICK = {"MODEL": "shufflenet_v2_x0_5", "IMG_SIZE": "32", "N_EPOCHS": "1", "LR": "0.01", "NUM_WORKERS": "2"}
 SECRET = "5ecre7"
@@ -26,12 +26,6 @@ SAMPLE = {
 """Cases that are processes of their own in every run of the tests."""
 
 Runner = Callable[[tuple[str, ...], dict[str, str]], Finished]
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    with forking() as server:
-        yield server
 
 
 def files_below(folder: Path) -> dict[str, bytes]:

@@ -19,7 +19,7 @@ from crowdlayer.storage.files import Stored
 from crowdlayer.storage.s3 import Bucket
 from crowdlayer.verify import verify
 from tests.conftest import Finished, Store
-from tests.forks import Forks, forking
+from tests.forks import Forks
 from tests.servers import KINDS, Fault, Faults, Meddler, Request, late, meddling
 from tests.test_catalogue import QUICK
 
@@ -27,12 +27,6 @@ RESET = next(kind for kind in KINDS if kind.name == "reset")
 PATIENT = {"STORE_TIMEOUT": "8", "STORE_ATTEMPTS": "12"}
 OF_A_JOB = [*(kind for kind in KINDS if kind.name != "stalled"), Fault("stalled", late(10))]
 """A busy machine's store may be slower than the matrix's time-out."""
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    with forking() as server:
-        yield server
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ import random
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from crowdlayer.verify import verify
 from tests.conftest import QUICK, Finished, Store
 from tests.crowds import write_shapes
 from tests.failing import POINTS
-from tests.forks import Forks, forking
+from tests.forks import Forks
 from tests.servers import KINDS, Fault, Faults, Request, meddling
 from tests.test_faults import published
 
@@ -44,12 +43,6 @@ IN_NO_TWO_RUNS_THE_SAME = ("report.json", "report.html", "README.md", "manifest.
 """They tell of seconds."""
 TIMES = ("time", "seconds")
 """Columns of results.csv."""
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    with forking() as server:
-        yield server
 
 
 @dataclass
