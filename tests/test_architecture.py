@@ -27,7 +27,7 @@ FLOORS = [
 """The modules and packages of crowdlayer/, from the ground up."""
 OWNERS = {
     "boto3": {"storage.s3"},
-    "botocore": {"storage.s3", "storage.s3_errors", "storage.s3_stream"},
+    "botocore": {"storage.s3", "storage.s3_errors", "storage.s3_session", "storage.s3_stream"},
     "obstore": {"storage.fast"},
     "accelerate": {"learning.devices", "learning.learner", "learning.trainer", "report.trackers"},
     "pydantic_settings": {"settings.environment", "settings.values"},
@@ -90,6 +90,7 @@ def test_the_environment_is_read_in_one_place_and_where_others_variables_count()
         "settings.environment",
         "machine.launch",
         "storage.s3",  # whether the user chose botocore's checksums and retries
+        "storage.s3_session",  # AWS_REGION, which botocore does not know
         "machine.supervisor",  # hands it on
         "report.trackers",  # whether MLflow's and W&B's own variables ask for them
     }

@@ -6,8 +6,10 @@ and its errors; so nothing here raises, retries or translates.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,18 +26,22 @@ log = logging.getLogger(__name__)
 
 SMALL = 2**20
 """Bytes of the largest object that is read by obstore, whole into the memory; larger ones wait for bandwidth."""
+PAGE = 100
+"""Keys of which a full page of a listing has a multiple."""
 TRIES = 3
 """After so many failures and no success obstore is not asked again."""
-FRESH = timedelta(minutes=10)
-"""How long credentials are held; botocore renews them when they have less than that left."""
+FRESH = timedelta(minutes=5, seconds=15)
+"""For how long credentials are said to be good: obstore asks for them again when five minutes are left."""
 
 
 class FastReader:
     """One bucket, read by obstore. Objects by their whole key; None is "ask botocore"."""
 
-    def __init__(self, store: S3Store, location: str) -> None:
+    def __init__(self, store: S3Store, location: str, timeout: float) -> None:
+        """`timeout`: seconds for a page of a listing."""
         self._store: S3Store | None = store
         self._location = location
+        self._timeout = timeout
         self._works = False
         self._failures = 0
 
@@ -43,23 +49,22 @@ class FastReader:
         """The objects below a prefix, which ends in a slash, by their whole keys.
 
         obstore takes slashes from the ends of a key. So a marker of a folder looks like an empty file, and a listing
-        with one of these is not used; nor that of a whole bucket, where a key may begin with a slash; nor an empty one,
-        which a store that is no S3 may give.
+        with one of these is not used; nor that of a whole bucket, where a key may begin with a slash; nor one that a
+        store may have cut without a word after some full pages, or before the first: a store may not know this way of
+        listing.
         """
         if self._store is None or not prefix:
             return None
-        import obstore
-
+        thread = ThreadPoolExecutor(1)  # obstore hears no signal, and whoever calls may have an event loop of his own
         try:
-            found = [
-                Stored(item["path"], item["size"], item["e_tag"] or "")
-                for page in obstore.list(self._store, prefix, chunk_size=1000)
-                for item in page
-            ]
+            found = thread.submit(asyncio.run, _listed(self._store, prefix, self._timeout)).result()
         except Exception as error:
             self._failed(f"a listing of {prefix}", error)
             return None
-        return found if found and all(stored.size and stored.etag for stored in found) else None
+        finally:
+            thread.shutdown(wait=False)
+        whole = len(found) % PAGE != 0 and all(stored.size and stored.etag for stored in found)
+        return found if whole else None
 
     def body(self, key: str, stored: Stored) -> bytes | None:
         """The bytes of the object, whose size and MD5 are those that were listed."""
@@ -82,12 +87,30 @@ class FastReader:
         return body
 
     def _failed(self, what: str, reason: object) -> None:
-        why = one_line(str(reason))
+        why = one_line(str(reason)) or type(reason).__name__
         log.debug("%s: obstore cannot read %s: %s", self._location, one_line(what), why)
         self._failures += 1
         if not self._works and self._failures >= TRIES and self._store is not None:
             self._store = None
             log.warning("%s: read by botocore alone, obstore cannot: %s", self._location, why)
+
+
+async def _listed(store: S3Store, prefix: str, timeout: float) -> list[Stored]:
+    """All of it, or an error: pages that bring nothing new go on for ever, and so do empty ones, inside obstore."""
+    import obstore
+
+    found: dict[str, Stored] = {}
+    pages = aiter(obstore.list(store, prefix, chunk_size=1000))
+    while True:
+        try:
+            page = await asyncio.wait_for(anext(pages), timeout)
+        except StopAsyncIteration:
+            return list(found.values())
+        before = len(found)
+        for item in page:
+            found[item["path"]] = Stored(item["path"], item["size"], item["e_tag"] or "")
+        if len(found) == before:
+            raise ValueError("a page has nothing new")
 
 
 def fast_reader(
@@ -146,4 +169,4 @@ def fast_reader(
     except Exception as error:
         log.warning("%s: read by botocore alone, obstore cannot: %s", location, one_line(str(error)))
         return None
-    return FastReader(store, location)
+    return FastReader(store, location, timeout)

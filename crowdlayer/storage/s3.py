@@ -14,20 +14,17 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import datetime
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import boto3
-import botocore.loaders
 import botocore.session
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
-from botocore.utils import parse_timestamp
 
-from ..errors import AccessError, DataError, SettingsError, StoreError, one_line
+from ..errors import DataError, SettingsError, StoreError, one_line
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -35,6 +32,7 @@ from .etags import PART, expected_etag
 from .fast import FastReader, fast_reader
 from .files import CHUNK, Stored, disk_errors, file_digest
 from .s3_errors import status_of, translated
+from .s3_session import Credentials, new_session
 from .s3_stream import ObjectStream
 
 log = logging.getLogger(__name__)
@@ -44,6 +42,9 @@ THREADS = 64
 """Requests at once: small objects wait for latency, not for bandwidth; botocore's with more wait for Python's lock."""
 FAST_THREADS = 128
 """The same for obstore, which does without that lock."""
+
+BARREN = 1000
+"""Pages of a listing without anything new, one after the other: a million deleted versions may fill so many."""
 
 
 @dataclass
@@ -70,21 +71,7 @@ class Bucket:
 
     @cached_property
     def _session(self) -> botocore.session.Session:
-        session = botocore.session.get_session()
-        session.register_component("data_loader", _data_loader())
-        session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_timestamp)
-        # botocore does not know AWS_REGION, which the platforms set; most other stores take us-east-1
-        region = os.environ.get("AWS_REGION") or session.get_config_variable("region") or "us-east-1"
-        session.set_config_variable("region", region)
-        bundle = session.get_config_variable("ca_bundle")
-        if bundle and not Path(bundle).exists():
-            raise SettingsError(f"{self.location}: AWS_CA_BUNDLE must be a file, there is none at {bundle}")
-        if (credentials := session.get_credentials()) is not None:
-            try:
-                credentials.get_frozen_credentials()  # a role's token is read here at the latest
-            except (FileNotFoundError, PermissionError) as error:
-                raise AccessError(f"{self.location}: credentials are needed: {one_line(str(error))}") from error
-        return session
+        return new_session(self.location)
 
     @cached_property
     def client(self) -> S3Client:
@@ -112,6 +99,8 @@ class Bucket:
             )
             client = boto3.Session(botocore_session=self._session).client("s3", config=config)
             client.meta.events.register_first("needs-retry.s3", _mistrust)
+            if isinstance(credentials := self._session.get_credentials(), Credentials):
+                credentials.watch(client)
             return client
 
     @cached_property
@@ -151,13 +140,18 @@ class Bucket:
 
     def _listing(self, prefix: str) -> list[Stored]:
         with translated(self.location, self.bucket):
-            pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
-            return [
-                self._relative(Stored(item["Key"], item["Size"], item["ETag"]))
-                for page in pages
-                for item in page.get("Contents", [])
-                if not item["Key"].endswith("/")
-            ]
+            found: dict[str, Stored] = {}
+            barren, cut = 0, False
+            for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
+                before = len(found)
+                for item in page.get("Contents", []):
+                    found[item["Key"]] = Stored(item["Key"], item["Size"], item["ETag"])
+                barren, cut = 0 if len(found) > before else barren + 1, page.get("IsTruncated", False)
+                if barren > BARREN:
+                    raise StoreError(f"{self.location}: its listing must end, {barren} pages in a row had nothing new")
+            if cut:
+                raise StoreError(f"{self.location}: its listing must be whole, the store ends it after {len(found)}")
+            return [self._relative(stored) for key, stored in found.items() if not key.endswith("/")]
 
     def _relative(self, stored: Stored) -> Stored:
         """Named from the prefix on, not by the whole key."""
@@ -231,7 +225,9 @@ class Bucket:
                 return made, sha256
             suspects.add(sha256)
             log.warning("%s: %s; reading it again", thing, stream.fault or "its MD5 is not its ETag")
-        raise StoreError(f"{thing}: must read the same twice where its MD5 is not its ETag, does not")
+        raise StoreError(
+            f"{thing}: {stream.fault or 'must read the same twice where its MD5 is not its ETag, does not'}"
+        )
 
     def _stream(self, stored: Stored, thing: str) -> ObjectStream:
         """The object from its first byte on."""
@@ -284,22 +280,6 @@ class Bucket:
 
     def prune(self, folder: str) -> None:
         """A bucket has no folders to be empty."""
-
-
-@cache
-def _data_loader() -> botocore.loaders.Loader:
-    """botocore's descriptions of S3, parsed once: nearly all that a further client costs."""
-    return botocore.loaders.create_loader()
-
-
-def _timestamp(value: Any) -> datetime:
-    """A time as botocore reads it. Its own way to do so took two thirds of the time of a listing."""
-    if isinstance(value, str) and "T" in value:
-        try:
-            return datetime.fromisoformat(value)
-        except ValueError:
-            pass
-    return parse_timestamp(value)
 
 
 def _mistrust(response: tuple[Any, dict[str, Any]] | None, operation: Any, **_: object) -> None:

@@ -26,6 +26,11 @@ from ..logs import duration
 SKEW = 240.0
 """Seconds that clocks may differ: stores take a signature that is five to fifteen minutes old or early for forged."""
 
+OUTDATED = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired", "InvalidAccessKeyId"}
+"""What stores answer to credentials that were good once."""
+NO_REASON = {"400", "401", "403"}
+"""All that they answer to a HEAD, be it that."""
+
 
 @contextmanager
 def translated(thing: str, bucket: str, otherwise: type[CrowdlayerError] = StoreError) -> Iterator[None]:
@@ -39,8 +44,9 @@ def translated(thing: str, bucket: str, otherwise: type[CrowdlayerError] = Store
         code, status = str(error.response.get("Error", {}).get("Code", "")), status_of(error)
         if code == "NoSuchBucket":
             raise SettingsError(f"{thing}: the bucket must exist, {bucket!r} does not") from error
-        if status in (401, 403) or code in ("ExpiredToken", "InvalidToken") or _of_a_role(error):
-            said = f"{thing}: the store must allow this, it answers {status} {code}{_of_the_clock(error)}"
+        if status in (401, 403) or code in OUTDATED or code in NO_REASON or _of_a_role(error):
+            why = _of_the_clock(error) or _of_expiry(code)
+            said = f"{thing}: the store must allow this, it answers {status} {code}{why}"
             raise AccessError(said) from error
         if status == 412:
             raise StoreError(f"{thing}: must stay as it was listed, was changed meanwhile") from error
@@ -76,6 +82,15 @@ def _of_the_clock(error: ClientError) -> str:
         return ""
     way = "ahead of" if ahead > 0 else "behind"
     return f"; this machine's clock must be right, it is {duration(abs(ahead))} {way} the store's"
+
+
+def _of_expiry(code: str) -> str:
+    """That credentials may be too old. They were looked for again before this is said."""
+    if code not in OUTDATED - {"InvalidAccessKeyId"} and code != "400":
+        return ""
+    have = "have" if code.startswith("Expired") else "may have"
+    renewed = "variables are not renewed in mid-run; a file, a process or a role is"
+    return f"; the credentials {have} expired, and there are no newer ones: {renewed}"
 
 
 def _of_a_role(error: ClientError) -> bool:

@@ -1,0 +1,126 @@
+"""botocore's session for a bucket: its region, whom it trusts, and credentials that may expire in mid-run."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import botocore.loaders
+import botocore.session
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import ReadOnlyCredentials, create_credential_resolver
+from botocore.exceptions import CredentialRetrievalError
+from botocore.utils import parse_timestamp
+
+from ..errors import AccessError, SettingsError, one_line
+from .s3_errors import NO_REASON, OUTDATED
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+
+def new_session(location: str) -> botocore.session.Session:
+    """A session as the environment and AWS's files say.
+
+    Raises:
+        SettingsError, AccessError: naming `location`.
+    """
+    session = botocore.session.get_session()
+    session.register_component("data_loader", _data_loader())
+    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_timestamp)
+    # botocore does not know AWS_REGION, which the platforms set; most other stores take us-east-1
+    region = os.environ.get("AWS_REGION") or session.get_config_variable("region") or "us-east-1"
+    session.set_config_variable("region", region)
+    bundle = session.get_config_variable("ca_bundle")
+    if bundle and not Path(bundle).exists():
+        raise SettingsError(f"{location}: AWS_CA_BUNDLE must be a file, there is none at {bundle}")
+    session.register_component("credential_provider", Credentials(session))
+    if (credentials := session.get_credentials()) is not None:
+        try:
+            credentials.get_frozen_credentials()  # a role's token is read here at the latest
+        except (FileNotFoundError, PermissionError) as error:
+            raise AccessError(f"{location}: credentials are needed: {one_line(str(error))}") from error
+    return session
+
+
+class Credentials:
+    """The credentials that botocore finds, and finds anew when the store says that they have expired.
+
+    botocore renews those whose end it was told, a quarter of an hour before. It does not read a file again that
+    somebody else renews, nor believe a store that ends them sooner.
+    """
+
+    def __init__(self, session: botocore.session.Session) -> None:
+        self._session = session
+        self._found: Any = None
+        self._since = 0.0
+        self._lock = threading.Lock()
+
+    def __getattr__(self, name: str) -> Any:
+        """As of those that were found last: botocore asks for several."""
+        return getattr(self._found, name)
+
+    def load_credentials(self) -> Credentials | None:
+        """The session's, as botocore asks for them; None where there are none."""
+        self._find()
+        return None if self._found is None else self
+
+    def get_frozen_credentials(self) -> ReadOnlyCredentials:
+        """What a request is signed with."""
+        try:
+            frozen: ReadOnlyCredentials = self._found.get_frozen_credentials()
+        except RuntimeError as error:  # botocore's word for a source that gives what has expired
+            raise CredentialRetrievalError(provider=self._found.method, error_msg=str(error)) from error
+        return frozen
+
+    def watch(self, client: S3Client) -> None:
+        """Renew the credentials for the requests of this client."""
+        client.meta.events.register_first("before-sign.s3", self._signing)
+        client.meta.events.register_first("needs-retry.s3", self._renew)  # type: ignore[arg-type]  # botocore waits as told
+
+    def _signing(self, request: AWSRequest, **_: object) -> None:
+        request.context["signed"] = time.monotonic()
+
+    def _renew(
+        self, response: tuple[Any, dict[str, Any]] | None, request_dict: dict[str, Any], **_: object
+    ) -> int | None:
+        """Have a request that was refused for its credentials sent once more, with those that are there now.
+
+        A HEAD is refused without a reason.
+        """
+        context = request_dict["context"]
+        if response is None or "renewed" in context:
+            return None
+        code = response[1].get("Error", {}).get("Code")
+        if code not in OUTDATED and code not in NO_REASON:
+            return None
+        context["renewed"] = True
+        with self._lock:
+            if self._since <= context["signed"]:  # else another request's refusal was the first
+                self._find()
+        return 0
+
+    def _find(self) -> None:
+        self._found = create_credential_resolver(self._session).load_credentials() or self._found
+        self._since = time.monotonic()
+
+
+@cache
+def _data_loader() -> botocore.loaders.Loader:
+    """botocore's descriptions of S3, parsed once: nearly all that a further client costs."""
+    return botocore.loaders.create_loader()
+
+
+def _timestamp(value: Any) -> datetime:
+    """A time as botocore reads it. Its own way to do so took two thirds of the time of a listing."""
+    if isinstance(value, str) and "T" in value:
+        try:
+            return datetime.fromisoformat(value)
+        except ValueError:
+            pass
+    return parse_timestamp(value)
