@@ -29,6 +29,7 @@ import pytest
 from crowdlayer.data.dataset import belongs
 from crowdlayer.errors import AccessError, DataError, SettingsError, StoreError
 from crowdlayer.settings import is_archive
+from crowdlayer.storage.files import working_folder
 from crowdlayer.storage.places import place
 from crowdlayer.storage.sync import Synced, fetch, sync
 from tests.conftest import ROOT, Store, run_job
@@ -40,6 +41,7 @@ from tests.servers import (
     Meddler,
     cut_after,
     flipped,
+    late,
     meddling,
     real_store,
     refused,
@@ -454,6 +456,21 @@ def test_an_object_swapped_while_syncing_is_noticed(store: Store, meddler: Meddl
     with pytest.raises(StoreError, match=r"cat-0.png: must stay as it was listed, was changed meanwhile"):
         sync(location, workdir, belongs)
     assert sync(location, workdir, belongs).digests["train/cat/cat-0.png"] == hashlib.sha256(b"A CAT").hexdigest()
+
+
+def test_downloads_that_come_when_the_job_has_ended_leave_nothing(store: Store, meddler: Meddler) -> None:
+    """Threads that wait for a store are not waited for, and what they then have is nobody's any more."""
+    for i in range(8):
+        store.put(f"data/train/{i}/x-{i}.png", b"body")
+    meddler.spoil(refused(403, "AccessDenied"), path="x-0.png", times=9)
+    for i in range(1, 8):
+        meddler.spoil(late(1), path=f"x-{i}.png", times=9)
+    with pytest.raises(AccessError), working_folder(None) as workdir:
+        sync(f"s3://{store.bucket}/data", workdir, belongs)
+    for thread in threading.enumerate():
+        if thread.name.startswith("ThreadPoolExecutor"):
+            thread.join()
+    assert not workdir.exists()
 
 
 def test_a_bad_line_costs_no_file(store: Store, meddler: Meddler, workdir: Path) -> None:

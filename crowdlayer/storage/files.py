@@ -97,9 +97,12 @@ def working_folder(named: str | None) -> Iterator[Path]:
     """WORKDIR, locked for this job alone; or a fresh folder that is gone afterwards."""
     if named is None:
         with disk_errors("TMPDIR, for want of a WORKDIR"):
-            fresh = tempfile.TemporaryDirectory(prefix="crowdlayer-", ignore_cleanup_errors=True)
-        with fresh as folder:
-            yield Path(folder)
+            fresh = Path(tempfile.mkdtemp(prefix="crowdlayer-"))
+        try:
+            yield fresh
+        finally:
+            for _ in range(10):  # a download that is not waited for may be making a file meanwhile
+                shutil.rmtree(fresh, ignore_errors=True)
         return
     path = Path(named)
     with disk_errors(f"WORKDIR {named}"):

@@ -205,16 +205,23 @@ def _torn(root: Path, digests: dict[str, str]) -> list[str]:
 def _download(source: Place, stored: Stored, target: Path, workdir: Path) -> str:
     """Into a nameless neighbour first: what bears the name is whole."""
     partial = workdir / "partial"
-    partial.mkdir(parents=True, exist_ok=True)
+    partial.mkdir(exist_ok=True)
     descriptor, beside = tempfile.mkstemp(dir=partial)
     try:
         with os.fdopen(descriptor, "w+b") as file:
             digest = source.download(stored, file)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(target.parent, workdir)
         Path(beside).replace(target)
     finally:
         Path(beside).unlink(missing_ok=True)
     return digest
+
+
+def _make_folder(folder: Path, workdir: Path) -> None:
+    """Make it and those above it, but for WORKDIR, which is gone when the job has ended meanwhile."""
+    if folder != workdir and not folder.is_dir():
+        _make_folder(folder.parent, workdir)
+        folder.mkdir(exist_ok=True)
 
 
 def _claim(workdir: Path) -> None:
