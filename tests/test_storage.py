@@ -17,9 +17,10 @@ from pathlib import Path
 import boto3
 import pytest
 from boto3.s3.transfer import TransferConfig
+from botocore.utils import parse_timestamp
 
 from crowdlayer.errors import AccessError, SettingsError, StoreError
-from crowdlayer.storage import etags, s3
+from crowdlayer.storage import etags, s3, s3_session
 from crowdlayer.storage.files import Stored, disk_errors, file_digest
 from crowdlayer.storage.places import Folder, place
 from crowdlayer.storage.s3 import Bucket
@@ -140,6 +141,14 @@ def test_anything_else_names_a_folder(tmp_path: Path) -> None:
     found = place(str(tmp_path))
     assert isinstance(found, Folder)
     assert (found.path, found.location) == (tmp_path, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["Tue, 24 Nov 2026 03:54:10 GMT", "2026-11-24T03:54:10.120Z", "Tue, 24 Nov 2026 03:54:10 +0200", "1795492450"],
+)
+def test_a_time_is_read_as_botocore_reads_it(value: str) -> None:
+    assert s3_session._timestamp(value) == parse_timestamp(value)
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import threading
 import time
+from contextlib import suppress
 from datetime import datetime
+from email.utils import parsedate_to_datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,10 +119,11 @@ def _data_loader() -> botocore.loaders.Loader:
 
 
 def _timestamp(value: Any) -> datetime:
-    """A time as botocore reads it. Its own way to do so took two thirds of the time of a listing."""
+    """A time as botocore reads it, of a listing or of a header.
+
+    Its own way to do so took two thirds of the time of a listing, and a twentieth of that of a small object.
+    """
     if isinstance(value, str) and "T" in value:
-        try:
-            return datetime.fromisoformat(value)
-        except ValueError:
-            pass
+        with suppress(ValueError):
+            return parsedate_to_datetime(value) if value.endswith(" GMT") else datetime.fromisoformat(value)
     return parse_timestamp(value)

@@ -22,7 +22,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ class Row:
     peak: int
     per_second: float | None = None
     """Things done per CPU second, where a unit has a number of them."""
+    walls: list[float] = field(default_factory=list)
+    """Of the rounds, in their order: contenders of one round are to be held against each other."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Contender:
 
     name: str
     command: list[str]
+    share: float = 1
+    """How much of a unit it does, where all of it would take too long; its seconds are shown for a whole one."""
 
     @contextmanager
     def ready(self, threads: int) -> Iterator[Callable[[], dict[str, float]]]:
@@ -68,7 +72,7 @@ class Contender:
         def unit() -> dict[str, float]:
             print("go", file=ask, flush=True)
             said: dict[str, float] = json.loads(answer.readline())
-            return said
+            return said | {what: said[what] / self.share for what in ("wall", "cpu")}
 
         try:
             yield unit
@@ -101,7 +105,8 @@ class Bench:
         for at, (name, _) in enumerate(units):
             wall, cpu = (statistics.median(said[at][what] for said in rounds) for what in ("wall", "cpu"))
             peak = int(max(said[at]["peak"] for said in rounds))
-            self.add(Row(group, condition, name, wall, cpu, peak, count / cpu if count and cpu else None))
+            walls = [said[at]["wall"] for said in rounds]
+            self.add(Row(group, condition, name, wall, cpu, peak, count / cpu if count and cpu else None, walls))
 
     def add(self, row: Row) -> None:
         self.rows.append(row)
@@ -184,12 +189,12 @@ def start(bench: Bench) -> None:
 
 
 def sync(bench: Bench, n: int = 2000) -> None:
-    """A bucket of objects of 2.4 KB: one by one, by other tools where they are, by ours; again; as one archive."""
+    """A bucket of objects of 2.4 KB: a tenth one by one; by other tools where they are; ours, again, as archive."""
     with filled(n) as (tree, archive):
-        contenders = [contender("one by one", "one_by_one", location=tree)]
-        contenders += [contender("aws s3 sync", "aws", location=tree)] if shutil.which("aws") else []
-        contenders += [contender("s5cmd", "s5cmd", location=tree)] if shutil.which("s5cmd") else []
-        contenders += [
+        slow = contender("one by one", "one_by_one", location=tree, n=n // 10)
+        contenders = [
+            replace(slow, share=0.1),
+            *(contender(tool, tool, location=tree) for tool in ("aws", "s5cmd", "rclone") if shutil.which(tool)),
             contender("crowdlayer", "synced", location=tree, again=False, obstore=False),
             contender("crowdlayer[fast]", "synced", location=tree, again=False),
             contender("nothing changed", "synced", location=tree, again=True),

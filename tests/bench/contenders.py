@@ -8,6 +8,7 @@ process of its own, so that its memory is its own, too.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import resource
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -200,30 +201,28 @@ def synced(location: str, again: bool, obstore: bool = True) -> Unit:
     from crowdlayer.data.dataset import belongs
     from crowdlayer.storage.sync import sync
 
-    filled = tempfile.TemporaryDirectory()
+    fresh = _fresh_folders()
+    filled = next(fresh)
     if again:
-        sync(location, Path(filled.name), belongs)
-
-    def unit() -> None:
-        with tempfile.TemporaryDirectory() as fresh:
-            sync(location, Path(filled.name if again else fresh), belongs)
-
-    return unit
+        sync(location, filled, belongs)
+    return lambda: sync(location, filled if again else next(fresh), belongs)
 
 
-def one_by_one(location: str) -> Unit:
-    """Every object, after the one before, as boto3's documentation has it."""
+def one_by_one(location: str, n: int) -> Unit:
+    """The first `n` objects, one after the other, as boto3's documentation has it."""
     import boto3
 
     bucket, _, prefix = location.removeprefix("s3://").partition("/")
     client = boto3.client("s3")
+    fresh = _fresh_folders()
 
     def unit() -> None:
-        with tempfile.TemporaryDirectory() as fresh:
-            for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
-                for item in page["Contents"]:
-                    body = client.get_object(Bucket=bucket, Key=item["Key"])["Body"].read()
-                    Path(fresh, item["Key"].replace("/", "-")).write_bytes(body)
+        folder = next(fresh)
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        items = (item for page in pages for item in page["Contents"])
+        for item in itertools.islice(items, n):
+            body = client.get_object(Bucket=bucket, Key=item["Key"])["Body"].read()
+            (folder / item["Key"].replace("/", "-")).write_bytes(body)
 
     return unit
 
@@ -238,12 +237,26 @@ def s5cmd(location: str) -> Unit:
     return _command("s5cmd", "--endpoint-url", os.environ["AWS_ENDPOINT_URL"], "cp", f"{location}/*")
 
 
-def _command(*words: str) -> Unit:
-    def unit() -> None:
-        with tempfile.TemporaryDirectory() as fresh:
-            subprocess.run([*words, f"{fresh}/"], check=True, stdout=subprocess.DEVNULL)
+def rclone(location: str) -> Unit:
+    """The other fast command line, told to ask nothing but what it must: the times of a store's own clock."""
+    os.environ["RCLONE_CONFIG"] = os.devnull
+    store = (":s3,provider=Other,env_auth=true:" + location.removeprefix("s3://"), "--s3-endpoint")
+    options = ("--transfers", "32", "--checkers", "32", "--use-server-modtime", "--s3-force-path-style")
+    return _command("rclone", "copy", *store, os.environ["AWS_ENDPOINT_URL"], *options)
 
-    return unit
+
+def _command(*words: str) -> Unit:
+    fresh = _fresh_folders()
+    return lambda: subprocess.run([*words, f"{next(fresh)}/"], check=True, stdout=subprocess.DEVNULL)
+
+
+def _fresh_folders() -> Iterator[Path]:
+    """Empty folders without end; they are removed with the contender: on some disks that takes as long as the sync."""
+    with tempfile.TemporaryDirectory() as below:
+        for n in itertools.count():
+            folder = Path(below, str(n))
+            folder.mkdir()
+            yield folder
 
 
 # --- answers, start-up -----------------------------------------------------------------------------------------------
@@ -269,7 +282,7 @@ def started(arguments: list[str]) -> Unit:
 
 
 MAKERS: tuple[Callable[..., Unit], ...] = (
-    ours, limit, gathered, decoded, crowd_layer, dense_layer, answers, synced, one_by_one, aws, s5cmd, started,
+    ours, limit, gathered, decoded, crowd_layer, dense_layer, answers, synced, one_by_one, aws, s5cmd, rclone, started,
 )  # fmt: skip
 CONTENDERS = {maker.__name__: maker for maker in MAKERS}
 
