@@ -16,7 +16,8 @@ from .learning.experiment import Images, Phases
 from .machine.launch import Launch, recognise
 from .machine.meeting import Lead, Meeting
 from .machine.supervisor import supervise
-from .report.results import Provenance, done_before, headline, publish, results_name
+from .report.publishing import publish
+from .report.results import Finished, Provenance, done_before, headline, results_name
 from .run_folder import DRY_RUN, RUN, SPOOL, STAGED, kept, put_kept, run_folder
 from .settings import Settings
 from .storage.files import disk_errors, working_folder
@@ -205,7 +206,7 @@ def _publish(start: Start, trained: Trained, images: Images, output: Place, iden
     staged = start.folder / STAGED
     with disk_errors(str(staged)):
         staged.mkdir()
-    results = publish(output, staged, name, trained.dataset, trained.outcome, images, provenance, phases)
+    results = publish(output, staged, Finished(trained.dataset, images, trained.outcome, provenance), phases)
     seconds = "  ".join(f"{phase} {spent:.1f} s" for phase, spent in phases.seconds.items())
     log.info(headline(results), extra={"seconds": phases.seconds})
     log.info("results at %s/%s  (%s)", output.location, results_name(name), seconds)

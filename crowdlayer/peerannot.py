@@ -22,7 +22,8 @@ from .learning.experiment import Experiment, Phases, load_images, log_dataset
 from .learning.learner import Mover
 from .learning.progress import Progress
 from .learning.trainer import EVALUATION_BATCHES, Trainer
-from .report.results import Provenance, headline, publish, results_name
+from .report.publishing import publish
+from .report.results import Finished, Provenance, headline, results_name
 from .settings import DataSettings, TrainingSettings, nearest, setting_complaints
 from .storage.places import Folder
 from .storage.sync import digest_of, fetch, sync
@@ -242,8 +243,8 @@ class Crowdlayer:
                     [*self._data.model_fields_set, *self._training.model_fields_set, "output_name"], "argument"
                 ),
             )
-            dataset, images = experiment.dataset, experiment.images
-            results = publish(place, Path(folder), self.output_name, dataset, outcome, images, provenance, phases)
+            finished = Finished(experiment.dataset, experiment.images, outcome, provenance)
+            results = publish(place, Path(folder), finished, phases)
             log.info(headline(results))
             log.info("results at %s", self.tasks_path / results_name(self.output_name))
         return results

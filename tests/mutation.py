@@ -53,6 +53,7 @@ TESTS = {
     "storage/s3_stream.py": ["test_storage", "test_sync"],
     "storage/sync.py": ARCHIVES,
     "learning/checkpoint.py": ["test_checkpoint"],
+    "report/publishing.py": ["test_results", "test_verify"],
     "report/results.py": ["test_results", "test_verify"],
 }
 """The modules that decide what is read and what is published, and the tests that are theirs."""

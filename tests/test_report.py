@@ -399,12 +399,11 @@ def made_up(n_tasks: int, n_workers: int, n_classes: int, per_task: int) -> tupl
     return dataset, outcome, Images(train_images, other_images, other_images)
 
 
-def document(dataset: Dataset, outcome: Outcome) -> dict[str, Any]:
-    from crowdlayer.learning.experiment import Phases
-    from crowdlayer.report.results import Provenance, document
+def document(dataset: Dataset, outcome: Outcome, images: Images) -> dict[str, Any]:
+    from crowdlayer.report.results import Finished, Provenance, document
 
     settings = {"output_name": "big", "seed": 0, "model": "resnet18", "select_by": "loss", "img_size": 8}
-    return document(dataset, outcome, Provenance(settings, "0" * 64, ["cpu"], False), Phases())
+    return document(Finished(dataset, images, outcome, Provenance(settings, "0" * 64, ["cpu"], False)), {})
 
 
 @pytest.mark.parametrize(
@@ -413,7 +412,7 @@ def document(dataset: Dataset, outcome: Outcome) -> dict[str, Any]:
 )
 def test_the_page_stays_a_page(n_tasks: int, n_workers: int, n_classes: int, megabytes: float) -> None:
     dataset, outcome, images = made_up(n_tasks, n_workers, n_classes, 3)
-    shown = json.loads(json.dumps(view(dataset, outcome, images, document(dataset, outcome))))
+    shown = json.loads(json.dumps(view(dataset, outcome, images, document(dataset, outcome, images))))
     assert len(report.page(shown).encode()) < megabytes * 1e6
     assert len(shown["workers"]) == n_workers
 
