@@ -224,6 +224,10 @@ def test_what_is_no_run_is_told(tmp_path: Path, content: str | None, error: type
     assert not (tmp_path / "page.html").exists()
 
 
+PATIENCE = 180_000.0
+"""Milliseconds; on a machine that is busy a Chromium takes its time."""
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """A headless Chromium, where one is installed."""
@@ -251,11 +255,12 @@ def opened(browser: Browser, beside: Path) -> Iterator[Page]:
             complaints.append(request.url)
 
     page = browser.new_page(viewport={"width": 1180, "height": 900})
+    page.set_default_timeout(PATIENCE)
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("dialog", asked)
     page.on("request", loaded)
-    page.goto((beside / "report.html").as_uri())
+    page.goto((beside / "report.html").as_uri(), timeout=PATIENCE)
     yield page
     page.close()
     assert complaints == []
@@ -365,7 +370,7 @@ def test_it_prints_without_its_buttons(opened: Page) -> None:
 def test_without_scripts_the_table_is_there(browser: Browser, beside: Path) -> None:
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
-    page.goto((beside / "report.html").as_uri())
+    page.goto((beside / "report.html").as_uri(), timeout=PATIENCE)
     assert page.locator("#workers tr").count() == 4
     assert not page.locator("#search").is_visible()
     context.close()
@@ -434,7 +439,7 @@ def test_several_runs_are_compared_on_one_page(output: Path, tmp_path: Path, bro
     page = browser.new_page()
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.goto((tmp_path / "comparison.html").as_uri())
+    page.goto((tmp_path / "comparison.html").as_uri(), timeout=PATIENCE)
     heads = page.locator("#runs th").all_inner_texts()
     assert heads[:3] == ["run", "data", "test accuracy"]
     assert heads[-1] == "lr"  # what differs, and nothing else
