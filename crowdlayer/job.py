@@ -11,8 +11,10 @@ from pathlib import Path
 from .data.dataset import Dataset, belongs
 from .errors import InterruptedRunError
 from .inputs import Inputs, check_possible, probe, processes_to_start, read_inputs
-from .learning.checkpoint import Checkpoints, Found, Identity, Spool, Uploads
+from .learning.checkpoint import Checkpoints, Found
 from .learning.experiment import Images, Phases
+from .learning.spool import Identity, Spool
+from .learning.uploads import Uploads
 from .machine.launch import Launch, recognise
 from .machine.meeting import Lead, Meeting
 from .machine.supervisor import supervise

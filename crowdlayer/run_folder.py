@@ -10,7 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import AccessError, StoreError
-from .learning.checkpoint import Checkpoints, Identity
+from .learning.checkpoint import Checkpoints
+from .learning.spool import Identity
 from .storage.durable import flush_disk
 from .storage.files import disk_errors
 

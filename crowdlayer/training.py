@@ -12,11 +12,11 @@ from . import logs
 from .data.dataset import Dataset
 from .errors import InterruptedRunError
 from .learning.baselines import compare
-from .learning.checkpoint import PARTS, Spool, going_on, read_state
 from .learning.classifier import has_small_stem
 from .learning.devices import bound_to_container, device_name
 from .learning.experiment import Experiment, Images, Outcome, Phases, load_images
 from .learning.progress import History
+from .learning.spool import PARTS, Spool, going_on, read_state
 from .learning.trainer import Trainer, Watch
 from .machine import interruption
 from .machine.launch import Launch, Peers, as_torchrun

@@ -20,7 +20,8 @@ with atheris.instrument_imports(include=["crowdlayer"]):
     from crowdlayer.answers.files import read_answers
     from crowdlayer.data.classes import read_metadata
     from crowdlayer.errors import CrowdlayerError, one_line
-    from crowdlayer.learning.checkpoint import Checkpoints, Identity
+    from crowdlayer.learning.checkpoint import Checkpoints
+    from crowdlayer.learning.spool import Identity
     from crowdlayer.storage.files import safe_names
     from crowdlayer.storage.places import Folder
 

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from crowdlayer.errors import SettingsError, StoreError
-from crowdlayer.learning.checkpoint import FORMAT, PARTS, Checkpoints, Found, Identity, Spool, Uploads, read_state
+from crowdlayer.learning.checkpoint import Checkpoints, Found
+from crowdlayer.learning.spool import FORMAT, PARTS, Identity, Spool, read_state
+from crowdlayer.learning.uploads import Uploads
 from crowdlayer.storage.places import Folder, Place, place
 from tests.conftest import Store
 

@@ -14,9 +14,9 @@ from sklearn.metrics import cohen_kappa_score
 
 from crowdlayer.answers import Answers, majority_vote
 from crowdlayer.learning import metrics
-from crowdlayer.learning.checkpoint import Identity, Spool
 from crowdlayer.learning.guard import Guard
 from crowdlayer.learning.progress import Best
+from crowdlayer.learning.spool import Identity, Spool
 from crowdlayer.learning.trainer import Trainer, Watch
 from crowdlayer.machine.processes import Processes
 from crowdlayer.machine.watchdog import Watchdog

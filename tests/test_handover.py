@@ -13,7 +13,7 @@ import torch
 
 from crowdlayer.answers import Answers, Ints
 from crowdlayer.data.dataset import CrowdImages, Dataset, LabelledImages
-from crowdlayer.learning.checkpoint import Identity, Spool
+from crowdlayer.learning.spool import Identity, Spool
 from crowdlayer.settings import Settings
 from crowdlayer.storage.handover import hand, take
 from crowdlayer.training import Plan

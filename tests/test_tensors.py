@@ -21,8 +21,9 @@ from torch import nn
 
 from crowdlayer.deployment.predictor import load
 from crowdlayer.errors import CrowdlayerError, DataError, SettingsError
-from crowdlayer.learning.checkpoint import PARTS, Checkpoints, Identity, Spool, going_on, read_state
+from crowdlayer.learning.checkpoint import Checkpoints
 from crowdlayer.learning.classifier import build_classifier
+from crowdlayer.learning.spool import PARTS, Identity, Spool, going_on, read_state
 from crowdlayer.learning.tensors import read_tensors
 from crowdlayer.storage.places import Folder
 from tests.test_fuzz import folder, fuzzed, mutated, one_line_each

@@ -1,0 +1,100 @@
+"""Checkpoints on their way from this machine to the output, while training goes on."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+from pathlib import Path
+from types import TracebackType
+
+from ..errors import CrowdlayerError
+from ..storage.files import disk_errors
+from .checkpoint import Checkpoints
+from .spool import indexes, parts_of
+
+log = logging.getLogger(__name__)
+
+POLL = 0.1
+"""Seconds between looks into the spool."""
+
+
+class Uploads:
+    """Puts the checkpoints of a spool to the output in a thread of its own; only the newest of those that wait.
+
+    An upload that fails is said and tried again with the next checkpoint: a store that is away for an hour must not end
+    a training of days. The last one, of `finish`, must go well.
+    """
+
+    def __init__(self, spool: Path, checkpoints: Checkpoints, background: bool) -> None:
+        """`background`: put them as they come; else `finish` alone puts one."""
+        self._spool = spool
+        self._taken = spool / "taken"
+        self._checkpoints = checkpoints
+        self._over = threading.Event()
+        self._done: str | None = None
+        self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True) if background else None
+
+    def __enter__(self) -> Uploads:
+        if self._thread is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        shutil.rmtree(self._taken, ignore_errors=True)
+
+    def stop(self) -> None:
+        """No upload begins after this; one under way comes to its end."""
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def finish(self) -> str | None:
+        """Put the newest, unless that was done; the name of its index, None where there is none."""
+        self.stop()
+        self._put()
+        return self._done
+
+    def _work(self) -> None:
+        while not self._over.wait(POLL):
+            waiting = self._newest()
+            try:
+                self._put()
+            except CrowdlayerError as error:
+                log.warning("checkpoint %s could not be put, the next one may: %s", waiting, error)
+                while not self._over.wait(POLL) and self._newest() == waiting:
+                    pass
+
+    def _put(self) -> None:
+        newest = self._newest()
+        if newest is not None and newest != self._done and self._take(newest):
+            self._checkpoints.put(self._taken, newest)
+            self._done = newest
+
+    def _take(self, newest: str) -> bool:
+        """Give the checkpoint names that training does not remove; False where it just has removed the first."""
+        with disk_errors(str(self._taken)):
+            shutil.rmtree(self._taken, ignore_errors=True)
+            self._taken.mkdir()
+            try:
+                for file in (newest, *(file for file, _ in parts_of(self._spool / newest))):
+                    _second_name(self._spool / file, self._taken / file)
+            except FileNotFoundError:
+                return False
+        return True
+
+    def _newest(self) -> str | None:
+        return next(reversed(indexes(self._spool)), None)
+
+
+def _second_name(file: Path, name: Path) -> None:
+    """The same file under another name, or a copy where the file system has no such names."""
+    try:
+        name.hardlink_to(file)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        shutil.copyfile(file, name)
