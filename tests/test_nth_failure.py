@@ -13,6 +13,7 @@ import os
 import random
 import re
 import shutil
+import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,8 +209,9 @@ def request_fails(number: int, once: bool, forks: Forks, data: str, store: Store
     settings = QUICK | SMALL | {"TASKS": data, "OUTPUT": out} | patience
 
     def start(url: str) -> Finished:
-        named = {f"CROWDLAYER_{name}": value for name, value in settings.items()}
-        return Finished(*forks.run([], dict(os.environ) | named | {"AWS_ENDPOINT_URL": url}, timeout=300))
+        named = {f"CROWDLAYER_{name}": value for name, value in settings.items()} | {"AWS_ENDPOINT_URL": url}
+        with tempfile.TemporaryDirectory() as kept:  # a job whose last requests fail keeps its results there
+            return Finished(*forks.run([], dict(os.environ) | named | {"TMPDIR": kept}, timeout=300))
 
     for key in store.keys():
         if key.startswith(("out/", "clean/")):

@@ -27,7 +27,7 @@ ALONE = {
     "read": Aim("read_dataset"),
     "decode": Aim("decode", 7),
     "build": Aim("Experiment.trainer"),
-    "training": Aim("Trainer._loss", 6),
+    "training": Aim("Learner._loss", 6),
     "evaluation": Aim("Trainer.validate", 2),
     "checkpoint": Aim("Spool._write_part", 3),
     "upload": Aim("Checkpoints.put", 2),
@@ -117,7 +117,7 @@ def cases() -> Iterator[Any]:
             aim = replace(phases[phase], group=group, twice=twice)
             name = f"{n_processes}, {phase}, {'group' if group else 'first'}, {'twice' if twice else 'once'}"
             yield pytest.param(n_processes, aim, id=name, marks=[] if quick else pytest.mark.slow)
-    yield pytest.param(3, Aim("Trainer._loss", 6, rank="2"), id="3, training of process 2", marks=pytest.mark.slow)
+    yield pytest.param(3, Aim("Learner._loss", 6, rank="2"), id="3, training of process 2", marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize(("n_processes", "aim"), list(cases()))

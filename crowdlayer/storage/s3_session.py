@@ -50,6 +50,10 @@ def new_session(location: str) -> botocore.session.Session:
     return session
 
 
+SOON = 0.1
+"""Seconds; under libfaketime a sleep of none is an error."""
+
+
 class Credentials:
     """The credentials that botocore finds, and finds anew when the store says that they have expired.
 
@@ -90,10 +94,13 @@ class Credentials:
 
     def _renew(
         self, response: tuple[Any, dict[str, Any]] | None, request_dict: dict[str, Any], **_: object
-    ) -> int | None:
+    ) -> float | None:
         """Have a request that was refused for its credentials sent once more, with those that are there now.
 
         A HEAD is refused without a reason.
+
+        Returns:
+            Seconds until then; None where it is not to be sent again.
         """
         context = request_dict["context"]
         if response is None or "renewed" in context:
@@ -105,7 +112,7 @@ class Credentials:
         with self._lock:
             if self._since <= context["signed"]:  # else another request's refusal was the first
                 self._find()
-        return 0
+        return SOON
 
     def _find(self) -> None:
         self._found = create_credential_resolver(self._session).load_credentials() or self._found
