@@ -50,10 +50,6 @@ def new_session(location: str) -> botocore.session.Session:
     return session
 
 
-SOON = 0.1
-"""Seconds; under libfaketime a sleep of none is an error."""
-
-
 class Credentials:
     """The credentials that botocore finds, and finds anew when the store says that they have expired.
 
@@ -94,7 +90,7 @@ class Credentials:
 
     def _renew(
         self, response: tuple[Any, dict[str, Any]] | None, request_dict: dict[str, Any], **_: object
-    ) -> float | None:
+    ) -> int | None:
         """Have a request that was refused for its credentials sent once more, with those that are there now.
 
         A HEAD is refused without a reason.
@@ -112,7 +108,7 @@ class Credentials:
         with self._lock:
             if self._since <= context["signed"]:  # else another request's refusal was the first
                 self._find()
-        return SOON
+        return 0
 
     def _find(self) -> None:
         self._found = create_credential_resolver(self._session).load_credentials() or self._found
