@@ -251,6 +251,28 @@ def test_an_upload_that_fails_leaves_no_folder_that_was_not_there(tmp_path: Path
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["there"]
 
 
+def test_a_thread_that_deletes_takes_no_folder_away_from_one_that_uploads(tmp_path: Path) -> None:
+    """Checkpoints are put and deleted in a thread of their own while the results are put."""
+    out, source, over = Folder(tmp_path / "out"), written(tmp_path / "source", b"x"), threading.Event()
+
+    def checkpoints() -> None:
+        for number in range(10_000):
+            out.upload(source, f"checkpoints/{number}")
+            out.delete(f"checkpoints/{number}")
+            if over.is_set():
+                return
+
+    thread = threading.Thread(target=checkpoints)
+    thread.start()
+    try:
+        for number in range(200):
+            out.upload(source, f"results/{number}/report.html")
+    finally:
+        over.set()
+        thread.join()
+    assert len(out.below("results")) == 200
+
+
 def test_an_uploaded_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
     source = written(tmp_path / "source", b"x")
     source.chmod(0o600)

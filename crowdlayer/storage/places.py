@@ -53,7 +53,7 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.location = str(path)
-        self._made: list[Path] = []
+        self._made: set[Path] = set()
 
     def listing(self) -> list[Stored]:
         """All files below, links followed, but not to a folder that the link is in.
@@ -122,7 +122,7 @@ class Folder:
                     if hashlib.file_digest(written, "sha256").hexdigest() != file_digest(source):
                         raise StoreError(f"{self.location}/{name}: must read back as it was written, it does not")
             except BaseException:
-                self._tidy()
+                self._tidy(target.parent)
                 raise
 
     def _make(self, folder: Path) -> None:
@@ -130,7 +130,7 @@ class Folder:
         for path in (*reversed(folder.parents), folder):
             if not path.exists():
                 path.mkdir(exist_ok=True)
-                self._made.append(path)
+                self._made.add(path)
                 flush_folder(path.parent)
 
     def delete(self, name: str) -> None:
@@ -143,18 +143,22 @@ class Folder:
                 pass
             else:
                 flush_folder(path.parent)
-        self._tidy()
+            self._tidy(path.parent)
 
-    def _tidy(self) -> None:
-        """Remove the folders that were made here and are empty."""
-        while self._made:
+    def _tidy(self, folder: Path) -> None:
+        """Remove the folder and those above it that were made here and are empty.
+
+        No others: another thread may have made them a moment ago, for its file.
+        """
+        while folder in self._made:
             try:
-                self._made[-1].rmdir()
+                folder.rmdir()
             except FileNotFoundError:
                 pass  # somebody else's tidying
             except OSError:  # not empty
                 return
-            self._made.pop()
+            self._made.discard(folder)
+            folder = folder.parent
 
     def prune(self, folder: str) -> None:
         """Remove a folder of this one, and those above it, that are empty."""
