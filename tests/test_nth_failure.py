@@ -179,7 +179,7 @@ def test_a_disk_that_fails_at_any_moment_costs_a_start(what: str, source: str, r
         number += STRIDE
     print(f"{what}, data in a {source}: {codes.total()} points of {number - 1}, by exit code {dict(codes)}")
     assert number > 1
-    assert codes[74] > 0
+    assert codes[74] > 0 or what == "link"  # a file that cannot get a second name is copied
 
 
 class Nth(Faults):

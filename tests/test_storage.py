@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -249,6 +250,20 @@ def test_an_upload_that_fails_leaves_no_folder_that_was_not_there(tmp_path: Path
         with pytest.raises(StoreError, match="No such file"):
             Folder(tmp_path / folder).upload(tmp_path / "gone", "results/crowdlayer/.probe")
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["there"]
+
+
+def test_a_disk_that_fails_on_the_way_to_a_file_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, flushed = written(tmp_path / "source", b"x"), os.fsync
+
+    def failing(descriptor: int) -> None:
+        if (tmp_path / "out/results").exists():
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        flushed(descriptor)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(StoreError, match=r"out/results/crowdlayer/x\.json: Input/output error"):
+        Folder(tmp_path / "out").upload(source, "results/crowdlayer/x.json")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_thread_that_deletes_takes_no_folder_away_from_one_that_uploads(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Protocol, TypeVar
@@ -54,6 +55,7 @@ class Folder:
         self.path = path
         self.location = str(path)
         self._made: set[Path] = set()
+        self._making = threading.Lock()
 
     def listing(self) -> list[Stored]:
         """All files below, links followed, but not to a folder that the link is in.
@@ -127,11 +129,12 @@ class Folder:
 
     def _make(self, folder: Path) -> None:
         """Make a folder and those above it, and remember which were not there."""
-        for path in (*reversed(folder.parents), folder):
-            if not path.exists():
-                path.mkdir(exist_ok=True)
-                self._made.add(path)
-                flush_folder(path.parent)
+        with self._making:
+            for path in (*reversed(folder.parents), folder):
+                if not path.exists():
+                    path.mkdir(exist_ok=True)
+                    self._made.add(path)
+                    flush_folder(path.parent)
 
     def delete(self, name: str) -> None:
         """Remove the file, and the folders that were made here and are empty without it."""
@@ -150,15 +153,17 @@ class Folder:
 
         No others: another thread may have made them a moment ago, for its file.
         """
-        while folder in self._made:
-            try:
-                folder.rmdir()
-            except FileNotFoundError:
-                pass  # somebody else's tidying
-            except OSError:  # not empty
-                return
-            self._made.discard(folder)
-            folder = folder.parent
+        with self._making:
+            for path in (folder, *folder.parents):
+                if path not in self._made:
+                    continue  # not there, where the disk failed on the way to it, or somebody else's
+                try:
+                    path.rmdir()
+                except FileNotFoundError:
+                    pass  # somebody else's tidying
+                except OSError:  # not empty
+                    return
+                self._made.discard(path)
 
     def prune(self, folder: str) -> None:
         """Remove a folder of this one, and those above it, that are empty."""
