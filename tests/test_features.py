@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
+from crowdlayer import Crowdlayer
 from crowdlayer.learning.features import features, on_features
 from crowdlayer.learning.progress import Best
 from crowdlayer.learning.trainer import Trainer
+from tests.crowds import write_shapes
 from tests.gang import together
 from tests.test_trainer import Small, coloured, make
 
@@ -48,6 +51,22 @@ def test_it_learns_what_it_learns_from_images(with_truth: bool) -> None:
 def test_mixed_images_and_averaged_weights_take_the_long_way(mixup: float, ema: float) -> None:
     ours, theirs = fit(make(freeze=True, mixup=mixup, ema=ema)), make(freeze=True, mixup=mixup, ema=ema).fit()
     assert torch.equal(ours.confusion, theirs.confusion)
+
+
+def test_a_whole_run_sees_each_image_once(tmp_path: Path) -> None:
+    """The evaluation of the chosen epoch reads what the training has computed; the test images are new to it."""
+    data = write_shapes(tmp_path / "data", n_train=24, n_val=8, n_test=10)
+    options: dict[str, Any] = {"img_size": 16, "freeze": True, "verbose": False}
+    job = Crowdlayer(data, data / "answers.json", "shufflenet_v2_x0_5", 3, "sgd", 3, **options)
+    seen: list[int] = []
+
+    def count(module: nn.Module, given: tuple[Tensor], _: Tensor) -> None:
+        if isinstance(module, nn.Conv2d) and module.in_channels == 3:
+            seen.append(len(given[0]))
+
+    with register_module_forward_hook(count):
+        job.run()
+    assert sum(seen) == 24 + 8 + 10 + 2
 
 
 def test_afterwards_the_classifier_takes_images_again() -> None:

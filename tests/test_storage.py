@@ -252,7 +252,9 @@ def test_an_upload_that_fails_leaves_no_folder_that_was_not_there(tmp_path: Path
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["there"]
 
 
-def test_a_disk_that_fails_on_the_way_to_a_file_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fails_on_the_way_to_a_file_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, flushed = written(tmp_path / "source", b"x"), os.fsync
 
     def failing(descriptor: int) -> None:

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -158,13 +158,17 @@ class Experiment:
         """Train, then evaluate the chosen epoch on test/ and on the tasks with answers."""
         dataset, images, settings = self.dataset, self.images, trainer.settings
         _advise(advice.before(dataset, settings))
-        with phases("train"), enough_memory(settings), on_features(trainer, self.folder):
-            best = trainer.fit()
-        _advise(advice.after(trainer.history, best.epoch, trainer.settings))
+        with enough_memory(settings), ExitStack() as frozen:
+            with phases("train"):
+                frozen.enter_context(on_features(trainer, self.folder))
+                best = trainer.fit()
+            _advise(advice.after(trainer.history, best.epoch, trainer.settings))
+            with phases("evaluate"):
+                trainer.load(best)
+                seen = trainer.predict(trainer.train.dataset), trainer.predict(trainer.validation.images)
         with phases("evaluate"), enough_memory(settings):
-            trainer.load(best)
-            test = None if images.test is None else trainer.predict(images.test)
-            predictions = Predictions(trainer.predict(images.train), trainer.predict(images.validation), test)
+            predictions = Predictions(*seen, None if images.test is None else trainer.predict(images.test))
+            test = predictions.test
             figures = dict(best.figures)
             if dataset.test is not None and test is not None:
                 labels = torch.from_numpy(dataset.test.labels)
