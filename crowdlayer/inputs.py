@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 
 from .data.dataset import Dataset, belongs, read_dataset
 from .deployment.export import Format, check_export
-from .errors import SettingsError, StoreError
+from .errors import CrowdlayerError, SettingsError, StoreError
 from .learning.classifier import build_classifier
 from .learning.devices import precision, processes_here
 from .learning.experiment import Phases, log_dataset
@@ -93,10 +94,13 @@ def probe(output: Place, output_name: str, workdir: Path) -> None:
     with disk_errors(str(workdir)), tempfile.NamedTemporaryFile(dir=workdir) as file:
         file.write(PROBE)
         file.flush()
-        output.upload(Path(file.name), name)
-    try:
-        found = output.read(name)
-    finally:
-        output.delete(name)
+        try:
+            output.upload(Path(file.name), name)
+            found = output.read(name)
+        except CrowdlayerError:  # of whatever half: the store may have the file and not say so
+            with contextlib.suppress(CrowdlayerError):
+                output.delete(name)
+            raise
+    output.delete(name)
     if found != PROBE:
         raise StoreError(f"{output.location}/{name}: what was written must read back the same, it does not")

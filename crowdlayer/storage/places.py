@@ -142,11 +142,11 @@ class Folder:
             path = self.path / name
             try:
                 path.unlink()
+                flush_folder(path.parent)
             except FileNotFoundError:
                 pass
-            else:
-                flush_folder(path.parent)
-            self._tidy(path.parent)
+            finally:
+                self._tidy(path.parent)
 
     def _tidy(self, folder: Path) -> None:
         """Remove the folder and those above it that were made here and are empty.
