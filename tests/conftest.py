@@ -143,3 +143,16 @@ def run_job(*arguments: str, timeout: float = 300, **settings: str) -> Finished:
         timeout=timeout,
     )
     return Finished(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The root of the cgroups of both versions; this process is in the group job/step, and no file says anything."""
+    from crowdlayer.machine import cgroups
+
+    root = tmp_path / "cgroup"
+    root.mkdir()
+    monkeypatch.setattr(cgroups, "ROOT", root)
+    monkeypatch.setattr(cgroups, "MEMBERSHIP", tmp_path / "membership")
+    (tmp_path / "membership").write_text("5:cpu,cpuacct:/job/step\n4:memory:/job/step\n1:pids:/\n0::/job/step\n")
+    return root

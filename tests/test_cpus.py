@@ -15,11 +15,10 @@ from tests.conftest import ROOT
 HERE = len(os.sched_getaffinity(0))
 
 
-def write(folder: Path, files: dict[str, str]) -> Path:
+def write(folder: Path, files: dict[str, str]) -> None:
     for name, text in files.items():
-        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
-    return folder
 
 
 @pytest.mark.parametrize(
@@ -28,11 +27,14 @@ def write(folder: Path, files: dict[str, str]) -> Path:
         {"cpu.max": "100000 100000\n"},
         {"cpu.max": "50000 100000\n"},
         {"cpu/cpu.cfs_quota_us": "100000\n", "cpu/cpu.cfs_period_us": "100000\n"},
+        {"job/cpu.max": "100000 100000\n", "job/step/cpu.max": "max 100000\n"},
+        {"cpu/job/step/cpu.cfs_quota_us": "100000\n", "cpu/job/step/cpu.cfs_period_us": "100000\n"},
     ],
-    ids=["version 2", "half a CPU", "version 1"],
+    ids=["version 2", "half a CPU", "version 1", "of the group around", "version 1, its own"],
 )
-def test_a_containers_quota_counts(tmp_path: Path, files: dict[str, str]) -> None:
-    assert cpus(write(tmp_path, files)) == 1
+def test_a_quota_of_a_group_around_the_process_counts(cgroup: Path, files: dict[str, str]) -> None:
+    write(cgroup, files)
+    assert cpus() == 1
 
 
 @pytest.mark.parametrize(
@@ -43,11 +45,13 @@ def test_a_containers_quota_counts(tmp_path: Path, files: dict[str, str]) -> Non
         {"cpu.max": "100000000 100000\n"},
         {"cpu.max": ""},
         {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"},
+        {"job/other/cpu.max": "100000 100000\n"},
     ],
-    ids=["no cgroup", "no limit", "more than there are", "empty", "version 1 without limit"],
+    ids=["no cgroup", "no limit", "more than there are", "empty", "version 1 without limit", "of another group"],
 )
-def test_without_a_quota_it_is_what_the_process_may_run_on(tmp_path: Path, files: dict[str, str]) -> None:
-    assert cpus(write(tmp_path, files)) == HERE
+def test_without_a_quota_it_is_what_the_process_may_run_on(cgroup: Path, files: dict[str, str]) -> None:
+    write(cgroup, files)
+    assert cpus() == HERE
 
 
 @pytest.mark.skipif(HERE < 2, reason="one CPU")

@@ -211,10 +211,9 @@ def test_of_several_processes_one_decodes_and_all_see_the_same(tmp_path: Path) -
 
 @pytest.mark.parametrize("available", [0, 2**40], ids=["too little memory", "enough memory"])
 def test_what_memory_cannot_hold_is_the_same_images(
-    available: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    available: int, tmp_path: Path, cgroup: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(memory, "CGROUP", tmp_path)
     (tmp_path / "meminfo").write_text(f"MemAvailable: {available // 1024} kB\n")
     pixels = np.random.default_rng(0).integers(0, 256, (9, 50, 50, 3), dtype=np.uint8)  # no multiple of a page
     for row, image in enumerate(pixels):

@@ -13,19 +13,17 @@ from crowdlayer.machine import memory
 from tests.conftest import ROOT
 
 
-@pytest.fixture
-def cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cgroup that says nothing yet, and a host with 8 GiB."""
-    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+@pytest.fixture(autouse=True)
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One with 8 GiB."""
     monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
     (tmp_path / "meminfo").write_text("MemTotal: 9999999 kB\nMemAvailable: 8388608 kB\n")
-    return tmp_path
 
 
 def write(folder: Path, **files: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
-        path = folder / name.replace("_dot_", ".")
-        path.write_text(text)
+        (folder / name.replace("_dot_", ".")).write_text(text)
 
 
 def test_without_a_cgroup_the_host_counts(cgroup: Path) -> None:
@@ -44,6 +42,23 @@ def test_memory_is_the_cgroups_and_its_file_cache_counts_as_free(cgroup: Path) -
     assert memory.free_memory() == 8 * 2**30
 
 
+def test_the_tightest_of_the_groups_around_the_process_counts(cgroup: Path) -> None:
+    """Slurm limits the job and, below it, each step, in folders that the process sees as they are."""
+    write(cgroup / "job/step", memory_dot_max=str(2**31), memory_dot_current="0")
+    write(cgroup / "job", memory_dot_max=str(2**30), memory_dot_current=str(2**29))
+    write(cgroup / "another", memory_dot_max="7", memory_dot_current="7")
+    assert memory.free_memory() == 2**29
+
+
+def test_version_1_says_it_in_other_files(cgroup: Path) -> None:
+    group = cgroup / "memory/job/step"
+    write(cgroup / "memory", memory_dot_limit_in_bytes=str(2**63 - 4096), memory_dot_usage_in_bytes=str(2**33))
+    write(group, memory_dot_limit_in_bytes=str(2**30), memory_dot_usage_in_bytes=str(2**29))
+    assert memory.free_memory() == 2**29
+    write(group, memory_dot_stat=f"inactive_file 0\nactive_file 0\ntotal_inactive_file {2**20}\n")
+    assert memory.free_memory() == 2**29 + 2**20
+
+
 def test_a_folder_is_in_memory_where_its_mount_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "MOUNTS", tmp_path / "mounts")
     (tmp_path / "mounts").write_text(f"/dev/vda / ext4 rw 0 0\ntmpfs {tmp_path}/a\\040b tmpfs rw 0 0\n")
@@ -58,13 +73,12 @@ def test_a_container_too_small_for_the_libraries_is_refused(cgroup: Path) -> Non
         memory.enough_to_start()
 
 
-def test_what_the_container_has_no_memory_for_is_refused_and_not_killed(tmp_path: Path) -> None:
-    (tmp_path / "memory.max").write_text(str(2**30))
-    (tmp_path / "memory.current").write_text(str(2**30 - 2**28))
+def test_what_the_container_has_no_memory_for_is_refused_and_not_killed(cgroup: Path) -> None:
+    write(cgroup, memory_dot_max=str(2**30), memory_dot_current=str(2**30 - 2**28))
     script = f"""if True:
         from pathlib import Path
-        from crowdlayer.machine import memory
-        memory.CGROUP = Path({str(tmp_path)!r})
+        from crowdlayer.machine import cgroups, memory
+        cgroups.ROOT = Path({str(cgroup)!r})
         memory.allocations_must_fit()
         bytearray(2**27)
         try:

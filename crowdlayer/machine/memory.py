@@ -6,37 +6,43 @@ import resource
 from pathlib import Path
 
 from ..errors import DeviceMemoryError
+from .cgroups import groups, lines
 
-CGROUP = Path("/sys/fs/cgroup")
-"""The process's own, as a container sees it."""
 MEMINFO = Path("/proc/meminfo")
 MOUNTS = Path("/proc/self/mounts")
 STATUS = Path("/proc/self/status")
+LIMITS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
+"""The files of a cgroup of version 2 and of version 1: what it may have, and what it has."""
+FILES = ("inactive_file", "active_file")
+"""What memory.stat calls the pages that hold files."""
 TO_START = 512 * 2**20
 """Bytes that a container must allow: torch and the other libraries take nearly as many before they do anything."""
 
 
 def free_memory() -> int:
     """Bytes of memory that the process can have without pressing anybody: the host's, or its cgroup's if fewer."""
-    free = _kilobytes(MEMINFO).get("MemAvailable", 2**63 - 1)
-    limited = _within_limit()
-    return max(free if limited is None else min(free, limited[1]), 0)
+    return max(min([_available(), *(left for _, left in _limits())]), 0)
 
 
-def _within_limit() -> tuple[int, int] | None:
-    """The bytes that the cgroup allows, and how many are left of them; None where it sets no limit.
+def _available() -> int:
+    """Bytes that the host can give."""
+    return _kilobytes(MEMINFO).get("MemAvailable", 2**63 - 1)
+
+
+def _limits() -> list[tuple[int, int]]:
+    """The bytes that each cgroup around this process allows, and how many are left of them.
 
     What it holds of files is given back when asked for, and counts as left.
     """
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        if (top := _words(limit)) and top[0].isdigit() and (now := _words(used)):
-            stat = dict(line.split() for line in _lines((CGROUP / limit).with_name("memory.stat")))
-            cache = int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))
-            return int(top[0]), int(top[0]) - int(now[0]) + cache
-    return None
+    found = []
+    for group in groups("memory"):
+        for limit, used in LIMITS:
+            if (top := _words(group / limit)) and top[0].isdigit() and (now := _words(group / used)):
+                stat = dict(line.split() for line in lines(group / "memory.stat"))
+                # of version 1 those in groups below are in the totals alone
+                cache = sum(int(stat.get(f"total_{kind}", stat.get(kind, 0))) for kind in FILES)
+                found.append((int(top[0]), int(top[0]) - int(now[0]) + cache))
+    return found
 
 
 def enough_to_start() -> None:
@@ -45,11 +51,11 @@ def enough_to_start() -> None:
     Raises:
         DeviceMemoryError: with what is needed.
     """
-    limited = _within_limit()
-    if limited is not None and limited[0] < TO_START:
+    allowed = min((limit for limit, _ in _limits()), default=TO_START)
+    if allowed < TO_START:
         raise DeviceMemoryError(
             f"out of memory: the container's limit must be at least {TO_START / 1e6:.0f} MB for the libraries alone, "
-            f"it is {limited[0] / 1e6:.0f} MB"
+            f"it is {allowed / 1e6:.0f} MB"
         )
 
 
@@ -58,9 +64,9 @@ def allocations_must_fit() -> None:
 
     Else it would get the memory and be killed without a word when it uses it. Where there is no limit nothing is done.
     """
-    limited = _within_limit()
-    if limited is not None and limited[1] <= _kilobytes(MEMINFO).get("MemAvailable", 2**63 - 1):
-        most = _kilobytes(STATUS)["VmData"] + max(limited[1], 0)
+    left = min((left for _, left in _limits()), default=None)
+    if left is not None and left <= _available():
+        most = _kilobytes(STATUS)["VmData"] + max(left, 0)
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
         resource.setrlimit(resource.RLIMIT_DATA, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
@@ -68,23 +74,16 @@ def allocations_must_fit() -> None:
 def in_memory(folder: Path) -> bool:
     """Whether the files of `folder` lie in memory (tmpfs), and count as the process's own."""
     path = folder.resolve()
-    mounts = [line.split()[1:3] for line in _lines(MOUNTS)]
+    mounts = [line.split()[1:3] for line in lines(MOUNTS)]
     around = [(len(point), kind) for point, kind in mounts if path.is_relative_to(point.replace("\\040", " "))]
     return bool(around) and sorted(around, key=lambda mount: mount[0])[-1][1] in ("tmpfs", "ramfs")
 
 
 def _kilobytes(path: Path) -> dict[str, int]:
     """The lines `name: number kB` of a file of /proc, in bytes."""
-    lines = (line.split() for line in _lines(path) if line.endswith(" kB"))
-    return {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines}
+    said = (line.split() for line in lines(path) if line.endswith(" kB"))
+    return {words[0].rstrip(":"): int(words[1]) * 1024 for words in said}
 
 
-def _words(name: str) -> list[str]:
-    return [word for line in _lines(CGROUP / name) for word in line.split()]
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text().splitlines()
-    except OSError:
-        return []
+def _words(path: Path) -> list[str]:
+    return [word for line in lines(path) for word in line.split()]
