@@ -82,9 +82,35 @@ def test_what_the_container_has_no_memory_for_is_refused_and_not_killed(cgroup: 
         memory.allocations_must_fit()
         bytearray(2**27)
         try:
-            bytearray(2**29)
+            bytearray(2**30)
         except MemoryError:
             print("said")
     """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout == "said\n", done.stderr
+
+
+def test_what_is_used_is_the_processs_own_and_not_the_pages_of_files(cgroup: Path, tmp_path: Path) -> None:
+    script = f"""if True:
+        import mmap
+        from pathlib import Path
+        from crowdlayer.machine import cgroups, memory
+        cgroups.ROOT = Path({str(cgroup)!r})
+        before = memory.used_memory()[0]
+        with open({str(tmp_path / "file")!r}, "w+b") as file:
+            file.truncate(2**28)
+            with mmap.mmap(file.fileno(), 0) as mapped:
+                for page in range(0, 2**28, 4096):
+                    mapped[page]
+                of_files = memory.used_memory()[0] - before
+                own = bytearray(b"x") * 2**27
+                print(of_files < 2**25, 2**26 < memory.used_memory()[0] - before < 2**28)
+    """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "True True\n", done.stderr
+
+
+def test_what_there_is_for_the_process_is_what_it_has_and_what_is_left(cgroup: Path) -> None:
+    write(cgroup, memory_dot_max=str(2**33), memory_dot_current=str(2**32))
+    _, there = memory.used_memory()
+    assert 2**32 < there < 2**33

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import resource
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from ..errors import DeviceMemoryError, SettingsError
-from ..machine.memory import allocations_must_fit, free_memory
+from ..machine.memory import allocations_must_fit, used_memory
 from ..machine.processes import Processes
 from ..settings import TrainingSettings
 
@@ -117,11 +116,10 @@ def device_name(device: torch.device) -> str:
 
 
 def memory_used(device: torch.device) -> tuple[int, int]:
-    """The most bytes that this process has used, of the device's or its own, and how many there are for it."""
+    """The most bytes that this process has used, of the device's or its machine's, and how many there are for it."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return used, used + free_memory()
+    return used_memory()
 
 
 def processes_here(wanted: int | Literal["auto"]) -> int:

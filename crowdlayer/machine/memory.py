@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..errors import DeviceMemoryError
 from .cgroups import groups, lines
+from .cpus import cpus
 
 MEMINFO = Path("/proc/meminfo")
 MOUNTS = Path("/proc/self/mounts")
@@ -15,6 +16,8 @@ LIMITS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.us
 """The files of a cgroup of version 2 and of version 1: what it may have, and what it has."""
 FILES = ("inactive_file", "active_file")
 """What memory.stat calls the pages that hold files."""
+STACK, OTHER_THREADS = 8 * 2**20, 8
+"""Bytes of a thread's stack where the system sets none; the threads of a run that are not torch's, of one per CPU."""
 TO_START = 512 * 2**20
 """Bytes that a container must allow: torch and the other libraries take nearly as many before they do anything."""
 
@@ -45,6 +48,17 @@ def _limits() -> list[tuple[int, int]]:
     return found
 
 
+def used_memory() -> tuple[int, int]:
+    """The most bytes of its own that the process has had so far, and how many there are for it.
+
+    The pages of files that it has mapped, libraries and images, are not its own: they are given back when asked for.
+    """
+    status = _kilobytes(STATUS)
+    now = status.get("RssAnon", 0) + status.get("RssShmem", 0)
+    most = status.get("VmHWM", 0) - status.get("RssFile", 0)  # getrusage's would be the starting process's, if larger
+    return max(most, now), now + free_memory()
+
+
 def enough_to_start() -> None:
     """Refuse a container too small for the libraries: the kernel would kill the process without a word.
 
@@ -63,11 +77,13 @@ def allocations_must_fit() -> None:
     """From now on refuse this process what its container has no memory for, so that it can say so.
 
     Else it would get the memory and be killed without a word when it uses it. Where there is no limit nothing is done.
+    The bound is one of addresses, of which the stacks of threads that are still to come take many and use few.
     """
     left = min((left for _, left in _limits()), default=None)
     if left is not None and left <= _available():
-        most = _kilobytes(STATUS)["VmData"] + max(left, 0)
-        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        stack, hard = resource.getrlimit(resource.RLIMIT_STACK)[0], resource.getrlimit(resource.RLIMIT_DATA)[1]
+        stacks = (STACK if stack == resource.RLIM_INFINITY else stack) * (cpus() + OTHER_THREADS)
+        most = _kilobytes(STATUS)["VmData"] + max(left, 0) + stacks
         resource.setrlimit(resource.RLIMIT_DATA, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
