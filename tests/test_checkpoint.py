@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 from crowdlayer.errors import SettingsError, StoreError
 from crowdlayer.learning.checkpoint import Checkpoints, Found
-from crowdlayer.learning.spool import FORMAT, PARTS, Identity, Spool, read_state
+from crowdlayer.learning.spool import FORMAT, PARTS, Identity, Spool, going_on, read_state
 from crowdlayer.learning.uploads import Uploads
 from crowdlayer.storage.places import Folder, Place, place
 from tests.conftest import Store
@@ -142,6 +143,40 @@ def test_another_runs_is_refused_with_the_difference(output: Place, spool: Spool
         found(checkpoints, tmp_path, Identity(SETTINGS, "other data"))
 
 
+@pytest.mark.parametrize(("theirs", "ours"), [({}, {"momentum": 0.5}), ({"momentum": 0.5}, {})])
+def test_a_setting_that_one_of_them_does_not_have_is_a_difference(
+    tmp_path: Path, theirs: dict[str, Any], ours: dict[str, Any]
+) -> None:
+    """As those of another version."""
+    spool = Spool(tmp_path, Identity(SETTINGS | theirs, "data"))
+    spool.write(state(1))
+    index = json.loads((tmp_path / "00000001.json").read_bytes())
+    (said,) = Identity(SETTINGS | ours, "data").differences(index)
+    assert said.startswith("MOMENTUM was ")
+
+
+def test_a_run_begins_where_there_is_no_checkpoint(output: Place, spool: Spool, tmp_path: Path) -> None:
+    assert Checkpoints(output, "run").find(spool.identity, "auto", tmp_path) == Found(0, {})
+
+
+def test_a_disk_that_is_full_while_torch_writes_is_named(spool: Spool) -> None:
+    (spool.folder / "part").symlink_to("/dev/full")
+    with pytest.raises(StoreError, match=r"spool: a checkpoint must be written whole, with \d+ MB of disk free it is"):
+        spool.write(state(1))
+    assert [path.name for path in spool.folder.iterdir()] == ["part"]
+
+
+@pytest.mark.parametrize("error", [StoreError("the store is away"), MemoryError()])
+def test_what_has_a_meaning_of_its_own_says_nothing_of_the_checkpoint(error: Exception) -> None:
+    with pytest.raises(type(error)), going_on():
+        raise error
+
+
+def test_any_other_error_says_that_the_state_is_none_of_ours() -> None:
+    with pytest.raises(SettingsError, match="one that this program wrote, it is not: 'model'; never"), going_on():
+        raise KeyError("model")
+
+
 def test_resume_says_whether_there_may_be_or_must_be_one(output: Place, spool: Spool, tmp_path: Path) -> None:
     identity = Identity(SETTINGS, "data")
     with pytest.raises(SettingsError, match="RESUME: must find a checkpoint"):
@@ -252,6 +287,29 @@ def test_an_upload_that_fails_is_said_and_the_next_goes_well(
         spool.write(state(2))
         assert uploads.finish() == "00000002.json"
     assert "00000001.json could not be put" in caplog.text
+
+
+def test_a_checkpoint_that_training_has_just_removed_is_no_error(tmp_path: Path, spool: Spool) -> None:
+    spool.write(state(1))
+    next(spool.folder.glob("*.pt")).unlink()
+    with Uploads(spool.folder, Checkpoints(Folder(tmp_path / "out"), "run"), background=False) as uploads:
+        assert uploads.finish() is None
+    assert not (tmp_path / "out").exists()
+
+
+def test_after_a_failure_the_next_is_put_without_waiting_for_the_end(tmp_path: Path, spool: Spool) -> None:
+    output = Slow(tmp_path / "out")
+    output.failures = 1
+    output.may.set()
+    put = tmp_path / "out/checkpoints/run/00000002.json"
+    with Uploads(spool.folder, Checkpoints(output, "run"), background=True):
+        spool.write(state(1))
+        assert output.asked.wait(60)
+        spool.write(state(2))
+        deadline = time.monotonic() + 60
+        while not put.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert put.exists()
 
 
 def test_the_last_upload_must_go_well(tmp_path: Path, spool: Spool) -> None:
