@@ -321,6 +321,33 @@ def test_kills_inside_writes_change_nothing(long: tuple[Runs, dict[str, Any]]) -
 
 
 @pytest.mark.slow
+def test_kills_inside_uploads_change_nothing(long: tuple[Runs, dict[str, Any]], store: Store) -> None:
+    """Seeded ones, between two pieces that go to a bucket: of checkpoints, results and what is asked meanwhile."""
+    runs, _ = long
+    out = f"s3://{store.bucket}/out"
+    runs.settings |= {"OUTPUT": out, "N_EPOCHS": "5"}
+    assert runs.start().code == 0
+    clean = figures(store)
+    rng = random.Random(SEED)
+    kills, ends = 0, 0
+    while kills < KILLS:
+        done = runs.start(f"send {rng.randrange(1, 150)} SIGKILL")
+        assert done.code in (0, -9), done.stderr
+        kills += done.code == -9
+        assert_no_lie(out)
+        if done.code == 0:
+            assert figures(store) == clean
+            assert not [key for key in store.keys() if key.startswith("out/checkpoints")]
+            ends += 1
+            runs.clear()
+            for key in [key for key in store.keys() if key.startswith("out/")]:
+                store.client.delete_object(Bucket=store.bucket, Key=key)
+    assert runs.start().code == 0
+    assert figures(store) == clean
+    print(f"{kills} kills inside uploads, {ends + 1} runs ended")
+
+
+@pytest.mark.slow
 def test_twenty_signals_change_nothing(long: tuple[Runs, dict[str, Any]]) -> None:
     runs, clean = long
     rng = random.Random(SEED)
