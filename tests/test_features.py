@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from crowdlayer import Crowdlayer
+from crowdlayer.data.held import Held
+from crowdlayer.errors import StoreError
 from crowdlayer.learning.features import features, on_features
 from crowdlayer.learning.progress import Best
 from crowdlayer.learning.trainer import Trainer
@@ -98,7 +101,7 @@ def test_where_features_would_change_or_not_suffice_it_trains_on_images(why: str
 
 
 def features_of_seven(folder: Path) -> Tensor:
-    return features(make(freeze=True, batch_size=8), coloured(33)[0], folder).clone()
+    return features(make(freeze=True, batch_size=8), coloured(33)[0], folder)[:].clone()
 
 
 def test_several_processes_share_the_work_and_have_the_same_bits(tmp_path: Path) -> None:
@@ -107,3 +110,22 @@ def test_several_processes_share_the_work_and_have_the_same_bits(tmp_path: Path)
     assert torch.equal(first, second)
     torch.testing.assert_close(first, alone)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_memory_cannot_hold_is_the_same_features(tmp_path: Path, cgroup: Path) -> None:
+    enough = features_of_seven(tmp_path)
+    (cgroup / "memory.max").write_text("1000")
+    (cgroup / "memory.current").write_text("1000")
+    found = features(make(freeze=True, batch_size=8), coloured(33)[0], tmp_path)
+    assert isinstance(found, Held)
+    assert found.mapping is not None
+    assert torch.equal(found[:], enough)
+    rows = torch.tensor([32, 0, 7, 7])
+    assert torch.equal(found[rows], enough[rows])
+
+
+def test_a_disk_that_is_full_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It had been a signal that ends the process, when the memory of a hole was written to."""
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: Path("/dev/full").open("r+b", buffering=0))
+    with pytest.raises(StoreError, match=rf"{tmp_path}: the features of 33 images: No space left on device"):
+        features_of_seven(tmp_path)

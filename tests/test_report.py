@@ -22,7 +22,8 @@ from PIL import Image
 
 from crowdlayer import job
 from crowdlayer.data.dataset import CrowdImages, Dataset, LabelledImages
-from crowdlayer.data.decoding import Decoded, Held
+from crowdlayer.data.decoding import Decoded
+from crowdlayer.data.held import Held
 from crowdlayer.errors import DataError, SettingsError
 from crowdlayer.learning.experiment import Images, Outcome
 from crowdlayer.learning.inference import Predictions, infer

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import math
-import mmap
 import os
 import shutil
 import tempfile
@@ -15,7 +14,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -32,6 +30,7 @@ from ..machine.memory import free_memory, in_memory
 from ..machine.processes import Processes
 from ..storage.durable import whole
 from ..storage.files import SPARE, disk_errors
+from .held import Held, mapped
 
 log = logging.getLogger(__name__)
 
@@ -93,31 +92,6 @@ def square(opened: Image.Image, size: int) -> np.ndarray:
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR).convert("RGB"))
 
 
-@dataclass(frozen=True)
-class Held:
-    """(n, size, size, 3) uint8 in a file that is mapped; its pages are shared with whoever maps it too."""
-
-    images: Tensor
-    mapping: mmap.mmap | None = None
-    """The file, where memory cannot hold all of it."""
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def gathered(self, rows: Tensor) -> Tensor:
-        """These rows.
-
-        Of what memory cannot hold they are asked for together, and nothing around them: a disk's own reading ahead can
-        be megabytes for each, and without any it would wait for page after page.
-        """
-        if self.mapping is not None:
-            size = self.images[0].nbytes
-            for row in rows.tolist():
-                start = row * size // mmap.PAGESIZE * mmap.PAGESIZE
-                self.mapping.madvise(mmap.MADV_WILLNEED, start, (row + 1) * size - start)
-        return self.images[rows]
-
-
 class Decoded:
     """Images by their row: the first ones are held, the others are decoded whenever they are asked for."""
 
@@ -136,10 +110,10 @@ class Decoded:
         """(k, size, size, 3) uint8."""
         rows = self._rows[wanted]
         if self.all_held:
-            return self._held.gathered(rows)
+            return self._held[rows]
         there = rows < len(self._held)
-        images = torch.empty(len(rows), *self._held.images.shape[1:], dtype=torch.uint8)
-        images[there] = self._held.gathered(rows[there])
+        images = torch.empty(len(rows), *self._held.rows.shape[1:], dtype=torch.uint8)
+        images[there] = self._held[rows[there]]
         with ThreadPoolExecutor(self._threads) as pool:
             for to, pixels in zip(
                 (~there).nonzero()[:, 0].tolist(), pool.map(self._decode_row, rows[~there].tolist()), strict=True
@@ -213,15 +187,15 @@ def decode_all(
     if kept is None:
         with tempfile.TemporaryFile(dir=folder) as file:
             broken = fill(file)
-            held = _mapped(file, size)
+            held = mapped(file, torch.uint8, (size, size, 3))
     else:
         path = place / "cache" / _name(*kept, size)
         with disk_errors(str(path)):
             path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(path.parent / ".images.lock"):
                 broken = _found(path, fill)
-            with path.open("rb") as whole:
-                held = _mapped(whole, size)
+            with path.open("rb") as written:
+                held = mapped(written, torch.uint8, (size, size, 3))
     rows = torch.tensor([row for row in range(len(names)) if row not in broken], dtype=torch.int64)
     return Decoded(held, rows, decode_row, max(threads, 1)), {names[row]: reason for row, reason in broken.items()}
 
@@ -233,19 +207,6 @@ def _room(folder: Path) -> int:
         held = sum(file.stat().st_size for file in (folder / "cache").glob("images-*"))
         free = min(free, (free_memory() + held) // 2 - held)
     return max(free, 0)
-
-
-def _mapped(file: IO[bytes], size: int) -> Held:
-    """All of the file."""
-    n = os.fstat(file.fileno()).st_size // (3 * size**2)
-    if n == 0:
-        return Held(torch.empty(0, size, size, 3, dtype=torch.uint8))
-    mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    images = torch.frombuffer(mapping, dtype=torch.uint8, count=n * 3 * size**2).view(n, size, size, 3)
-    if images.nbytes <= free_memory():
-        return Held(images)
-    mapping.madvise(mmap.MADV_RANDOM)
-    return Held(images, mapping)
 
 
 def _name(split: str, digests: Sequence[str], size: int) -> str:

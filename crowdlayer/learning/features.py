@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..data.held import mapped
 from ..data.images import Rows, on_device, resident
+from ..storage.files import disk_errors
 from .classifier import head
 from .trainer import EVALUATION_BATCHES, Trainer
 
@@ -47,19 +48,20 @@ def on_features(trainer: Trainer, folder: Path | None) -> Iterator[None]:
         loader.dataset, trainer.validation = images, validation
 
 
-def features(trainer: Trainer, images: Rows, folder: Path | None) -> Tensor:
-    """(images, …) float32: the input of the head for (images, size, size, 3) uint8; the same bits on all processes."""
-    found: Tensor | None = None
-    for rows in torch.split(torch.arange(len(images)), EVALUATION_BATCHES * trainer.settings.batch_size):
-        trainer.stop_if_asked()
-        given = trainer.processes.gather(_head_input(trainer, images[trainer.processes.mine(rows)])[0])
-        if found is None:
-            shape = (len(images), *given.shape[1:])
-            with tempfile.TemporaryFile(dir=folder) as file:
-                found = torch.from_numpy(np.memmap(file, dtype=np.float32, mode="w+", shape=shape))
-        found[rows] = given
-    assert found is not None  # no data set is without images
-    return found
+def features(trainer: Trainer, images: Rows, folder: Path | None) -> Rows:
+    """(images, …) float32: the input of the head for (images, size, size, 3) uint8; the same bits on all processes.
+
+    Raises:
+        StoreError: the disk failed, or is full.
+    """
+    place = folder or Path(tempfile.gettempdir())
+    with disk_errors(f"{place}: the features of {len(images)} images"), tempfile.TemporaryFile(dir=place) as file:
+        for rows in torch.split(torch.arange(len(images)), EVALUATION_BATCHES * trainer.settings.batch_size):
+            trainer.stop_if_asked()
+            given = trainer.processes.gather(_head_input(trainer, images[trainer.processes.mine(rows)])[0])
+            file.write(given.contiguous().numpy().data)
+        file.flush()
+        return mapped(file, given.dtype, tuple(given.shape[1:]))
 
 
 def _ends_with_head(trainer: Trainer) -> bool:
