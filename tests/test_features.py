@@ -126,6 +126,6 @@ def test_what_memory_cannot_hold_is_the_same_features(tmp_path: Path, cgroup: Pa
 
 def test_a_disk_that_is_full_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """It had been a signal that ends the process, when the memory of a hole was written to."""
-    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: Path("/dev/full").open("r+b", buffering=0))
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: Path("/dev/full").open("r+b", buffering=0))  # noqa: SIM115
     with pytest.raises(StoreError, match=rf"{tmp_path}: the features of 33 images: No space left on device"):
         features_of_seven(tmp_path)
