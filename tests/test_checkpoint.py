@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import threading
 import time
 from pathlib import Path
@@ -295,6 +297,19 @@ def test_a_checkpoint_that_training_has_just_removed_is_no_error(tmp_path: Path,
     with Uploads(spool.folder, Checkpoints(Folder(tmp_path / "out"), "run"), background=False) as uploads:
         assert uploads.finish() is None
     assert not (tmp_path / "out").exists()
+
+
+def test_where_files_have_one_name_only_a_checkpoint_is_put_all_the_same(
+    output: Place, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refused)
+    with Uploads(spool.folder, checkpoints := Checkpoints(output, "run"), background=False) as uploads:
+        spool.write(state(1))
+        assert uploads.finish() == "00000001.json"
+    assert found(checkpoints, tmp_path) is not None
 
 
 def test_after_a_failure_the_next_is_put_without_waiting_for_the_end(tmp_path: Path, spool: Spool) -> None:

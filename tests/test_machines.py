@@ -20,6 +20,7 @@ import pytest
 
 from tests.conftest import QUICK, Store
 from tests.containers import ANYBODY, build, command, fresh_name, run
+from tests.crowds import write_shapes
 from tests.servers import Answer, Fault, Faults, Request, header, meddling, refused
 
 pytestmark = pytest.mark.container
@@ -85,6 +86,21 @@ def test_images_in_memory_leave_room_for_the_training(image: str, readable: list
     assert "decoded images of 12582912 bytes are held; the others are decoded in every epoch" in done.stderr
     assert done.code == 71, done.stderr  # all that is left is too little for a step, and that can be said
     assert "IMG_SIZE=2048: lower one of them" in done.last_line
+
+
+@pytest.mark.slow
+def test_images_of_more_than_the_memory_are_read_from_the_disk(image: str, tmp_path: Path) -> None:
+    """1.2 GB of decoded images and 1 GB of memory: nothing is killed, and every image is trained on."""
+    data, work = write_shapes(tmp_path / "data", n_train=8000, n_val=300), tmp_path / "work"
+    work.mkdir()
+    for folder in (tmp_path, data, work):
+        folder.chmod(0o777)
+    volumes = ["--volume", f"{data}:/data:ro", "--volume", f"{work}:/work"]
+    places = {"TASKS": "/data", "OUTPUT": "/work/out", "WORKDIR": "/work"}
+    done = run(image, SMALL | places | {"IMG_SIZE": "224", "BATCH_SIZE": "8", "N_EPOCHS": "1"}, [*TIGHT, *volumes])
+    assert done.code == 0, done.stderr
+    assert "the others are decoded in every epoch" not in done.stderr
+    assert sum(file.stat().st_size for file in work.glob("cache/images-train-*")) > 2**30
 
 
 # --- the disk --------------------------------------------------------------------------------------------------------
