@@ -14,7 +14,8 @@ from typing import Literal, NoReturn, TypeVar
 
 import torch
 
-from .data.dataset import Dataset, belongs, summary
+from .data.dataset import Dataset, summary
+from .data.layout import belongs
 from .errors import AccessError, CrowdlayerError, DataError, DeviceMemoryError, SettingsError, StoreError, one_line
 from .inputs import Inputs, check_possible, probe, processes_to_start, read_inputs
 from .learning import advice

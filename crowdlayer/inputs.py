@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from .data.dataset import Dataset, belongs, read_dataset
+from .data.dataset import Dataset
+from .data.layout import belongs, read_dataset
 from .deployment.export import Format, check_export
 from .errors import CrowdlayerError, SettingsError, StoreError
 from .learning.classifier import build_classifier

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .data.dataset import Dataset, belongs
+from .data.dataset import Dataset
+from .data.layout import belongs
 from .errors import InterruptedRunError
 from .inputs import Inputs, check_possible, probe, processes_to_start, read_inputs
 from .learning.checkpoint import Checkpoints, Found

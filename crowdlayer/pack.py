@@ -7,7 +7,7 @@ import sys
 import tarfile
 
 from . import command
-from .data.dataset import belongs
+from .data.layout import belongs
 from .errors import SettingsError
 from .storage.files import disk_errors, enough_space, working_folder
 from .storage.places import place

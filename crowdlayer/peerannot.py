@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from . import logs
-from .data.dataset import ANSWERS, belongs, read_dataset
 from .data.images import CrowdLoader, ImageLoader, Rows
+from .data.layout import ANSWERS, belongs, read_dataset
 from .errors import SettingsError, listed
 from .learning.baselines import compare
 from .learning.classifier import has_small_stem

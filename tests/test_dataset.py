@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from crowdlayer.data.classes import best_order
-from crowdlayer.data.dataset import Dataset, belongs, read_dataset, without_broken
+from crowdlayer.data.dataset import Dataset, without_broken
+from crowdlayer.data.layout import belongs, read_dataset
 from crowdlayer.errors import DataError, SettingsError
 from crowdlayer.settings import DataSettings
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from boto3.s3.transfer import TransferConfig
 
-from crowdlayer.data.dataset import belongs
+from crowdlayer.data.layout import belongs
 from crowdlayer.errors import StoreError
 from crowdlayer.storage.fast import SMALL, TRIES, FastReader, fast_reader
 from crowdlayer.storage.files import Stored

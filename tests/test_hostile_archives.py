@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from crowdlayer.data.dataset import belongs
+from crowdlayer.data.layout import belongs
 from crowdlayer.errors import DataError
 from crowdlayer.storage.sync import sync
 from tests.catalogue import WHOLE

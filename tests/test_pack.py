@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from crowdlayer.data.dataset import belongs
+from crowdlayer.data.layout import belongs
 from crowdlayer.errors import DataError, SettingsError
 from crowdlayer.pack import pack
 from crowdlayer.storage.sync import sync

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import boto3
 import pytest
 
-from crowdlayer.data.dataset import belongs
+from crowdlayer.data.layout import belongs
 from crowdlayer.errors import AccessError, DataError, SettingsError, StoreError
 from crowdlayer.settings import is_archive
 from crowdlayer.storage.files import working_folder

@@ -35,7 +35,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 def ours(tasks: str, size: int, model: str, augmented: bool = False, freeze: bool = False) -> Unit:
     """An epoch of the job's own trainer, validation not included."""
-    from crowdlayer.data.dataset import belongs, read_dataset
+    from crowdlayer.data.layout import belongs, read_dataset
     from crowdlayer.learning.experiment import Experiment, load_images
     from crowdlayer.learning.features import on_features
     from crowdlayer.learning.progress import Progress
@@ -198,7 +198,7 @@ def synced(location: str, again: bool, obstore: bool = True) -> Unit:
     """The data set of a bucket or an archive into a fresh folder, or, with `again`, into one that has it."""
     if not obstore:
         sys.modules |= {"obstore": None, "obstore.store": None}  # type: ignore[dict-item]  # as if not installed
-    from crowdlayer.data.dataset import belongs
+    from crowdlayer.data.layout import belongs
     from crowdlayer.storage.sync import sync
 
     fresh = _fresh_folders()

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from crowdlayer.answers import Answers, Ints
-from crowdlayer.data.dataset import belongs, read_dataset
+from crowdlayer.data.layout import belongs, read_dataset
 from crowdlayer.learning.experiment import load_images
 from crowdlayer.settings import DataSettings, TrainingSettings
 from crowdlayer.storage.sync import sync

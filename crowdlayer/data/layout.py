@@ -1,0 +1,172 @@
+"""The names of a data set's files → its splits, and which image belongs to which task.
+
+Works on relative names alone, so that a folder, a bucket and an archive with the same tree are the same data set.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from ..answers import AnswerFile, Answers, canonical, look_up, majority_vote
+from ..answers.files import read_answers
+from ..errors import Complaints, DataError, one_line, short
+from ..settings import DataSettings
+from .classes import METADATA, check_class_order, class_folder, few, find_classes, read_metadata
+from .dataset import CrowdImages, Dataset, LabelledImages, hold_out, who_answered
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "val", "test")
+ANSWERS = "answers.json"
+
+
+def belongs(name: str) -> bool:
+    """Whether the relative `name` is a file of a data set: an image of a split, the answers or the metadata."""
+    if name in (ANSWERS, METADATA):
+        return True
+    split, *rest = name.split("/")
+    if split not in SPLITS or not rest or any(part.startswith(".") or part == "__MACOSX" for part in rest):
+        return False
+    return rest[-1].lower().endswith(IMG_EXTENSIONS)
+
+
+def read_dataset(
+    root: Path,
+    names: Iterable[str],
+    settings: DataSettings,
+    answers: Path,
+    removed: Path | None,
+    seed: int,
+    kept: Path | None = None,
+) -> Dataset:
+    """Read the data set under `root`, whose files have the relative `names`.
+
+    Args:
+        answers: the answers' file.
+        removed: peerannot's file of tasks to leave out.
+        seed: of the choice of the held-out tasks.
+        kept: where the arrays of the answers are kept for the next start, see `read_answers`.
+
+    Raises:
+        DataError: naming everything that keeps the data set from being used, not the first thing alone.
+        SettingsError: N_CLASSES does not agree with the data.
+    """
+    complaints = Complaints()
+    images: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for name in sorted(names, key=lambda name: name.split("/")):
+        if belongs(name) and "/" in name:
+            images[name.split("/")[0]].append(name)
+    with complaints:
+        file = read_answers(answers, kept)
+    with complaints:
+        metadata = read_metadata(root / METADATA)
+    with complaints:
+        drop = None if removed is None else read_removed(removed)
+    complaints.close()
+    classes = find_classes(images, settings, metadata, file.labels)
+    given = file.answers
+    with complaints:
+        given = look_up(file, classes, answers.name)
+    with complaints:
+        val = labelled(images["val"], classes)
+    with complaints:
+        test = labelled(images["test"], classes)
+    with complaints:
+        crowd, left_out = crowd_images(images["train"], file, given, classes, drop)
+    complaints.close()
+    check_class_order(majority_vote(crowd.answers, len(classes)), crowd.truth, classes)
+    workers, (crowd,) = who_answered(file.workers, [crowd])
+    if metadata.n_workers is not None and metadata.n_workers != len(workers):
+        log.warning("%s says n_workers=%d, %d answered: the answers decide", METADATA, metadata.n_workers, len(workers))
+    held_out = None
+    if val is None:
+        crowd, held_out = hold_out(crowd, settings.val_fraction, seed)
+    return Dataset(metadata.name or root.name, classes, workers, crowd, held_out, val, test, left_out)
+
+
+def labelled(names: Sequence[str], classes: Sequence[str]) -> LabelledImages | None:
+    """The images of val/ or test/ with the class that their folder names; None where there are none."""
+    index = {name: i for i, name in enumerate(classes)}
+    strangers = sorted({one_line(str(PurePosixPath(n).parent)) for n in names if class_folder(n) not in index})
+    if strangers:
+        rule = f"must be named for one of the classes ({few(classes)})"
+        raise DataError(*(f"{folder}/: {rule}" for folder in strangers))
+    if not names:
+        return None
+    return LabelledImages(names, np.array([index[class_folder(n) or ""] for n in names], dtype=np.int64))
+
+
+def crowd_images(
+    names: Sequence[str], file: AnswerFile, answers: Answers, classes: Sequence[str], drop: Removed | None
+) -> tuple[CrowdImages, dict[str, int]]:
+    """The train images that have answers, in the order of `names`, and how many of what was left out."""
+    number = {task: i for i, task in enumerate(file.tasks)}
+    image_of: dict[int, str] = {}
+    complaints = []
+    left_out = {"images_without_answers": 0, "answered_tasks_without_image": 0, "tasks_removed": 0, "broken_images": 0}
+    answered = np.diff(answers.starts_at) > 0
+    for position, name in enumerate(names):
+        stem = name.rpartition("/")[2].rpartition(".")[0]
+        whole, part = canonical(stem), canonical(stem.rpartition("-")[2])
+        task = number.get(whole, number.get(part))
+        if task is not None and not answered[task]:
+            task = None
+        if drop is not None and (position in drop.positions or whole in drop.tasks or part in drop.tasks):
+            left_out["tasks_removed"] += 1
+            if task is not None:
+                image_of[task] = ""
+        elif task is None:
+            left_out["images_without_answers"] += 1
+        elif image_of.setdefault(task, name) != name:
+            complaints.append(
+                f"{one_line(name)}: task {short(file.tasks[task])} must have one image, "
+                f"has {one_line(image_of[task])} too"
+            )
+    if complaints:
+        raise DataError(*complaints)
+    rows = [task for task, name in image_of.items() if name]
+    left_out["answered_tasks_without_image"] = int(answered.sum()) - len(image_of)
+    for what, count in left_out.items():
+        if count:
+            log.warning("left out: %d %s", count, what.replace("_", " "), extra={what: count})
+    if not rows:
+        raise DataError(
+            f"train/: at least one image must belong to an answered task, of {len(names)} images "
+            f"and {answered.sum()} answered tasks none do"
+        )
+    index = {name: i for i, name in enumerate(classes)}
+    kept = [image_of[task] for task in rows]
+    truth = np.array([index.get(class_folder(name) or "", -1) for name in kept], dtype=np.int64)
+    tasks = [file.tasks[task] for task in rows]
+    return CrowdImages(kept, tasks, answers.of_tasks(np.array(rows, dtype=np.int64)), truth), left_out
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What PATH_REMOVE names: positions in the order of train's images, or tasks."""
+
+    positions: frozenset[int]
+    tasks: frozenset[str]
+
+
+def read_removed(path: Path) -> Removed:
+    """Peerannot's file: `position task` per line, or `-1 task` where it comes from an aggregation.
+
+    Raises:
+        DataError: no such file.
+    """
+    try:
+        rows = [[int(value) for value in line.split()[:2]] for line in path.read_text().splitlines() if line.split()]
+    except (OSError, ValueError) as error:
+        raise DataError(f"PATH_REMOVE {path.name}: must hold two integers per line: {one_line(str(error))}") from error
+    if any(len(row) < 2 for row in rows):
+        raise DataError(f"PATH_REMOVE {path.name}: must hold two integers per line")
+    if rows and rows[0][0] == -1:
+        return Removed(frozenset(), frozenset(str(task) for _, task in rows))
+    return Removed(frozenset(position for position, _ in rows), frozenset())
