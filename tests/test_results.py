@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ import torchvision
 
 import crowdlayer
 from crowdlayer import job
+from crowdlayer.errors import StoreError
+from crowdlayer.report.results import done_before
 from crowdlayer.settings import Settings, load_settings
+from crowdlayer.storage.places import Folder
 from tests.conftest import QUICK
 from tests.crowds import write_digits, write_shapes
 
@@ -295,3 +299,44 @@ def test_one_image_to_validate_and_one_to_test_are_enough(tmp_path: Path, monkey
     assert results["test_accuracy"] in (0, 100)
     assert results["val_accuracy"][0] in (0, 100)
     assert results["class_names"] == ["blue", "green", "red"]
+
+
+def asked(finished: Finished, out: Path, **differing: Any) -> bool:
+    """Whether the run, but for what differs, is held to be done."""
+    _, settings, results = finished
+    digest = differing.pop("data_digest", results["job"]["data_digest"])
+    return done_before(Folder(out), "crowdlayer", settings.model_dump(mode="json") | differing, digest)
+
+
+def test_a_run_is_done_where_its_results_and_all_their_files_are(finished: Finished, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(finished[0], tmp_path / "out"))
+    assert asked(finished, out)
+    assert asked(finished, out, verbose=False)
+    assert not asked(finished, out, lr=0.7)
+    assert not asked(finished, out, data_digest="0" * 64)
+    (out / "results/crowdlayer/labels.csv").unlink()
+    assert not asked(finished, out)
+
+
+@pytest.mark.parametrize(
+    "text", [None, "", "{", "[]", '{"job": 7}', '{"job": {"settings": {}}}', '{"train_loss": [1.0]}']
+)
+def test_results_of_others_are_no_run_of_ours(finished: Finished, tmp_path: Path, text: str | None) -> None:
+    (tmp_path / "results").mkdir()
+    if text is not None:
+        (tmp_path / "results/crowdlayer.json").write_text(text)
+    assert not asked(finished, tmp_path)
+
+
+def test_no_older_results_stay_beside_a_newer_model(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that cannot be put ends the run when the older results are gone already."""
+    out, data = Path(shutil.copytree(finished[0], tmp_path / "out")), write_shapes(tmp_path / "data")
+    (out / "best_models/crowdlayer.pth").unlink()
+    (out / "best_models/crowdlayer.pth").mkdir()
+    with pytest.raises(StoreError, match=r"best_models/crowdlayer\.pth: Is a directory"):
+        run(monkeypatch, TASKS=str(data), OUTPUT=str(out), WORKDIR=str(tmp_path / "work"))
+    assert not (out / "results/crowdlayer.json").exists()
+    (kept,) = (tmp_path / "work").glob("crowdlayer-kept-*/results/results/crowdlayer.json")
+    assert parsed(kept)["job"]["files"]
