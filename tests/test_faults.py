@@ -6,6 +6,8 @@ import json
 import math
 import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +20,7 @@ from crowdlayer.storage import s3
 from crowdlayer.storage.files import Stored
 from crowdlayer.storage.s3 import Bucket
 from crowdlayer.verify import verify
-from tests.conftest import Finished, Store
+from tests.conftest import ROOT, Finished, Store
 from tests.forks import Forks
 from tests.servers import KINDS, Fault, Faults, Meddler, Request, late, meddling
 from tests.test_catalogue import QUICK
@@ -220,3 +222,58 @@ def test_a_store_that_stays_away_ends_the_job_with_74_and_all_is_kept_here(
     theirs = json.loads((kept / "results/results/crowdlayer.json").read_text())
     assert {name: theirs[name] for name in ("train_loss", "val_loss", "best_epoch")}.items() <= ours["results"].items()
     assert lasting(theirs["job"]["files"]) == ours["results"]["job"]["files"]
+
+
+# --- many at once ----------------------------------------------------------------------------------------------------
+
+FLEET = 64
+OF_THE_FLEET = """
+import os, sys
+from pathlib import Path
+from crowdlayer.data.layout import belongs
+from crowdlayer.storage.sync import sync
+
+def one(number):
+    try:
+        assert len(sync(sys.argv[1], Path(sys.argv[2], str(number)), belongs).digests) == int(sys.argv[3])
+    except BaseException as error:
+        print(number, error, file=sys.stderr, flush=True)
+        os._exit(1)
+    os._exit(0)
+
+children = [os.fork() or one(number) for number in range(int(sys.argv[4]))]
+sys.exit(sum(os.waitpid(child, 0)[1] != 0 for child in children))
+"""
+BUSY = 8
+"""Seconds."""
+
+
+class Busy(Faults):
+    """The store has too much to do for a while, from the first request on, and says so to everybody."""
+
+    def __init__(self) -> None:
+        super().__init__([next(kind for kind in KINDS if kind.name == "503")], share=1)
+        self.asked: list[float] = []
+
+    def next(self, request: Request) -> Fault | None:
+        self.asked.append(time.monotonic())
+        return super().next(request) if self.asked[-1] < self.asked[0] + BUSY else None
+
+
+@pytest.mark.slow
+def test_jobs_that_start_together_do_not_hammer_a_store_that_is_busy(
+    shapes: Path, store: Store, meddler: Meddler, tmp_path: Path
+) -> None:
+    """They wait longer each time, and each for itself."""
+    tasks, n_files = store.put_tree(shapes), sum(path.is_file() for path in shapes.rglob("*"))
+    meddler.faults = busy = Busy()
+    done = subprocess.run(
+        [sys.executable, "-c", OF_THE_FLEET, tasks, str(tmp_path), str(n_files), str(FLEET)],
+        cwd=ROOT, capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    refused = [moment - busy.asked[0] for moment in busy.asked if moment < busy.asked[0] + BUSY]
+    print(f"{len(refused)} requests of {FLEET} jobs in {BUSY} s of 503, {len(busy.asked)} in all")
+    assert len(refused) / FLEET < 8
+    last = [sum(BUSY - n - 1 <= moment < BUSY - n for moment in refused) for n in range(4)]
+    assert max(last) < FLEET
