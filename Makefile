@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RIG := ../shared/tools/container
 PYTEST := $(BIN)/python -m pytest
+DEFAULT := --numprocesses auto --maxprocesses 8 --dist worksteal -m "not container and not store and not slow"
 
 .PHONY: demo test lint format container store slow fuzz hunt coverage mutation audit requirements readme clean
 
@@ -11,7 +12,7 @@ demo: .venv/.demo ## a bucket on this machine, the job as a container runs it, t
 	$(BIN)/python -m tests.demo
 
 test: lint ## lint, types, format and every test that takes no container and no minutes
-	$(PYTEST) --numprocesses auto --maxprocesses 8 --dist worksteal -m "not container and not store and not slow"
+	$(PYTEST) $(DEFAULT)
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
@@ -41,7 +42,7 @@ hunt: .venv/.dev ## libFuzzer on what the job reads, HUNT_SECONDS for each kind 
 
 coverage: .venv/.dev ## which lines and branches make test reaches, processes and forks included
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -m "not container and not store and not slow"
+	$(BIN)/coverage run -m pytest $(DEFAULT)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
