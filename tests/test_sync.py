@@ -305,6 +305,35 @@ def test_a_file_that_a_power_loss_tore_is_fetched_again(store: Store, meddler: M
     assert meddler.count("GET", "/data/") == gets
 
 
+def test_what_a_sync_has_brought_is_on_the_disk_at_its_end_and_is_not_read_again(store: Store, workdir: Path) -> None:
+    """The last line of the manifest says so; what happens to a file later is not the sync's matter."""
+    location = put(store, TREE)
+    sync(location, workdir, belongs)
+    assert (workdir / "manifest.jsonl").read_bytes().splitlines()[-1] == b'"flushed"'
+    other = workdir / "data/train/cat/cat-0.png"
+    other.write_bytes(bytes(other.stat().st_size))
+    assert sync(location, workdir, belongs).digests == digests(TREE)
+    assert not any(other.read_bytes())
+
+
+@pytest.mark.parametrize(
+    "line", [b"no json", b'["train/x.png", "large", "", ""]', b'["../victim", 1, "", ""]', b"\xff"]
+)
+def test_a_spoilt_line_of_the_manifest_costs_no_file(
+    line: bytes, store: Store, meddler: Meddler, workdir: Path
+) -> None:
+    """Neither those of the lines below it, nor one outside, which would go as one that the bucket has no more."""
+    location, victim = put(store, TREE), workdir / "victim"
+    first = sync(location, workdir, belongs)
+    victim.write_bytes(b"x")
+    manifest, gets = workdir / "manifest.jsonl", meddler.count("GET", "/data/")
+    head, *rest = manifest.read_bytes().splitlines()
+    manifest.write_bytes(b"\n".join([head, line, *rest, b""]))
+    assert sync(location, workdir, belongs) == first
+    assert victim.exists()
+    assert meddler.count("GET", "/data/") == gets
+
+
 def test_another_place_in_the_same_workdir_starts_clean(store: Store, meddler: Meddler, workdir: Path) -> None:
     sync(put(store, TREE), workdir, belongs)
     other = {name: body.upper() for name, body in TREE.items() if "cat" in name} | {"train/only-3.png": b"only"}
