@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parent.parent
+HELD = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""Signals that wait until a job listens."""
 
 
 class Forks:
@@ -134,8 +136,11 @@ def main() -> None:
 
     for line in sys.stdin:
         order = json.loads(line)
+        signal.pthread_sigmask(signal.SIG_BLOCK, HELD)  # the job's: it listens a moment later than it is there
         child = os.fork()
-        if not child:
+        if child:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
+        else:
             code = 1
             try:
                 _job(order)

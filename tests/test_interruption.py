@@ -156,6 +156,37 @@ def test_a_killed_job_ends_with_the_results_of_one_that_was_not(data: Path, tmp_
     assert_same(job, whole)
 
 
+DROPPED = """
+import signal, sys, time
+from crowdlayer.errors import InterruptedRunError
+from crowdlayer.machine import interruption
+
+class Trap:
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)  # its answer is an exception, of which Python makes nothing here
+
+class Other:
+    def __del__(self):
+        raise ValueError("another's")
+
+interruption.listen(lambda line, code: code)
+Other()
+try:
+    Trap()
+    time.sleep(30)
+except InterruptedRunError as error:
+    print(error)
+time.sleep(0.2)  # once is enough
+"""
+
+
+def test_a_signal_that_comes_where_no_exception_can_go_is_answered_all_the_same() -> None:
+    done = subprocess.run([sys.executable, "-c", DROPPED], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "SIGTERM: the run was interrupted\n"), done.stderr
+    assert "another's" in done.stderr
+    assert "InterruptedRunError" not in done.stderr
+
+
 @pytest.mark.slow
 def test_twenty_kills_at_random_moments_change_nothing(data: Path, tmp_path: Path) -> None:
     """SIGTERM to the job alone or to its group, SIGKILL to its group or to one training process, at any time."""

@@ -3,12 +3,15 @@
 Outside training the answer is an exception, so that everything is tidied up on the way out. In training it is a flag
 that the loop looks at between two steps, because all processes must stop at the same one. In either case the process
 is gone when the grace is over, whatever it is doing then. Nothing here is imported that takes time.
+
+An exception that comes where Python can have none, as in the callback of a weak reference, is dropped: it comes again.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +32,7 @@ class _State:
     heard: signal.Signals | None = None
     deadline: float = 0.0
     deferred: bool = False
+    dropped: bool = False
     grace: float = 25.0
     last: Callable[[str, int], int] = lambda line, code: code
 
@@ -39,6 +43,7 @@ _state = _State()
 def listen(last: Callable[[str, int], int]) -> None:
     """Hear signals from now on; `last` says a line, and gives an exit code back, when the process must `leave`."""
     _state.last = last
+    sys.unraisablehook = _drop
     for number in SIGNALS:
         signal.signal(number, _hear)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # who started us may have held them back until now
@@ -81,6 +86,10 @@ def _interrupted() -> InterruptedRunError:
 
 
 def _hear(number: int, frame: FrameType | None) -> None:
+    if _state.dropped:
+        _state.dropped = False
+        if not _state.deferred:
+            raise _interrupted()
     if _state.heard is not None:
         return  # once is enough, and the way out must not be interrupted
     _state.heard = signal.Signals(number)
@@ -90,6 +99,17 @@ def _hear(number: int, frame: FrameType | None) -> None:
     timer.start()
     if not _state.deferred:
         raise _interrupted()
+
+
+def _drop(unraisable: sys.UnraisableHookArgs) -> None:
+    """Of an exception that goes nowhere: ours comes again in a moment, any other is printed."""
+    if _state.heard is None or not isinstance(unraisable.exc_value, InterruptedRunError):
+        sys.__unraisablehook__(unraisable)
+        return
+    _state.dropped = True
+    again = threading.Timer(0.01, signal.pthread_kill, (threading.main_thread().ident, _state.heard))
+    again.daemon = True
+    again.start()
 
 
 def _end() -> None:
