@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import http.client
 import http.server
@@ -22,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -237,6 +239,26 @@ class _Server(http.server.ThreadingHTTPServer):
     daemon_threads = False  # server_close waits for them
     request_queue_size = 64
 
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._connections: set[socket.socket] = set()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, address = super().get_request()
+        self._connections.add(connection)
+        return connection, address
+
+    def shutdown_request(self, request: Any) -> None:
+        self._connections.discard(request)
+        super().shutdown_request(request)
+
+    def server_close(self) -> None:
+        """Ends the connections that clients keep open, too: their threads would be waited for for ever."""
+        for connection in list(self._connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        super().server_close()
+
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that went away is what some tests are about."""
         if not isinstance(sys.exception(), OSError):
@@ -351,6 +373,10 @@ def late(seconds: float) -> Spoiler:
 def halved(answer: Answer) -> None:
     """The connection ends in the middle of the body."""
     answer.sent = len(answer.body) // 2
+
+
+def is_listing(answer: Answer) -> bool:
+    return b"<ListBucketResult" in answer.body
 
 
 def one_byte_flipped(answer: Answer) -> None:

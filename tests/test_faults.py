@@ -22,13 +22,17 @@ from crowdlayer.storage.s3 import Bucket
 from crowdlayer.verify import verify
 from tests.conftest import ROOT, Finished, Store
 from tests.forks import Forks
-from tests.servers import KINDS, Fault, Faults, Meddler, Request, late, meddling
+from tests.servers import KINDS, Fault, Faults, Meddler, Request, is_listing, late, meddling, one_byte_flipped
 from tests.test_catalogue import QUICK
 
 RESET = next(kind for kind in KINDS if kind.name == "reset")
 PATIENT = {"STORE_TIMEOUT": "8", "STORE_ATTEMPTS": "12"}
-OF_A_JOB = [*(kind for kind in KINDS if kind.name != "stalled"), Fault("stalled", late(10))]
-"""A busy machine's store may be slower than the matrix's time-out."""
+OF_A_JOB = [
+    *(kind for kind in KINDS if kind.name not in ("stalled", "flipped")),
+    Fault("stalled", late(10)),
+    Fault("flipped", lambda answer: None if is_listing(answer) else one_byte_flipped(answer), only=("GET",)),
+]
+"""A busy machine's store may be slower than the matrix's time-out; a bit of a listing is TLS's to notice."""
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from crowdlayer.storage import s3
 from crowdlayer.storage.s3 import Bucket
 from tests.conftest import Store, without_obstore
 from tests.forks import Forks
-from tests.servers import Answer, Meddler, Spoiler, meddling
+from tests.servers import Answer, Meddler, Spoiler, is_listing, meddling
 from tests.test_faults import job
 from tests.test_storage import downloaded
 
@@ -34,10 +34,6 @@ def meddler(
     with meddling(endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         yield proxy
-
-
-def is_listing(answer: Answer) -> bool:
-    return b"<ListBucketResult" in answer.body
 
 
 def listed_twice(answer: Answer) -> None:

@@ -33,10 +33,23 @@ from crowdlayer.errors import CrowdlayerError
 from crowdlayer.verify import verify
 from tests.conftest import Finished, Store
 from tests.forks import Forks
-from tests.servers import KINDS, Answer, Fault, Faults, Meddler, Request, Spoiler, late, meddling, refused, unchanged
+from tests.servers import (
+    KINDS,
+    Answer,
+    Fault,
+    Faults,
+    Meddler,
+    Request,
+    Spoiler,
+    is_listing,
+    late,
+    meddling,
+    refused,
+    unchanged,
+)
 from tests.test_catalogue import QUICK
 from tests.test_faults import published
-from tests.test_listings import is_listing, listed_backwards, listed_twice
+from tests.test_listings import listed_backwards, listed_twice
 
 MINUTES = float(os.environ.get("MINUTES", "3"))
 SEED = int(os.environ.get("STORM_SEED", "0"))

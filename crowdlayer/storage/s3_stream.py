@@ -122,10 +122,11 @@ class ObjectStream(io.RawIOBase):
         """For bodies that break, which botocore does not retry as it does requests.
 
         And for requests: its quota of retries is one for all threads, and spent after seconds of a store that is away.
+        Half of each wait is chance, that of the whole is not: of many objects one would give up early.
         """
         return tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(StoreError),
-            wait=tenacity.wait_random_exponential(max=20),
+            wait=tenacity.wait_exponential(0.5, max=10) + tenacity.wait_random_exponential(0.5, max=10),
             stop=tenacity.stop_after_attempt(self._attempts),
             reraise=True,
         )
