@@ -79,10 +79,10 @@ def test_what_the_container_has_no_memory_for_is_refused_and_not_killed(cgroup: 
         from pathlib import Path
         from crowdlayer.machine import cgroups, memory
         cgroups.ROOT = Path({str(cgroup)!r})
-        memory.allocations_must_fit()
+        memory.allocations_must_fit(1)
         bytearray(2**27)
         try:
-            bytearray(2**30)
+            bytearray(2**29)
         except MemoryError:
             print("said")
     """

@@ -56,7 +56,12 @@ def bound_to_container() -> None:
     CUDA reserves far more addresses than memory: it could not live with such a bound.
     """
     if not torch.cuda.is_available():
-        allocations_must_fit()
+        allocations_must_fit(_threads())
+
+
+def _threads() -> int:
+    """How many compute on this process's CPUs: torch counts the machine's, not a container's."""
+    return min(torch.get_num_threads(), Processes.joined().cpus())
 
 
 def _wanted(said: str) -> str:
@@ -93,9 +98,7 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
             "there is an NVIDIA driver, but torch %s (CUDA %s) sees no GPU: training on the CPU",
             torch.__version__, torch.version.cuda,
         )  # fmt: skip
-    torch.set_num_threads(
-        min(torch.get_num_threads(), Processes.joined().cpus())
-    )  # torch counts the machine's, not a container's
+    torch.set_num_threads(_threads())
     if settings.compile == "true":
         _compiler_must_be_there()
     if torch.cuda.is_available():

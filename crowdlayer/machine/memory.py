@@ -7,7 +7,6 @@ from pathlib import Path
 
 from ..errors import DeviceMemoryError
 from .cgroups import groups, lines
-from .cpus import cpus
 
 MEMINFO = Path("/proc/meminfo")
 MOUNTS = Path("/proc/self/mounts")
@@ -17,7 +16,7 @@ LIMITS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.us
 FILES = ("inactive_file", "active_file")
 """What memory.stat calls the pages that hold files."""
 STACK, OTHER_THREADS = 8 * 2**20, 8
-"""Bytes of a thread's stack where the system sets none; the threads of a run that are not torch's, of one per CPU."""
+"""Bytes of a thread's stack where the system sets none; the threads of a run beside those that compute."""
 TO_START = 512 * 2**20
 """Bytes that a container must allow: torch and the other libraries take nearly as many before they do anything."""
 
@@ -73,16 +72,19 @@ def enough_to_start() -> None:
         )
 
 
-def allocations_must_fit() -> None:
+def allocations_must_fit(threads: int) -> None:
     """From now on refuse this process what its container has no memory for, so that it can say so.
 
     Else it would get the memory and be killed without a word when it uses it. Where there is no limit nothing is done.
     The bound is one of addresses, of which the stacks of threads that are still to come take many and use few.
+
+    Args:
+        threads: those that will compute.
     """
     left = min((left for _, left in _limits()), default=None)
     if left is not None and left <= _available():
         stack, hard = resource.getrlimit(resource.RLIMIT_STACK)[0], resource.getrlimit(resource.RLIMIT_DATA)[1]
-        stacks = (STACK if stack == resource.RLIM_INFINITY else stack) * (cpus() + OTHER_THREADS)
+        stacks = (STACK if stack == resource.RLIM_INFINITY else stack) * (threads + OTHER_THREADS)
         most = _kilobytes(STATUS)["VmData"] + max(left, 0) + stacks
         resource.setrlimit(resource.RLIMIT_DATA, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
