@@ -88,7 +88,7 @@ COPY --from=libraries /opt/venv /opt/venv
 # The two halves make a whole, and it loads. Nobody can become another by a program of the base image.
 RUN --mount=type=tmpfs,target=/tmp \
     pip --python /opt/venv --disable-pip-version-check check \
- && python -c "import accelerate, boto3, filelock, jinja2, msgspec, pydantic_settings, pythonjsonlogger, tenacity, torch, torchvision, yaml" \
+ && python -c "import accelerate, boto3, filelock, jinja2, msgspec, obstore, pydantic_settings, pythonjsonlogger, tenacity, torch, torchvision, yaml" \
  && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
 WORKDIR /app
 COPY --from=sbom /sbom.cdx.json /app/

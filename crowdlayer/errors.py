@@ -118,4 +118,6 @@ def without_secrets(text: str) -> str:
 
 def one_line(text: str) -> str:
     """`text` without line breaks and control characters, which could forge a line of the log."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -185,8 +185,9 @@ class Bucket:
             return hashlib.sha256(body).hexdigest()
 
         def copy(stream: io.BufferedReader) -> None:
-            file.seek(0)
-            file.truncate()
+            if file.tell():  # an earlier reading's
+                file.seek(0)
+                file.truncate()
             shutil.copyfileobj(stream, file, CHUNK)
 
         return self._proven(stored, copy)[1]

@@ -64,9 +64,7 @@ class ObjectStream(io.RawIOBase):
         if self._ended:
             return 0
         with translated(self._thing, self._bucket):
-            for attempt in self._retrying():
-                with attempt:
-                    chunk = self._next(len(buffer))
+            chunk = self._patiently(len(buffer))
         buffer[: len(chunk)] = chunk
         self._position += len(chunk)
         self._sha256.update(chunk)
@@ -118,15 +116,25 @@ class ObjectStream(io.RawIOBase):
             self._ended = True
         return chunk
 
-    def _retrying(self) -> tenacity.Retrying:
-        """For bodies that break, which botocore does not retry as it does requests.
+    def _patiently(self, n: int) -> bytes:
+        """At most `n` bytes more, asked for again where a body breaks, which botocore does not retry as it does requests.
 
-        And for requests: its quota of retries is one for all threads, and spent after seconds of a store that is away.
-        Half of each wait is chance, that of the whole is not: of many objects one would give up early.
+        And where a request fails: its quota of retries is one for all threads, and spent after seconds of a store that
+        is away. Half of each wait is chance, not the whole: of many objects one would give up early.
         """
+        try:
+            return self._next(n)
+        except StoreError as error:
+            failures = [error]  # tenacity's first attempt: it costs a tenth of a small object, which seldom needs it
+
+        def attempt() -> bytes:
+            if failures:
+                raise failures.pop()
+            return self._next(n)
+
         return tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(StoreError),
             wait=tenacity.wait_exponential(0.5, max=10) + tenacity.wait_random_exponential(0.5, max=10),
             stop=tenacity.stop_after_attempt(self._attempts),
             reraise=True,
-        )
+        )(attempt)

@@ -20,19 +20,20 @@ def claim(workdir: Path) -> None:
     """
     workdir.mkdir(parents=True, exist_ok=True)
     mark = workdir / ".crowdlayer"
-    if mark.exists():
-        return
-    taken = [name for name in ("data", "files", "partial", "archive") if (workdir / name).exists()]
-    if taken:
-        raise SettingsError(f"WORKDIR: must be a folder for this job alone, {workdir} has {taken[0]}/ of another's")
-    mark.touch()
+    if not mark.exists():
+        taken = [name for name in ("data", "files", "partial", "archive") if (workdir / name).exists()]
+        if taken:
+            raise SettingsError(f"WORKDIR: must be a folder for this job alone, {workdir} has {taken[0]}/ of another's")
+        mark.touch()
+    (workdir / "partial").mkdir(exist_ok=True)
 
 
 def tidy(workdir: Path) -> None:
-    """Remove what a killed sync left half done."""
+    """Claim the folder, and remove what a killed sync left half done in it."""
     claim(workdir)
     for folder in ("partial", "archive"):
         shutil.rmtree(workdir / folder, ignore_errors=True)
+    (workdir / "partial").mkdir()
 
 
 def remove(root: Path, name: str) -> None:
@@ -46,17 +47,16 @@ def remove(root: Path, name: str) -> None:
 
 
 def bring(source: Place, stored: Stored, target: Path, workdir: Path) -> str:
-    """Into a nameless neighbour first: what bears the name is whole."""
-    partial = workdir / "partial"
-    partial.mkdir(exist_ok=True)
-    descriptor, beside = tempfile.mkstemp(dir=partial)
+    """Into a nameless neighbour first: what bears the name is whole. WORKDIR is claimed."""
+    descriptor, beside = tempfile.mkstemp(dir=workdir / "partial")
     try:
         with os.fdopen(descriptor, "w+b") as file:
             digest = source.download(stored, file)
         _make_folder(target.parent, workdir)
         Path(beside).replace(target)
-    finally:
+    except BaseException:
         Path(beside).unlink(missing_ok=True)
+        raise
     return digest
 
 
