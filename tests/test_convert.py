@@ -138,6 +138,18 @@ def test_flat_exports_say_the_same(tmp_path: Path, form: str) -> None:
     assert set(answers_in(path)) == {("a-1", "5", "cat"), ("a-1", "6", "dog")}
 
 
+def test_a_table_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "export.csv").write_bytes("image,choice,annotator\na-1.jpg,Möwe,5\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"export\.csv: must be CSV in UTF-8: .*can't decode byte 0xf6"):
+        list(answers_in(tmp_path / "export.csv"))
+
+
+@pytest.mark.parametrize("ending", ["bmp", "gif", "jpeg", "jpg", "JPG", "png", "tif", "tiff", "webp"])
+def test_any_image_of_the_contract_is_one(ending: str, tmp_path: Path) -> None:
+    content = [{"id": 1, "data": {"image": f"a-1.{ending}"}, "annotations": [annotation(1, "cat")]}]
+    assert set(answers_in(exported(tmp_path, content))) == {("a-1", "1", "cat")}
+
+
 def test_of_several_annotations_by_one_person_the_latest_counts(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -183,6 +195,9 @@ def test_what_is_imported_comes_back_under_the_same_tasks(tmp_path: Path) -> Non
     for tasks in ("s3://bucket/birds", str(tmp_path), "s3://bucket/birds.tar"):
         items = import_list(tasks, names, ["cat", "dog"], [0.25, 0.5], "crowdlayer 1")
         assert [item["predictions"][0]["score"] for item in items] == [0.25, 0.5]
+        if tasks.startswith("s3://"):
+            beside = "s3://bucket" if tasks.endswith(".tar") else tasks
+            assert [item["data"]["image"] for item in items] == [f"{beside}/{name}" for name in names]
         for item in items:  # as a person who agrees with every prediction
             result = item["predictions"][0]["result"]
             item["annotations"] = [{"completed_by": 1, "was_cancelled": False, "result": result}]

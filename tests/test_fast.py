@@ -208,6 +208,16 @@ def test_obstore_that_never_succeeds_is_not_asked_for_ever(
     assert caplog.text.count(f"s3://{store.bucket}/data: read by botocore alone, obstore cannot: ") == 1
 
 
+def test_obstore_that_cannot_list_is_not_asked_for_ever(store: Store, meddler: Meddler) -> None:
+    store.put("data/x", b"body")
+    bucket = Bucket(store.bucket, "data")
+    for n in range(TRIES + 1):
+        meddler.requests.clear()
+        meddler.spoil(refused(403, "AccessDenied"), times=int(n < TRIES))
+        assert [stored.name for stored in bucket.listing()] == ["x"]
+    assert askers(meddler) == ["botocore"]
+
+
 def test_obstore_that_has_succeeded_is_asked_again(store: Store, meddler: Meddler) -> None:
     bucket = Bucket(store.bucket, "data")
     stored = put_plain(bucket, "x", b"body")

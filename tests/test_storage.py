@@ -22,7 +22,7 @@ from botocore.utils import parse_timestamp
 
 from crowdlayer.errors import AccessError, SettingsError, StoreError
 from crowdlayer.storage import etags, s3, s3_session
-from crowdlayer.storage.files import Stored, disk_errors, file_digest
+from crowdlayer.storage.files import Stored, disk_errors, file_digest, working_folder
 from crowdlayer.storage.places import Folder, place
 from crowdlayer.storage.s3 import Bucket
 from tests.conftest import Store, without_obstore
@@ -266,6 +266,24 @@ def test_a_disk_that_fails_on_the_way_to_a_file_leaves_no_folder(
     with pytest.raises(StoreError, match=r"out/results/crowdlayer/x\.json: Input/output error"):
         Folder(tmp_path / "out").upload(source, "results/crowdlayer/x.json")
     assert not (tmp_path / "out").exists()
+
+
+def test_folders_that_are_empty_go_and_others_stay(tmp_path: Path) -> None:
+    folder = place(str(tmp_path))
+    for kept in ("a", "a/b/c"):
+        (tmp_path / kept).mkdir(parents=True)
+    (tmp_path / "a/file").touch()
+    folder.prune("a/b/c")
+    folder.prune("never/there")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "file"]
+
+
+def test_a_working_folder_is_free_when_its_job_has_ended(tmp_path: Path) -> None:
+    for _ in range(2):
+        with working_folder(str(tmp_path)) as path:
+            with pytest.raises(StoreError, match="another job is using"), working_folder(str(tmp_path)):
+                pass
+            assert path == tmp_path
 
 
 def test_a_thread_that_deletes_takes_no_folder_away_from_one_that_uploads(tmp_path: Path) -> None:
@@ -659,6 +677,28 @@ def test_a_store_that_is_busy_is_asked_again(store: Store, meddler: Meddler, tmp
     bucket.upload(written(tmp_path / "x", b"body"), "x")
     assert bucket.read("x") == b"body"
     assert (meddler.count("PUT"), meddler.count("HEAD"), meddler.count("GET")) == (2, 3, 2)
+
+
+@pytest.mark.parametrize("status", [500, 502, 503])
+def test_a_body_is_asked_for_again_where_botocore_does_not(
+    status: int, store: Store, meddler: Meddler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when its quota of retries, one for all threads, is spent."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    store.put("data/x", b"body")
+    bucket = Bucket(store.bucket, "data")
+    meddler.spoil(refused(status, "InternalError"), method="GET", path="/x", times=2)
+    assert bucket.read("x") == b"body"
+
+
+def test_a_body_is_not_asked_for_without_end(store: Store, meddler: Meddler, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(s3.patience, "attempts", 3)
+    store.put("data/x", b"body")
+    meddler.spoil(refused(500, "InternalError"), method="GET", path="/x", times=9)
+    with pytest.raises(StoreError, match="data/x: the store answers 500 to GetObject"):
+        Bucket(store.bucket, "data").read("x")
+    assert meddler.count("GET", "/x") == 3
 
 
 def test_a_store_that_stays_busy_is_a_failing_store(

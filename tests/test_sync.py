@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import logging
 import os
 import shutil
 import signal
@@ -208,6 +209,19 @@ def test_a_bucket_comes_whole_and_without_what_is_none_of_the_data_sets(
     assert bodies(workdir / "data") == TREE
     assert meddler.count("GET", "/data/") == len(TREE)
     assert synced.digest() == sync(str(write(tmp_path / "folder", TREE)), workdir, belongs).digest()
+
+
+def test_the_log_says_how_much_is_brought_and_what_is_left(
+    store: Store, workdir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    location = put(store, TREE | STRANGERS)
+    with caplog.at_level(logging.INFO):
+        for body in (b"x" * 2_000_000, b"y" * 2_000_000):
+            put(store, {"train/cat/cat-0.png": body})
+            sync(location, workdir, belongs)
+    assert [line for line in caplog.messages if line.startswith("sync: ")] == [
+        f"sync: 7 files, {n} to download (2.0 MB), {len(STRANGERS)} other objects ignored" for n in (7, 1)
+    ]
 
 
 def test_a_whole_bucket_may_be_the_data_set(store: Store, workdir: Path) -> None:
@@ -475,6 +489,20 @@ def test_an_object_that_is_refused_stops_the_sync_and_leaves_no_litter(
     assert list((workdir / "partial").iterdir()) == []
 
 
+def test_what_waits_behind_a_refused_object_is_not_asked_for(store: Store, meddler: Meddler, workdir: Path) -> None:
+    names = [f"train/x-{i:03}.png" for i in range(300)]
+    location = put(store, dict.fromkeys(names, b"body"))
+    meddler.spoil(refused(403, "AccessDenied"), path=names[0], times=2)
+    for name in names[1:]:
+        meddler.spoil(late(1), path=name, times=2)
+    with pytest.raises(AccessError):
+        sync(location, workdir, belongs)
+    for thread in threading.enumerate():
+        if thread.name.startswith("ThreadPoolExecutor"):
+            thread.join()
+    assert meddler.count("GET", "/data/") < 200  # 128 at once, and the refused one again
+
+
 def test_an_object_swapped_while_syncing_is_noticed(store: Store, meddler: Meddler, workdir: Path) -> None:
     location = put(store, TREE)
 
@@ -632,6 +660,7 @@ def test_what_a_killed_start_left_of_an_archive_is_removed(store: Store, tmp_pat
     sync(upload(store, pack(tmp_path / "data.tar", TREE)), workdir, belongs)
     assert {name for name in bodies(workdir) if not name.startswith("data/")} == {".crowdlayer", "archive.json"}
     assert bodies(workdir / "data") == TREE
+    assert not (workdir / "archive").exists()
 
 
 def test_an_archive_that_is_not_there_is_a_wrong_setting(store: Store, tmp_path: Path, workdir: Path) -> None:

@@ -33,7 +33,6 @@ def sync_bucket(source: Place, workdir: Path, belongs: Callable[[str], bool]) ->
         tidy(workdir)
         (workdir / "archive.json").unlink(missing_ok=True)
         known, flushed = brought(workdir, source.location)
-        root.mkdir(exist_ok=True)
         have = {
             name: known[name].digest
             for name, stored in wanted.items()

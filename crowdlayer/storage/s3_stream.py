@@ -117,7 +117,7 @@ class ObjectStream(io.RawIOBase):
         return chunk
 
     def _patiently(self, n: int) -> bytes:
-        """At most `n` bytes more, asked for again where a body breaks, which botocore does not retry as it does requests.
+        """At most `n` bytes more, asked for again where a body breaks: botocore retries requests only.
 
         And where a request fails: its quota of retries is one for all threads, and spent after seconds of a store that
         is away. Half of each wait is chance, not the whole: of many objects one would give up early.
