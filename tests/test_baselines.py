@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import register_module_forward_hook
 
 from crowdlayer import job
 from crowdlayer.answers import Answers
@@ -84,6 +86,20 @@ def test_without_true_labels_a_baseline_is_chosen_on_aggregated_ones(
     figures = run(monkeypatch, data, BASELINES="majority")["baselines"]["majority"]
     assert figures["best_epoch"] in (1, 2)
     assert [figures[name] for name in ("val_accuracy", "test_accuracy", "gain")] == [None] * 3
+
+
+def test_a_frozen_network_sees_each_image_once_for_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_shapes(tmp_path / "data", n_train=24, n_val=8, n_test=10)
+    seen: list[int] = []
+
+    def count(module: nn.Module, given: tuple[Tensor], _: Tensor) -> None:
+        if isinstance(module, nn.Conv2d) and module.in_channels == 3 and not given[0].is_meta:
+            seen.append(len(given[0]))
+
+    with register_module_forward_hook(count):
+        results = run(monkeypatch, data, FREEZE="true")
+    assert set(results["baselines"]) == {"majority", "dawid-skene"}
+    assert sum(seen) == 24 + 8 + 3 * (10 + 2)  # each tests for itself, and asks whether the head is last
 
 
 def test_a_baseline_that_does_not_fit_into_memory_does_not_cost_the_run(

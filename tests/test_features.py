@@ -23,7 +23,7 @@ from tests.test_trainer import Small, coloured, make
 
 
 def fit(trainer: Trainer) -> Best:
-    with on_features(trainer, None):
+    with on_features(trainer, None, {}):
         return trainer.fit()
 
 
@@ -96,7 +96,7 @@ def test_where_features_would_change_or_not_suffice_it_trains_on_images(why: str
     if why == "goes on after its head":
         trainer.learner.model.classifier = Doubled()
     images = trainer.train.dataset
-    with on_features(trainer, None):
+    with on_features(trainer, None, {}):
         assert trainer.train.dataset is images
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..answers import Answers
 from ..data.dataset import CrowdImages, Dataset, LabelledImages, summary, without_broken
 from ..data.decoding import Decoded, decode_all
-from ..data.images import CrowdLoader, resident
+from ..data.images import CrowdLoader, Rows, resident
 from ..machine.processes import Processes
 from ..settings import TrainingSettings
 from . import advice, metrics
@@ -123,6 +123,8 @@ class Experiment:
     settings: TrainingSettings
     pretrained: bool | Path
     folder: Path | None = None
+    features: dict[str, Rows] = field(default_factory=dict)
+    """What a frozen network says to the images, once it was computed: it is the same in every trainer."""
 
     def trainer(self) -> Trainer:
         """The network and everything that moves it, seeded."""
@@ -160,7 +162,7 @@ class Experiment:
         _advise(advice.before(dataset, settings))
         with enough_memory(settings), ExitStack() as frozen:
             with phases("train"):
-                frozen.enter_context(on_features(trainer, self.folder))
+                frozen.enter_context(on_features(trainer, self.folder, self.features))
                 best = trainer.fit()
             _advise(advice.after(trainer.history, best.epoch, trainer.settings))
             with phases("evaluate"):

@@ -22,12 +22,13 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def on_features(trainer: Trainer, folder: Path | None) -> Iterator[None]:
+def on_features(trainer: Trainer, folder: Path | None, known: dict[str, Rows]) -> Iterator[None]:
     """Meanwhile the trainer sees features for images, and its classifier is the head alone.
 
     Only where these never change: a frozen network without augmentation and mixup, whose last layer is its head, and of
     which EMA keeps no second. The weights keep their names, so a checkpoint is the same with and without. The arrays
-    lie in nameless files of `folder`.
+    lie in nameless files of `folder`; what was computed is put to `known`, for trainers of the same images and frozen
+    weights.
     """
     loader, validation, classifier = trainer.train, trainer.validation, trainer.classifier
     settings = trainer.settings
@@ -36,10 +37,13 @@ def on_features(trainer: Trainer, folder: Path | None) -> Iterator[None]:
         yield
         return
     images = loader.dataset
-    log.info("frozen: the features of %d images are computed once", len(images) + len(validation.images))
-    device = trainer.accelerator.device
-    loader.dataset = resident(features(trainer, images, folder), device)
-    trainer.validation = replace(validation, images=resident(features(trainer, validation.images, folder), device))
+    if not known:
+        log.info("frozen: the features of %d images are computed once", len(images) + len(validation.images))
+        device = trainer.accelerator.device
+        for name, some in (("train", images), ("validation", validation.images)):
+            known[name] = resident(features(trainer, some, folder), device)
+    loader.dataset = known["train"]
+    trainer.validation = replace(validation, images=known["validation"])
     classifier.forward = head(classifier).forward
     try:
         yield

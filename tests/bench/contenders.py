@@ -49,7 +49,7 @@ def ours(tasks: str, size: int, model: str, augmented: bool = False, freeze: boo
     data, images = load_images(data, synced.root, training, 0, None)
     trainer = Experiment(data, images, training, False).trainer()
     for_good = ExitStack()
-    for_good.enter_context(on_features(trainer, None))
+    for_good.enter_context(on_features(trainer, None, {}))
     progress = Progress()
 
     def epoch(_: ExitStack = for_good) -> None:  # which must not be collected: it would end the context
