@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,17 @@ def test_too_little_memory_is_found_by_a_step(
     rows, error = look(TASKS=str(shapes), OUTPUT=str(tmp_path / "out"))
     assert isinstance(error, DeviceMemoryError)
     assert rows["devices"][2] == "lower BATCH_SIZE or IMG_SIZE, or take a smaller MODEL"
+
+
+def test_a_step_that_takes_nearly_all_memory_is_a_warning(
+    shapes: Path, look: Callable[..., tuple[Rows, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(check_module, "NEARLY_ALL", 1e-3)
+    rows, error = look(TASKS=str(shapes), OUTPUT=str(tmp_path / "out"))
+    assert error is None
+    state, found, remedy = rows["memory"]
+    assert (state, remedy) == ("warning", "lower BATCH_SIZE or IMG_SIZE, or take a smaller MODEL")
+    assert re.fullmatch(r"\d+\.\d of \d+\.\d GB used by a step", found)
 
 
 def test_every_kind_of_error_has_a_remedy() -> None:

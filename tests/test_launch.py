@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from crowdlayer.errors import SettingsError
+from crowdlayer.inputs import processes_to_start
 from crowdlayer.machine.launch import Launch, Peers, array_index, hosts_the_store, recognise
+from crowdlayer.settings import Settings
 
 TORCHRUN = {
     "RANK": "3",
@@ -139,6 +141,18 @@ def test_one_process_of_a_run_hosts_the_store_and_one_publishes() -> None:
     first = recognise(TORCHRUN | {"RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"})
     assert not hosts_the_store(first, TORCHRUN)  # torchrun's agent has one
     assert hosts_the_store(first, {})
+
+
+@pytest.mark.parametrize("asked", ["auto", "1"])
+def test_where_the_platform_starts_a_process_per_gpu_none_is_started(asked: str) -> None:
+    settings = Settings(tasks="/data", n_processes=asked)
+    assert processes_to_start(settings, Launch("slurm", 2, 1, "gpu07", 1, Peers(6, 8, 2, 4))) == 1
+
+
+def test_processes_that_the_platform_has_started_cannot_be_asked_for() -> None:
+    settings = Settings(tasks="/data", n_processes=4)
+    with pytest.raises(SettingsError, match=r"N_PROCESSES: must be auto or 1 where slurm has started 8 .*, got 4"):
+        processes_to_start(settings, Launch("slurm", 2, 1, "gpu07", 1, Peers(6, 8, 2, 4)))
 
 
 def test_what_was_recognised_is_told_in_a_line() -> None:

@@ -29,7 +29,7 @@ from crowdlayer.learning.experiment import Images, Outcome
 from crowdlayer.learning.inference import Predictions, infer
 from crowdlayer.learning.progress import Best, History
 from crowdlayer.report import html as report
-from crowdlayer.report.view import view
+from crowdlayer.report.view import MOST_WORKERS, view
 from crowdlayer.settings import load_settings
 from tests.conftest import QUICK, ROOT
 from tests.crowds import simulate, write_shapes
@@ -225,6 +225,54 @@ def test_what_is_no_run_is_told(tmp_path: Path, content: str | None, error: type
     assert not (tmp_path / "page.html").exists()
 
 
+@pytest.mark.parametrize(
+    ("location", "complaint"),
+    [
+        ("https://store/run", "results: must be a path or an s3:// URI, got 'https://store/run'"),
+        ("crowdlayer.json", "results: must be results/<name>.json or the folder above, got crowdlayer.json"),
+    ],
+)
+def test_a_location_that_no_run_has_is_a_wrong_setting(location: str, complaint: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(complaint)):
+        report.main([location])
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"), [(None, "must have its report.json beside it"), ("{}", "must be one of this version's")]
+)
+def test_a_run_whose_page_cannot_be_drawn_is_told(
+    output: Path, tmp_path: Path, content: str | None, complaint: str
+) -> None:
+    beside = tmp_path / "results" / "crowdlayer"
+    beside.mkdir(parents=True)
+    shutil.copy(output / "results" / "crowdlayer.json", beside.parent)
+    if content is not None:
+        (beside / "report.json").write_text(content)
+    with pytest.raises(DataError, match=rf"{tmp_path}/results/crowdlayer.json: .*{complaint}"):
+        report.main([str(tmp_path), "-o", str(tmp_path / "page.html")])
+    assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("folders", "names"),
+    [
+        (("a", "b"), ("a: crowdlayer", "b: crowdlayer")),
+        (("n" * 99 + "a", "n" * 99 + "b"), ("1. crowdlayer", "2. crowdlayer")),
+    ],
+    ids=["by their places", "by a number, of places too long to be shown"],
+)
+def test_runs_of_the_same_name_are_told_apart(
+    output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folders: tuple[str, ...], names: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in folders:
+        (tmp_path / folder / "results").mkdir(parents=True)
+        shutil.copy(output / "results" / "crowdlayer.json", tmp_path / folder / "results")
+    page = report.main([*folders, "-o", "page.html"]).read_text()
+    for name in names:
+        assert page.count(f">{name}<") > 1  # in the table, and in a legend
+
+
 PATIENCE = 180_000.0
 """Milliseconds; on a machine that is busy a Chromium takes its time."""
 
@@ -414,13 +462,17 @@ def document(dataset: Dataset, outcome: Outcome, images: Images) -> dict[str, An
 
 @pytest.mark.parametrize(
     ("n_tasks", "n_workers", "n_classes", "megabytes"),
-    [(2000, 60, 10, 1.5), (100_000, 10_000, 10, 5.0), (2000, 50, 200, 5.0)],
+    [(2000, 60, 10, 1.5), (100_000, 12_000, 10, 5.0), (2000, 50, 200, 5.0)],
 )
 def test_the_page_stays_a_page(n_tasks: int, n_workers: int, n_classes: int, megabytes: float) -> None:
     dataset, outcome, images = made_up(n_tasks, n_workers, n_classes, 3)
     shown = json.loads(json.dumps(view(dataset, outcome, images, document(dataset, outcome, images))))
     assert len(report.page(shown).encode()) < megabytes * 1e6
-    assert len(shown["workers"]) == n_workers
+    assert len(shown["workers"]) == min(n_workers, MOST_WORKERS)
+    found = outcome.inferred.workers
+    assert {dataset.workers[int(at)] for at in (found.order[0], found.n.argmax())} <= {
+        row[0] for row in shown["workers"]
+    }
 
 
 # --- several runs ----------------------------------------------------------------------------------------------------

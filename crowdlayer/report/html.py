@@ -105,14 +105,21 @@ def main(arguments: Sequence[str]) -> Path:
             raise DataError(f"{at.location}/{file}: its report.json must be one of this version's") from error
     else:
         every = [comparison.read_results(at, file) for at, file in runs]
-        names = [file.removeprefix("results/").removesuffix(".json") for _, file in runs]
-        if len(set(names)) < len(names):
-            names = [f"{at.location}: {name}" for (at, _), name in zip(runs, names, strict=True)]
-        text = comparison.page(list(map(name, names)), every)
+        text = comparison.page(_names(runs), every)
     output: Path = given.output or Path("report.html" if len(runs) == 1 else "comparison.html")
     with disk_errors(str(output)):
         output.write_text(text, encoding="utf-8")
     return output
+
+
+def _names(runs: Sequence[tuple[Place, str]]) -> list[str]:
+    """What a page calls each run: by its name; where some are the same, by its place too, and by a number at last."""
+    own = [file.removeprefix("results/").removesuffix(".json") for _, file in runs]
+    for names in (own, [f"{at.location}: {mine}" for (at, _), mine in zip(runs, own, strict=True)]):
+        shown = list(map(name, names))
+        if len(set(shown)) == len(shown):
+            return shown
+    return [name(f"{number}. {mine}") for number, mine in enumerate(own, 1)]
 
 
 def _runs(location: str) -> list[tuple[Place, str]]:
