@@ -80,6 +80,8 @@ class Answer:
     headers: dict[str, str]
     body: bytes
     sent: int | None = None
+    missing: int = 0
+    """Bytes of the body that are promised and not there."""
     garbage: bytes = b""
     """Sent below TLS after the body."""
 
@@ -218,7 +220,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if name.lower() not in skipped and (name.lower() != "content-length" or self.command == "HEAD"):
                 self.send_header(name, value)
         if self.command != "HEAD":
-            self.send_header("Content-Length", str(len(answer.body)))
+            self.send_header("Content-Length", str(len(answer.body) + answer.missing))
         self.send_header("Connection", "close")
         self.end_headers()
         if self.command != "HEAD":
@@ -320,6 +322,11 @@ def cut_after(n: int) -> Spoiler:
         answer.sent = n
 
     return spoiler
+
+
+def cut_after_all(answer: Answer) -> None:
+    """The connection ends after all of the body, of which the answer says that there is more."""
+    answer.missing = 1
 
 
 def shortened_to(n: int) -> Spoiler:

@@ -22,7 +22,7 @@ from botocore.utils import parse_timestamp
 
 from crowdlayer.errors import AccessError, SettingsError, StoreError
 from crowdlayer.storage import etags, s3, s3_session
-from crowdlayer.storage.files import Stored, disk_errors, file_digest, working_folder
+from crowdlayer.storage.files import CHUNK, Stored, disk_errors, file_digest, working_folder
 from crowdlayer.storage.places import Folder, place
 from crowdlayer.storage.s3 import Bucket
 from tests.conftest import Store, without_obstore
@@ -34,6 +34,7 @@ from tests.servers import (
     bit_flipped,
     certificate,
     cut_after,
+    cut_after_all,
     flipped,
     free_port,
     header,
@@ -826,6 +827,15 @@ def test_a_body_that_breaks_goes_on_from_there(store: Store, meddler: Meddler) -
     assert "range" not in first.headers
     assert MB <= int(second.headers["range"].removeprefix("bytes=").removesuffix("-")) <= 2 * MB + 7
     assert second.headers["if-match"] == first.headers["if-match"]
+
+
+def test_a_body_that_breaks_when_all_of_it_has_come_is_not_asked_for_again(store: Store, meddler: Meddler) -> None:
+    body = os.urandom(2 * CHUNK)
+    store.put("data/x", body)
+    bucket = Bucket(store.bucket, "data")
+    meddler.spoil(cut_after_all, path="/x", times=9)
+    assert downloaded(bucket, only(bucket)) == body
+    assert meddler.count("GET", "/x") == 1
 
 
 @BOTH
