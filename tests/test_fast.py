@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from crowdlayer.storage.fast import SMALL, TRIES, FastReader, fast_reader
 from crowdlayer.storage.files import Stored
 from crowdlayer.storage.s3 import Bucket
 from crowdlayer.storage.sync import sync
-from tests.conftest import Store, without_obstore
+from tests.conftest import ROOT, Store, without_obstore
 from tests.servers import (
     Meddler,
     Spoiler,
@@ -25,6 +27,7 @@ from tests.servers import (
     flipped,
     free_port,
     header,
+    late,
     meddling,
     refused,
     shortened_to,
@@ -165,6 +168,27 @@ def test_the_bucket_is_reached_where_botocore_reaches_it(url: str, base: str, re
     assert fast._store is not None
     config = fast._store.config
     assert (config.get("endpoint_url_s3"), config.get("region")) == (base, region)
+
+
+@pytest.mark.parametrize("without", [(), ("obstore", "obstore.store")], ids=["obstore", "botocore"])
+def test_a_sync_keeps_to_the_files_that_may_be_open(
+    without: tuple[str, ...], store: Store, meddler: Meddler, tmp_path: Path
+) -> None:
+    """Each download has its file and its connection open, and obstore asks for 128 at once."""
+    location = put(store, {f"train/x-{i:03}.png": b"body" for i in range(150)})
+    for i in range(150):
+        meddler.spoil(late(0.3), path=f"x-{i:03}.png", times=2)
+    script = f"""if True:
+        import resource, sys
+        from pathlib import Path
+        sys.modules |= dict.fromkeys({without!r})
+        from crowdlayer.storage.sync import sync
+        resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+        print(len(sync({location!r}, Path({str(tmp_path)!r}), bool).digests))
+    """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "150\n", done.stderr
+    assert set(askers(meddler, "/data/train/")) == {"botocore" if without else "obstore"}
 
 
 # --- what botocore does ----------------------------------------------------------------------------------------------

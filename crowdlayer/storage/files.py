@@ -6,7 +6,9 @@ import codecs
 import errno
 import hashlib
 import re
+import resource
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -42,6 +44,12 @@ def file_digest(path: Path) -> str:
     """The SHA-256 of a file, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def may_be_open() -> int:
+    """How many more files and connections this process may have open at once."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if most == resource.RLIM_INFINITY else most - len(list(Path("/dev/fd").iterdir()))
 
 
 def decode_json(text: bytes, form: type[T]) -> T:

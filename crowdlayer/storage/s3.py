@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 from .etags import PART, expected_etag
 from .fast import FastReader, fast_reader
-from .files import CHUNK, Stored, disk_errors, file_digest
+from .files import CHUNK, Stored, disk_errors, file_digest, may_be_open
 from .s3_errors import status_of, translated
 from .s3_session import Credentials, new_session
 from .s3_stream import ObjectStream
@@ -122,8 +122,9 @@ class Bucket:
 
     @property
     def threads(self) -> int:
-        """Downloads at once that pay."""
-        return THREADS if self._fast is None else FAST_THREADS
+        """Downloads at once that pay, and may be: each has a file and a connection open, of either client."""
+        pay = THREADS if self._fast is None else FAST_THREADS
+        return max(1, min(pay, may_be_open() // 3))
 
     def listing(self) -> list[Stored]:
         """All objects below the prefix; markers of folders left out.
