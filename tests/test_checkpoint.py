@@ -95,6 +95,23 @@ def test_two_are_kept_and_nothing_remains_at_the_end(output: Place, spool: Spool
     assert not isinstance(output, Folder) or not (output.path / "checkpoints").exists()
 
 
+def test_what_an_index_names_is_there_as_long_as_the_index_is(tmp_path: Path, spool: Spool) -> None:
+    class Watched(Folder):
+        lies = 0
+
+        def delete(self, name: str) -> None:
+            super().delete(name)
+            there = names(self)
+            for index in (name for name in there if name.endswith(".json")):
+                parts = json.loads((self.path / "checkpoints" / "run" / index).read_text())["parts"]
+                self.lies += any(file not in there for file, _ in parts.values())
+
+    output = Watched(tmp_path / "out")
+    put(output, spool, *(state(epoch, best=epoch) for epoch in range(1, 5))).remove()
+    assert names(output) == []
+    assert output.lies == 0
+
+
 def test_a_part_that_has_not_changed_is_not_put_again(tmp_path: Path, spool: Spool) -> None:
     class Counting(Folder):
         put: list[str] = []  # noqa: RUF012
