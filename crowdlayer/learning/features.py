@@ -39,9 +39,8 @@ def on_features(trainer: Trainer, folder: Path | None, known: dict[str, Rows]) -
     images = loader.dataset
     if not known:
         log.info("frozen: the features of %d images are computed once", len(images) + len(validation.images))
-        device = trainer.accelerator.device
-        for name, some in (("train", images), ("validation", validation.images)):
-            known[name] = resident(features(trainer, some, folder), device)
+        every, device = {"train": images, "validation": validation.images}, trainer.accelerator.device
+        known |= {name: resident(features(trainer, some, folder), device) for name, some in every.items()}
     loader.dataset = known["train"]
     trainer.validation = replace(validation, images=known["validation"])
     classifier.forward = head(classifier).forward
