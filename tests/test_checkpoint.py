@@ -17,7 +17,7 @@ import torch
 from crowdlayer.errors import SettingsError, StoreError
 from crowdlayer.learning.checkpoint import Checkpoints, Found
 from crowdlayer.learning.spool import FORMAT, PARTS, Identity, Spool, going_on, read_state
-from crowdlayer.learning.uploads import Uploads
+from crowdlayer.learning.uploads import POLL, Uploads
 from crowdlayer.storage.places import Folder, Place, place
 from tests.conftest import Store
 
@@ -265,9 +265,11 @@ class Slow(Folder):
         self.may = threading.Event()
         self.asked = threading.Event()
         self.failures = 0
+        self.attempts = 0
 
     def upload(self, source: Path, name: str) -> None:
         self.asked.set()
+        self.attempts += 1
         assert self.may.wait(60)
         if self.failures:
             self.failures -= 1
@@ -306,6 +308,27 @@ def test_an_upload_that_fails_is_said_and_the_next_goes_well(
         spool.write(state(2))
         assert uploads.finish() == "00000002.json"
     assert "00000001.json could not be put" in caplog.text
+
+
+def test_a_store_that_is_away_is_not_asked_again_before_there_is_something_new(tmp_path: Path, spool: Spool) -> None:
+    output = Slow(tmp_path / "out")
+    output.failures = 1
+    output.may.set()
+    with Uploads(spool.folder, Checkpoints(output, "run"), background=True):
+        spool.write(state(1))
+        assert output.asked.wait(60)
+        time.sleep(5 * POLL)
+        assert output.attempts == 1
+
+
+def test_when_the_training_has_failed_no_upload_begins(tmp_path: Path, spool: Spool) -> None:
+    output = Slow(tmp_path / "out")
+    output.may.set()
+    with pytest.raises(RuntimeError), Uploads(spool.folder, Checkpoints(output, "run"), background=True):
+        raise RuntimeError
+    spool.write(state(1))
+    time.sleep(5 * POLL)
+    assert output.attempts == 0
 
 
 def test_a_checkpoint_that_training_has_just_removed_is_no_error(tmp_path: Path, spool: Spool) -> None:
