@@ -18,7 +18,7 @@ import torchvision
 import crowdlayer
 from crowdlayer import job
 from crowdlayer.errors import StoreError
-from crowdlayer.report.results import done_before
+from crowdlayer.report.results import done_before, dumped, headline
 from crowdlayer.settings import Settings, load_settings
 from crowdlayer.storage.places import Folder
 from tests.conftest import QUICK
@@ -122,6 +122,25 @@ def test_the_best_epoch_is_the_one_with_the_least_validation_loss(finished: Fini
     _, _, results = finished
 
     assert results["best_epoch"] == 1 + results["val_loss"].index(min(results["val_loss"]))
+
+
+def test_results_are_json_for_people_and_other_programs() -> None:
+    assert dumped({"class_names": ["Möwe"], "best_epoch": 1}) == (
+        '{\n   "class_names": [\n      "Möwe"\n   ],\n   "best_epoch": 1\n}\n'
+    )
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        dumped({"test_loss": math.nan})
+
+
+def test_a_run_that_did_not_collapse_says_so(finished: Finished) -> None:
+    assert (finished[2]["collapsed"], finished[2]["collapsed_since"]) == (False, None)
+
+
+def test_the_headline_has_the_figures_that_there_are() -> None:
+    results = {"best_epoch": 2, "train_loss": [1.0, 2.0, 3.0], "test_accuracy": 91.25, "train_accuracy": None}
+    found = results | {"majority_vote_accuracy": 80.0}
+    assert headline(found) == "best epoch 2 of 3: test accuracy 91.2 %, majority vote right 80.0 %"
+    assert headline(found | {"test_accuracy": None, "majority_vote_accuracy": None}) == "best epoch 2 of 3"
 
 
 def test_the_counts_are_those_of_the_data(finished: Finished) -> None:
