@@ -329,6 +329,11 @@ def cut_after_all(answer: Answer) -> None:
     answer.missing = 1
 
 
+def lengthened(answer: Answer) -> None:
+    """The body has a byte more, and the answer says so."""
+    answer.body += b"!"
+
+
 def shortened_to(n: int) -> Spoiler:
     """The body has `n` bytes, and the answer says so: nothing looks broken."""
 

@@ -38,6 +38,7 @@ from tests.servers import (
     flipped,
     free_port,
     header,
+    lengthened,
     meddling,
     real_store,
     refused,
@@ -864,6 +865,20 @@ def test_garbage_on_the_line_is_tried_again(
         meddler.spoil(garble, path="/x")
         assert downloaded(bucket, only(bucket)) == body
         assert meddler.count("GET", "/x") == 2
+
+
+@BOTH
+def test_a_body_that_is_longer_than_listed_is_read_again(
+    store: Store, meddler: Meddler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = Bucket(store.bucket, "data")
+    put_plain(bucket, "x", b"a whole body")
+    meddler.spoil(lengthened, path="/x")
+    assert downloaded(bucket, only(bucket)) == b"a whole body"
+    monkeypatch.setattr(s3.patience, "attempts", 2)
+    meddler.spoil(lengthened, path="/x", times=9)
+    with pytest.raises(StoreError, match="data/x: must have the listed 12 bytes, 13 came"):
+        downloaded(bucket, only(bucket))
 
 
 @BOTH
