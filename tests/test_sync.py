@@ -492,11 +492,19 @@ def test_an_object_that_is_refused_stops_the_sync_and_leaves_no_litter(
 def test_what_waits_behind_a_refused_object_is_not_asked_for(store: Store, meddler: Meddler, workdir: Path) -> None:
     names = [f"train/x-{i:03}.png" for i in range(300)]
     location = put(store, dict.fromkeys(names, b"body"))
+    over = threading.Event()
+
+    def held(answer: Answer) -> None:
+        assert over.wait(60)
+
     meddler.spoil(refused(403, "AccessDenied"), path=names[0], times=2)
     for name in names[1:]:
-        meddler.spoil(late(1), path=name, times=2)
-    with pytest.raises(AccessError):
-        sync(location, workdir, belongs)
+        meddler.spoil(held, path=name, times=2)
+    try:
+        with pytest.raises(AccessError):
+            sync(location, workdir, belongs)
+    finally:
+        over.set()
     for thread in threading.enumerate():
         if thread.name.startswith("ThreadPoolExecutor"):
             thread.join()

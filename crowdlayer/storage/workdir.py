@@ -20,20 +20,19 @@ def claim(workdir: Path) -> None:
     """
     workdir.mkdir(parents=True, exist_ok=True)
     mark = workdir / ".crowdlayer"
-    if not mark.exists():
-        taken = [name for name in ("data", "files", "partial", "archive") if (workdir / name).exists()]
-        if taken:
-            raise SettingsError(f"WORKDIR: must be a folder for this job alone, {workdir} has {taken[0]}/ of another's")
-        mark.touch()
-    (workdir / "partial").mkdir(exist_ok=True)
+    if mark.exists():
+        return
+    taken = [name for name in ("data", "files", "partial", "archive") if (workdir / name).exists()]
+    if taken:
+        raise SettingsError(f"WORKDIR: must be a folder for this job alone, {workdir} has {taken[0]}/ of another's")
+    mark.touch()
 
 
 def tidy(workdir: Path) -> None:
-    """Claim the folder, and remove what a killed sync left half done in it."""
+    """Remove what a killed sync left half done."""
     claim(workdir)
     for folder in ("partial", "archive"):
         shutil.rmtree(workdir / folder, ignore_errors=True)
-    (workdir / "partial").mkdir()
 
 
 def remove(root: Path, name: str) -> None:
@@ -47,16 +46,17 @@ def remove(root: Path, name: str) -> None:
 
 
 def bring(source: Place, stored: Stored, target: Path, workdir: Path) -> str:
-    """Into a nameless neighbour first: what bears the name is whole. WORKDIR is claimed."""
-    descriptor, beside = tempfile.mkstemp(dir=workdir / "partial")
+    """Into a nameless neighbour first: what bears the name is whole."""
+    partial = workdir / "partial"
+    partial.mkdir(exist_ok=True)
+    descriptor, beside = tempfile.mkstemp(dir=partial)
     try:
         with os.fdopen(descriptor, "w+b") as file:
             digest = source.download(stored, file)
         _make_folder(target.parent, workdir)
         Path(beside).replace(target)
-    except BaseException:
+    finally:
         Path(beside).unlink(missing_ok=True)
-        raise
     return digest
 
 
