@@ -887,6 +887,18 @@ def test_a_body_that_is_not_as_long_as_listed_is_read_again(
         downloaded(bucket, only(bucket))
 
 
+def test_a_flipped_byte_is_found_and_healed_by_another_reading(
+    store: Store, meddler: Meddler, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = os.urandom(100_000)
+    bucket = Bucket(store.bucket, "data")
+    put_plain(bucket, "x", body)
+    meddler.spoil(flipped(50_000), path="/x")
+    with caplog.at_level(logging.WARNING):
+        assert downloaded(bucket, only(bucket)) == body
+    assert "data/x: its MD5 is not its ETag" in caplog.text
+
+
 @BOTH
 def test_a_body_that_is_always_different_is_a_failing_store(
     store: Store, meddler: Meddler, monkeypatch: pytest.MonkeyPatch
