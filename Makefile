@@ -4,9 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 RIG := ../shared/tools/container
 PYTEST := $(BIN)/python -m pytest
-DEFAULT := --numprocesses auto --maxprocesses 8 --dist worksteal -m "not container and not store and not slow"
+DEFAULT := --numprocesses auto --maxprocesses 8 --dist worksteal -m "not container and not gpu and not store and not slow"
 
-.PHONY: demo test lint format container store slow fuzz hunt coverage mutation audit requirements readme clean
+.PHONY: demo test lint format container gpu store slow fuzz hunt coverage mutation audit requirements readme clean
 
 demo: .venv/.demo ## a bucket on this machine, the job as a container runs it, the results
 	$(BIN)/python -m tests.demo
@@ -28,6 +28,9 @@ format: .venv/.dev
 
 container: .venv/.dev ## build the image and run it against a bucket on loopback
 	$(if $(wildcard $(RIG)/engine),$(RIG)/engine) $(PYTEST) -m container
+
+gpu: .venv/.dev ## what a GPU alone can show
+	$(PYTEST) -m gpu
 
 store: .venv/.dev ## the tests against the S3-compatible store that S3_TEST_ENDPOINT and its like name
 	$(PYTEST) -m store

@@ -30,6 +30,12 @@ QUICK = {"IMG_SIZE": "16", "SMALL_IMAGES": "false", "N_EPOCHS": "2", "LR": "0.01
 """Settings for a run of seconds on `write_shapes`."""
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """GPUs are for the tests that are marked so: what a process sees of them is decided by its first look."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test depends on the settings, credentials or proxies of whoever runs it."""
@@ -39,7 +45,6 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ from crowdlayer.data.images import (
     STD,
     CrowdLoader,
     ImageLoader,
+    affine,
     ahead,
     augment,
     normalise,
@@ -158,7 +159,7 @@ def image_batch(n: int, size: int = 64) -> torch.Tensor:
 
 def test_half_of_the_flips_mirror_the_image_and_half_leave_it() -> None:
     images = image_batch(400)
-    out = augment(images, draws(400, FLIP))
+    out = augment(images, affine(draws(400, FLIP)))
     same = (out - images).abs().amax((1, 2, 3)) < 1e-4
     mirrored = (out - images.flip(3)).abs().amax((1, 2, 3)) < 1e-4
     assert (same ^ mirrored).all()
@@ -169,7 +170,7 @@ def test_a_shear_is_torchvisions_at_the_same_angle() -> None:
     images = image_batch(5)
     table = draws(5, SHEAR)
     table[:, 1] = torch.tensor([0.0, 0.25, 0.5, 0.75, 0.999])  # -15° … 15°
-    out = augment(images, table)
+    out = augment(images, affine(table))
     pixels = (images * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)).clamp(0, 1)
     for row, angle in enumerate([-15.0, -7.5, 0.0, 7.5, 14.97]):
         candidates = [
@@ -190,7 +191,7 @@ def test_a_shear_is_torchvisions_at_the_same_angle() -> None:
 def test_what_a_shear_brings_in_is_black() -> None:
     table = draws(1, SHEAR)
     table[:, 1] = 0.0
-    out = augment(image_batch(1), table)
+    out = augment(image_batch(1), affine(table))
     black = torch.tensor([-m / s for m, s in zip(MEAN, STD, strict=True)])
     corners = torch.stack([out[0, :, 0, 0], out[0, :, 0, -1], out[0, :, -1, 0], out[0, :, -1, -1]])
     assert ((corners - black).abs().amax(1) < 1e-4).sum() == 2
@@ -201,7 +202,7 @@ def test_crops_have_the_areas_ratios_and_places_of_torchvisions() -> None:
     y, x = torch.meshgrid(torch.linspace(-1, 1, size), torch.linspace(-1, 1, size), indexing="ij")
     ramp = torch.stack([x, y, x]).expand(n, 3, size, size).contiguous()  # pixel values tell their own coordinates
     black = torch.tensor([-m / s for m, s in zip(MEAN, STD, strict=True)]).view(1, 3, 1, 1)
-    out = augment(ramp + black, draws(n, CROP)) - black
+    out = augment(ramp + black, affine(draws(n, CROP))) - black
     width = (out[:, 0, :, -8] - out[:, 0, :, 7]).mean(1) / (2 * (size - 15) / (size - 1))
     height = (out[:, 1, -8, :] - out[:, 1, 7, :]).mean(1) / (2 * (size - 15) / (size - 1))
     ours = torch.stack([width * height, (width / height).log()])
@@ -223,7 +224,7 @@ def test_the_three_choices_are_equally_likely() -> None:
     counts = torch.bincount(choice, minlength=3)
     assert (counts / 30000 - 1 / 3).abs().max() < 0.02
     images = image_batch(2)
-    assert F.mse_loss(augment(images, draws(2, SHEAR)), augment(images, draws(2, CROP))) > 0
+    assert F.mse_loss(augment(images, affine(draws(2, SHEAR))), augment(images, affine(draws(2, CROP)))) > 0
 
 
 def test_augmented_batches_are_the_same_for_the_same_seed_and_differ_between_epochs() -> None:

@@ -332,11 +332,6 @@ def test_bf16_trains_and_predicts_in_float32() -> None:
     assert trainer.predict(coloured(4)[0]).dtype == torch.float32
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_a_gpu_is_used() -> None:
-    assert make_accelerator(TrainingSettings()).device.type == "cuda"
-
-
 class StopAt(Watch):
     """Asks for a stop before the step of that number, counting evaluation's batches too."""
 

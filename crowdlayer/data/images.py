@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -47,35 +48,62 @@ def stream(seed: int, epoch: int, purpose: int) -> torch.Generator:
     return torch.Generator().manual_seed(stream_seed(seed, epoch, purpose))
 
 
-def normalise(images: Tensor, device: torch.device) -> Tensor:
-    """(n, size, size, 3) uint8 → (n, 3, size, size) float32 on `device`, in the order that its convolutions want.
-
-    That is channels last on CUDA; on a CPU, where resnet18's step takes a quarter longer so, channels first.
-    """
+def statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """MEAN and STD, (1, 3, 1, 1) each, on the device."""
     mean, std = (torch.tensor(x, device=device).view(1, 3, 1, 1) for x in (MEAN, STD))
-    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-    floats = images.to(device).permute(0, 3, 1, 2).to(torch.float32, memory_format=layout)
+    return mean, std
+
+
+_statistics = cache(statistics)
+"""What every batch needs; to send it, a device would have to be waited for."""
+
+
+def normalise(images: Tensor, device: torch.device) -> Tensor:
+    """(n, size, size, 3) uint8 → (n, 3, size, size) float32 on `device`, in the order that its convolutions want."""
+    return standardise(sent(images, device), *_statistics(device))
+
+
+def standardise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """The same, where the images are already.
+
+    The order is channels last on CUDA; on a CPU, where resnet18's step takes a quarter longer so, channels first.
+    """
+    layout = torch.channels_last if images.device.type == "cuda" else torch.contiguous_format
+    floats = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=layout)
     return floats.div_(255).sub_(mean).div_(std)
+
+
+def sent(part: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device, or on its way there: who goes on to use it there need not wait for it here."""
+    if part.device.type == device.type:
+        return part
+    return (part.pin_memory() if device.type == "cuda" else part).to(device, non_blocking=True)
 
 
 def on_device(rows: Tensor, device: torch.device) -> Tensor:
     """What a network takes: images (n, size, size, 3) uint8 normalised, features (n, …) float32 as they are."""
-    return normalise(rows, device) if rows.dtype == torch.uint8 else rows.to(device)
+    return normalise(rows, device) if rows.dtype == torch.uint8 else sent(rows, device)
 
 
-def augment(images: Tensor, draws: Tensor) -> Tensor:
-    """Peerannot's augmentation by the batch: of shear, flip and random resized crop, each image gets one.
+DRAWS = 23
+"""Random numbers per image and epoch that `affine` wants."""
+
+
+def affine(draws: Tensor) -> Tensor:
+    """Peerannot's augmentation: of shear, flip and random resized crop, each image gets one.
 
     Args:
-        images: (n, 3, size, size) float32, normalised.
         draws: (n, DRAWS) uniform in [0, 1): the choice, then its parameters. A shear is horizontal and uniform in
             ±15°; a flip happens to half of those chosen for it; a crop has 8 to 100 % of the area, an aspect ratio
             of 3/4 to 4/3 (log-uniform) and a uniform place, the first of ten draws that fits (torchvision's
-            RandomAffine, RandomHorizontalFlip, RandomResizedCrop). What a shear brings in from outside is black.
+            RandomAffine, RandomHorizontalFlip, RandomResizedCrop).
+
+    Returns:
+        (n, 2, 3): from a place in the new image, in [-1, 1], to that in the old one.
     """
-    n = len(images)
+    n = len(draws)
     choice = (draws[:, 0] * 3).long()
-    theta = torch.zeros(n, 2, 3, device=draws.device)  # output coordinates in [-1, 1] → input coordinates
+    theta = torch.zeros(n, 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = 1
     angle = torch.deg2rad(draws[:, 1] * 30 - 15)
     theta[:, 0, 1] = torch.where(choice == 0, torch.tan(angle), 0)
@@ -92,21 +120,23 @@ def augment(images: Tensor, draws: Tensor) -> Tensor:
     theta[:, 1, 1] = torch.where(crop, height, theta[:, 1, 1])
     theta[:, 0, 2] = torch.where(crop, (1 - width) * (2 * draws[:, 21] - 1), 0)
     theta[:, 1, 2] = torch.where(crop, (1 - height) * (2 * draws[:, 22] - 1), 0)
+    return theta
 
-    grid = F.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)
-    black = torch.tensor([-m / s for m, s in zip(MEAN, STD, strict=True)], device=images.device).view(1, 3, 1, 1)
+
+def augment(images: Tensor, theta: Tensor) -> Tensor:
+    """(n, 3, size, size) normalised images under their (n, 2, 3) `affine` maps; what comes from outside is black."""
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    mean, std = _statistics(images.device)
+    black = -mean / std
     return F.grid_sample(images - black, grid, padding_mode="zeros", align_corners=False) + black
-
-
-DRAWS = 23
-"""Random numbers per image and epoch that `augment` wants."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """One process's share of a batch, and how many tasks and answers all processes have of it.
 
-    `images` (tasks, 3, size, size); `task` (rows of `images`), `worker`, `label`, each (answers,).
+    `images` (tasks, 3, size, size); `task` (rows of `images`), `worker`, `label`, each (answers,). No other batch of
+    the same loader has more than `most_answers`.
     """
 
     images: Tensor
@@ -115,6 +145,11 @@ class Batch:
     label: Tensor
     n_tasks: int
     n_answers: int
+    most_answers: int
+
+
+BLOCK = 32
+"""So many batches' answers are looked up and sent together: alone each transfer takes as long as a layer."""
 
 
 class CrowdLoader:
@@ -155,6 +190,8 @@ class CrowdLoader:
         self._starts, self._worker, self._label = (
             torch.from_numpy(part) for part in (answers.starts_at, answers.worker, answers.label)
         )
+        largest = math.ceil(math.ceil(len(images) / len(self)) / processes.count)
+        self._most_answers = int(self._starts.diff().topk(largest).values.sum())
 
     def with_answers(self, answers: Answers) -> CrowdLoader:
         """A loader of the same images in the same order, with other answers to them."""
@@ -178,23 +215,45 @@ class CrowdLoader:
     def _batches(self, epoch: int, first: int) -> Iterator[Batch]:
         order = torch.randperm(len(self.dataset), generator=stream(self.seed, epoch, STREAM_ORDER))
         noise = stream(self.seed, epoch, STREAM_AUGMENT)
-        draws = torch.rand(len(self.dataset), DRAWS, generator=noise) if self.augmented else None
-        for whole in order.tensor_split(len(self))[first:]:
-            rows = self.processes.mine(whole)
-            batch = on_device(self.dataset[rows], self.device)
-            if draws is not None:
-                batch = augment(batch, draws[rows])
-            task, flat = self._answers_of(rows)
-            task, worker, label = (part.to(self.device) for part in (task, self._worker[flat], self._label[flat]))
-            n_answers = int((self._starts[whole + 1] - self._starts[whole]).sum())
-            yield Batch(batch, task, worker, label, len(whole), n_answers)
+        theta = affine(torch.rand(len(self.dataset), DRAWS, generator=noise)) if self.augmented else None
+        batches = order.tensor_split(len(self))[first:]
+        for at in range(0, len(batches), BLOCK):
+            yield from self._block(batches[at : at + BLOCK], theta)
 
-    def _answers_of(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """For the tasks `rows`: each answer's position in `rows`, and its position among all answers."""
-        first, count = self._starts[rows], self._starts[rows + 1] - self._starts[rows]
-        task = torch.repeat_interleave(torch.arange(len(rows)), count)
-        within = torch.arange(len(task)) - (count.cumsum(0) - count)[task]
-        return task, first[task] + within
+    def _block(self, batches: Sequence[Tensor], theta: Tensor | None) -> Iterator[Batch]:
+        """These batches, each (tasks,) of all processes; `theta` (images, 2, 3), where they are augmented."""
+        shares = [self.processes.mine(batch) for batch in batches]
+        rows, n_tasks = torch.cat(shares), lengths(shares)
+        count = self._count(rows)
+        place = torch.arange(len(rows)) - torch.repeat_interleave(n_tasks.cumsum(0) - n_tasks, n_tasks)  # in its batch
+        flat = torch.repeat_interleave(self._starts[rows] - (count.cumsum(0) - count), count)
+        flat += torch.arange(len(flat))
+        parts = (torch.repeat_interleave(place, count), self._worker[flat], self._label[flat], rows)
+        *answers, there = torch.split(sent(torch.cat(parts), self.device), [len(part) for part in parts])
+        n_answers = sums(count, n_tasks).tolist()
+        of_batches = zip(*(torch.split(part, n_answers) for part in answers), strict=True)
+        everyones = sums(self._count(torch.cat(list(batches))), lengths(batches)).tolist()
+        chosen = torch.split(there, n_tasks.tolist()) if on(self.dataset, self.device) else shares
+        thetas = None if theta is None else torch.split(sent(theta[rows], self.device), n_tasks.tolist())
+        for i, (task, worker, label) in enumerate(of_batches):
+            images = on_device(self.dataset[chosen[i]], self.device)
+            if thetas is not None:
+                images = augment(images, thetas[i])
+            yield Batch(images, task, worker, label, len(batches[i]), everyones[i], self._most_answers)
+
+    def _count(self, rows: Tensor) -> Tensor:
+        """How many answers each of these tasks has."""
+        return self._starts[rows + 1] - self._starts[rows]
+
+
+def lengths(parts: Sequence[Tensor]) -> Tensor:
+    """How long each part is."""
+    return torch.tensor([len(part) for part in parts])
+
+
+def sums(numbers: Tensor, lengths: Tensor) -> Tensor:
+    """Of each part of the numbers, which have these lengths."""
+    return F.pad(numbers.cumsum(0), (1, 0))[F.pad(lengths.cumsum(0), (1, 0))].diff()
 
 
 class ImageLoader:
@@ -213,7 +272,8 @@ class ImageLoader:
         self.labels = torch.full((len(images),), -1) if labels is None else labels
         self.batch_size = batch_size
         self.device = device
-        self._rows = processes.mine(torch.arange(len(images)))
+        mine = processes.mine(torch.arange(len(images))).tolist()
+        self._rows = range(mine[0], mine[-1] + 1) if mine else range(0)
 
     def __len__(self) -> int:
         return -(-len(self._rows) // self.batch_size)
@@ -224,16 +284,19 @@ class ImageLoader:
         return made if at_hand(self.dataset, self.device) else ahead(made)
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        if len(self._rows) == 0:
-            return
-        for rows in torch.split(self._rows, self.batch_size):
-            yield on_device(self.dataset[rows], self.device), self.labels[rows].to(self.device)
+        for first in self._rows[:: self.batch_size]:
+            rows = slice(first, min(first + self.batch_size, self._rows.stop))
+            yield on_device(self.dataset[rows], self.device), sent(self.labels[rows], self.device)
+
+
+def on(images: Rows, device: torch.device) -> bool:
+    """Whether the images lie on the device; a process has one of a kind, and may call it by its kind alone."""
+    return device.type == (images.device.type if isinstance(images, Tensor) else "cpu")
 
 
 def at_hand(images: Rows, device: torch.device) -> bool:
     """Whether nothing is to wait for when a batch is gathered: neither a decoder nor the way to another device."""
-    there = images.device == device if isinstance(images, Tensor) else device.type == "cpu"
-    return there and getattr(images, "all_held", True)
+    return on(images, device) and getattr(images, "all_held", True)
 
 
 def ahead(batches: Iterator[T]) -> Generator[T, None, None]:

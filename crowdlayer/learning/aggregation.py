@@ -88,4 +88,7 @@ def started(settings: TrainingSettings, answers: Answers, n_classes: int) -> Wor
     wanted = {"dense": False, "rows": True, "auto": sum(p.numel() for p in model.parameters()) >= ROWS_FROM}
     # A regulariser that looks at every worker has a gradient for every worker.
     model.row_wise = wanted[settings.crowd_updates] and (settings.scale == 0 or settings.regularizer == "geo-f")
+    if model.row_wise:
+        # as they are; torch 2.11 warns where nobody has said it
+        torch.sparse.check_sparse_tensor_invariants.disable()  # type: ignore[no-untyped-call]
     return model

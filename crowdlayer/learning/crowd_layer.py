@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+IGNORED = -100
+"""The label of an answer that is none, as torch's cross-entropy has it."""
 RIGHT_AT_START = 0.9
 """P(answer = truth) of every worker where a row-stochastic model starts at the identity: a 1 could not be moved."""
 
@@ -304,7 +306,7 @@ class CrowdLoss(nn.Module):
 
         Where several processes share a batch, the two are its counts, not the share's, and the losses add up.
         Tasks without answers count in the mean over tasks; without any answer the loss is 0. With `weight` (answers,)
-        an answer counts so much.
+        an answer counts so much; one whose label is `IGNORED` never does.
         """
         if weight is None:
             total = F.cross_entropy(scores, label, reduction="sum")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -102,9 +103,8 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
     if settings.compile == "true":
         _compiler_must_be_there()
     if torch.cuda.is_available():
+        warnings.filterwarnings("ignore", "Attempting to run cuBLAS")  # torch's first step, of itself
         torch.backends.cudnn.benchmark = True  # the shapes are few: it pays to try all algorithms once
-        if settings.mixed_precision != "no":
-            torch.set_float32_matmul_precision("high")  # tf32, which convolutions take anyway
     # Accelerate keeps the first precision of a process for good; a notebook may ask for another.
     AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision=precision(settings), cpu=not torch.cuda.is_available())
@@ -116,6 +116,13 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
 def device_name(device: torch.device) -> str:
     """The device trained on, with its make."""
     return f"{device} {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
+
+
+def seed_all(seed: int, device: torch.device) -> None:
+    """torch.manual_seed for the two devices that draw; of others it would keep a stack trace, which takes time."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def memory_used(device: torch.device) -> tuple[int, int]:

@@ -9,7 +9,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 
 from ..answers import Answers
 from ..data.images import Batch
@@ -18,11 +17,15 @@ from ..settings import TrainingSettings
 from .aggregation import started
 from .crowd_layer import CrowdLoss, CrowdModel, WorkerModel
 from .devices import compiled, laid_out, synchronised
-from .mixup import mix
-from .optimization import averaged, hold, make_optimizer, make_scheduler
+from .graphs import Graphs
+from .mixup import Mixed, mix, unmixed
+from .optimization import Average, hold, make_optimizer, make_scheduler
 from .progress import Best
 from .regularizers import Regularizer
 from .rows import share_rows
+
+PADDING = 4
+"""Graphs have room for the most answers of a step; where these are more than so many times as many, it would cost."""
 
 
 class Mover(Protocol):
@@ -54,10 +57,6 @@ class Learner:
         self.plain = False
         """Whether the classifier learns the answers as they are, without the crowd layer."""
         crowd_layer = started(settings, answers, n_classes)
-        self.regularizer: Regularizer | None = None
-        if settings.scale > 0:
-            answers_of = torch.from_numpy(answers.worker).bincount(minlength=crowd_layer.n_workers)
-            self.regularizer = Regularizer(settings.regularizer, crowd_layer, answers_of, self.processes)
         self.model = CrowdModel(compiled(laid_out(synchronised(classifier, settings)), settings), crowd_layer)
         self.criterion = CrowdLoss(settings.loss_reduction)
         if crowd_layer.row_wise:  # whose gradients the step shares out, and not DDP
@@ -67,9 +66,17 @@ class Learner:
         optimizer = make_optimizer(self.model, settings)
         self.scheduler = make_scheduler(optimizer, settings)
         self.replica: CrowdModel  # the model, as it is called in training: DDP around it where there are others
+        self.bare = self.model  # what steps move, as nobody has wrapped it
         self.optimizer: Mover
-        self.replica, self.optimizer = accelerator.prepare(self.model, optimizer)
-        self.average: AveragedModel | None = averaged(self.model, settings.ema) if settings.ema > 0 else None
+        self.replica, prepared = accelerator.prepare(self.model, optimizer)
+        # only fp16 needs the wrapper, which looks for packages on the disk at every step
+        self.optimizer = optimizer if accelerator.scaler is None else prepared
+        self.graphs = Graphs(self._gradients, list(self.model.parameters())) if self._recordable() else None
+        self.regularizer: Regularizer | None = None
+        if settings.scale > 0:
+            answers_of = torch.from_numpy(answers.worker).bincount(minlength=crowd_layer.n_workers)
+            self.regularizer = Regularizer(settings.regularizer, crowd_layer, answers_of, self.processes)
+        self.average = Average(self.model, settings.ema) if settings.ema > 0 else None
 
     def settle(self, batch: Batch) -> None:
         """Let DDP choose its buckets, by a step that moves nothing.
@@ -79,20 +86,21 @@ class Learner:
         the bits of that one step.
         """
         self.replica.eval()  # batch norm keeps its statistics
-        self.accelerator.backward(self._loss(batch)[1])
+        self.accelerator.backward(self._loss(self._mixed(batch))[1])
         self.optimizer.zero_grad()
 
     def lent(self, model: CrowdModel, criterion: CrowdLoss, optimizer: Mover) -> Learner:
         """The same with a caller's parts for the time of an epoch."""
         other = copy.copy(self)
-        other.replica, other.criterion, other.optimizer = model, criterion, optimizer
+        other.replica, other.criterion, other.optimizer, other.graphs = model, criterion, optimizer, None
+        other.bare = self.accelerator.unwrap_model(model)
         return other
 
     def train(self) -> None:
         """Make ready for steps."""
         self.replica.train()
         if self.settings.freeze:  # a frozen network keeps its batch norm statistics and drops nothing out
-            self._bare.classifier.eval()
+            self.bare.classifier.eval()
 
     def step(self, batch: Batch, held: bool) -> tuple[Tensor, Tensor]:
         """Move the weights by one batch, this process's share of it; with `held` the crowd layer stays as it is.
@@ -100,13 +108,11 @@ class Learner:
         Returns:
             The logits before the step (tasks, classes), and the loss (): this process's part of that of all.
         """
-        bare = self._bare
-        self.optimizer.zero_grad()
-        logits, loss = self._loss(batch)
-        objective = loss * self.processes.count  # of which DDP takes the mean
-        if self.regularizer is not None:
-            objective = objective + self.settings.scale * self.regularizer(bare.crowd_layer, logits)
-        self.accelerator.backward(objective)
+        bare, mixed = self.bare, self._mixed(batch)
+        if self.graphs is not None and batch.most_answers <= PADDING * len(batch.task):
+            logits, loss = self.graphs(mixed, batch.most_answers)
+        else:
+            logits, loss = self._gradients(mixed)
         if self.plain or held:
             hold(bare.crowd_layer)
         elif bare.crowd_layer.row_wise:
@@ -114,33 +120,45 @@ class Learner:
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(bare)
+        return logits, loss
+
+    def _mixed(self, batch: Batch) -> Mixed:
+        return mix(batch, self.settings.mixup) if self.settings.mixup > 0 else unmixed(batch)
+
+    def _gradients(self, mixed: Mixed) -> tuple[Tensor, Tensor]:
+        """Leave a step's gradients with the weights; its logits, and its loss, this process's part of it."""
+        self.optimizer.zero_grad()
+        logits, loss = self._loss(mixed)
+        objective = loss * self.processes.count  # of which DDP takes the mean
+        if self.regularizer is not None:
+            objective = objective + self.settings.scale * self.regularizer(self.bare.crowd_layer, logits)
+        self.accelerator.backward(objective)
         return logits.detach(), loss.detach()
 
-    def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _loss(self, mixed: Mixed) -> tuple[Tensor, Tensor]:
         """The logits of a step and its loss, this process's part of it."""
-        if self.settings.mixup == 0:
-            logits, scores = self.replica(batch.images, batch.task, batch.worker)
-            scores = self._below(logits, batch.task, scores)
-            return logits, self.criterion(scores, batch.label, batch.n_tasks, batch.n_answers)
-        mixed = mix(batch, self.settings.mixup)
-        task = mixed.task.repeat(2)
+        task = mixed.task.repeat(len(mixed.worker))
         logits, scores = self.replica(mixed.images, task, mixed.worker.flatten())
-        own, others = self._below(logits, task, scores).chunk(2)
+        scores = self._below(logits, task, scores)
+        if mixed.weight is None:
+            return logits, self.criterion(scores, mixed.label[0], mixed.n_tasks, mixed.n_answers)
+        own, others = scores.chunk(2)
         if not self.plain:
-            own = self._bare.crowd_layer.mixed(own, others, mixed.weight)
+            own = self.bare.crowd_layer.mixed(own, others, mixed.weight)
         parts = zip(mixed.label, (mixed.weight, 1 - mixed.weight), strict=True)
-        losses = [self.criterion(own, label, batch.n_tasks, batch.n_answers, weight) for label, weight in parts]
+        losses = [self.criterion(own, label, mixed.n_tasks, mixed.n_answers, weight) for label, weight in parts]
         return logits, losses[0] + losses[1]
+
+    def _recordable(self) -> bool:
+        """Whether steps may come from CUDA graphs, by COMPILE=auto: on one GPU, where they do not depend on numbers
+        that differ from step to step."""
+        settings, alone = self.settings, self.processes.count == 1 and self.accelerator.device.type == "cuda"
+        same = settings.loss_reduction == "task" and not settings.freeze and not self.model.crowd_layer.row_wise
+        return settings.compile == "auto" and alone and same
 
     def _below(self, logits: Tensor, task: Tensor, scores: Tensor) -> Tensor:
         """The answers' scores, or without the crowd layer the logits: DDP must find every weight in the loss."""
         return logits[task] + 0 * scores if self.plain else scores
-
-    @property
-    def _bare(self) -> CrowdModel:
-        """The model that steps move, as nobody has wrapped it."""
-        bare: CrowdModel = self.accelerator.unwrap_model(self.replica)
-        return bare
 
     @property
     def evaluated(self) -> CrowdModel:

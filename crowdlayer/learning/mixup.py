@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Beta
 
-from ..data.images import Batch
+from ..data.images import Batch, sent
 
 
 @dataclass(frozen=True)
@@ -16,14 +16,23 @@ class Mixed:
     """A step's images, each mixed with another, and its answers, each with an answer to the other image.
 
     `images` (tasks, 3, size, size); `task` (answers,) rows of `images`; `worker` and `label` (2, answers): the answer's
-    own, then the other's; `weight` (answers,): the share of the own.
+    own, then the other's; `weight` (answers,): the share of the own. Where nothing is mixed `worker` and `label` are
+    (1, answers), and there are no weights. `n_tasks`, `n_answers`: of all processes.
     """
 
     images: Tensor
     task: Tensor
     worker: Tensor
     label: Tensor
-    weight: Tensor
+    weight: Tensor | None
+    n_tasks: int
+    n_answers: int
+
+
+def unmixed(batch: Batch) -> Mixed:
+    """The batch as it is."""
+    worker, label = batch.worker.unsqueeze(0), batch.label.unsqueeze(0)
+    return Mixed(batch.images, batch.task, worker, label, None, batch.n_tasks, batch.n_answers)
 
 
 def mix(batch: Batch, alpha: float) -> Mixed:
@@ -35,9 +44,9 @@ def mix(batch: Batch, alpha: float) -> Mixed:
     generator on the CPU.
     """
     n, device = len(batch.images), batch.images.device
-    share = Beta(torch.tensor(alpha), torch.tensor(alpha)).sample((n,)).to(device)
-    other = torch.randperm(n).to(device)
-    draw = torch.rand(len(batch.task)).to(device)
+    share = sent(Beta(torch.tensor(alpha), torch.tensor(alpha)).sample((n,)), device)
+    other = sent(torch.randperm(n), device)
+    draw = sent(torch.rand(len(batch.task)), device)
     images = torch.lerp(batch.images[other], batch.images, share.view(-1, 1, 1, 1).to(batch.images.dtype))
 
     count = torch.zeros(n, dtype=torch.int64, device=device).index_add_(0, batch.task, torch.ones_like(batch.task))
@@ -46,4 +55,4 @@ def mix(batch: Batch, alpha: float) -> Mixed:
     met = (count.cumsum(0) - count)[theirs] + within  # answers lie task by task
     met = torch.where(count[theirs] > 0, met, torch.arange(len(met), device=device))
     worker, label = (torch.stack([part, part[met]]) for part in (batch.worker, batch.label))
-    return Mixed(images, batch.task, worker, label, share[batch.task])
+    return Mixed(images, batch.task, worker, label, share[batch.task], batch.n_tasks, batch.n_answers)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from torch import nn
+import itertools
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -53,8 +57,32 @@ def hold(module: nn.Module) -> None:
         parameter.grad = None
 
 
-def averaged(model: CrowdModel, decay: float) -> AveragedModel:
-    """A copy that follows the model: after each step decay · itself + (1 − decay) · the model, buffers too."""
-    follow = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    average = AveragedModel(model, multi_avg_fn=follow, use_buffers=True)
-    return average.requires_grad_(False)
+class Average(AveragedModel):
+    """A copy that follows the model: after each step decay · itself + (1 − decay) · the model, buffers too.
+
+    After the first it is the model. Torch's own would wait for the GPU in every step, to tell it which step it is.
+    """
+
+    def __init__(self, model: CrowdModel, decay: float) -> None:
+        super().__init__(model, use_buffers=True)
+        self.requires_grad_(False)
+        self._follow = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Follow by a step."""
+        by_type: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+        for own, new in zip(_numbers(self.module), _numbers(model), strict=True):
+            mine, theirs = by_type.setdefault(own.dtype, ([], []))
+            mine.append(own)
+            theirs.append(new)
+        for mine, theirs in by_type.values():
+            if self.n_averaged == 0:
+                torch._foreach_copy_(mine, theirs)
+            else:
+                self._follow(mine, theirs, self.n_averaged)
+        self.n_averaged += 1
+
+
+def _numbers(model: nn.Module) -> Iterator[Tensor]:
+    return itertools.chain(model.parameters(), model.buffers())

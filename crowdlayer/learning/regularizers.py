@@ -36,10 +36,10 @@ class Regularizer:
     """
 
     def __init__(self, name: Name, model: WorkerModel, answers_of: Tensor, processes: Processes) -> None:
-        """`model` at its start; `answers_of` (n_workers,): how many answers each worker gave."""
+        """`model` at its start, where it is trained; `answers_of` (n_workers,): how many answers each worker gave."""
         self.name = name
         self.start = model.matrices().detach().clone() if name == "identity" else None
-        self.answers_of = answers_of
+        self.answers_of = answers_of.to(next(model.parameters()))
         self.processes = processes
 
     def __call__(self, model: WorkerModel, logits: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class Regularizer:
         match self.name:
             case "identity":
                 assert self.start is not None  # __init__ has made it
-                return (model.matrices() - self.start.to(logits.device)).square().sum()
+                return (model.matrices() - self.start).square().sum()
             case "pooled":
                 return pooled(model.matrices(), self.answers_of)
             case "trace":
@@ -64,7 +64,6 @@ class Regularizer:
 
 
 def pooled(matrices: Tensor, answers_of: Tensor) -> Tensor:
-    answers_of = answers_of.to(matrices)
     mean = answers_of.mean()
     share = answers_of / answers_of.sum()
     crowd = torch.einsum("j,jta->ta", share, matrices)

@@ -26,7 +26,7 @@ from ..logs import track
 from ..machine.processes import Processes
 from ..settings import TrainingSettings
 from . import selection
-from .devices import device_name
+from .devices import device_name, seed_all
 from .guard import Guard, fallback
 from .learner import Learner, on_cpu
 from .progress import Best, History, Progress, log_epoch
@@ -137,6 +137,8 @@ class Trainer:
             if collapsed and self.collapsed_since is None:
                 self._collapse(self.guard.suspicious_since)
             self.watch.epoch_done(self)
+        if self.learner.graphs is not None:
+            self.learner.graphs.forget()  # a baseline's network may need the memory
         assert self.best is not None  # N_EPOCHS is at least 1
         accuracy = self.best.figures.get("val_accuracy")
         selection.log_choice(self.best.epoch, accuracy, self.history.val_accuracy, self.settings.select_by)
@@ -150,9 +152,8 @@ class Trainer:
         batches = loader.batches(progress.epoch, progress.step)
         for batch in track(batches, f"epoch {progress.epoch + 1}", len(loader), "steps", progress.step):
             self.stop_if_asked()
-            torch.manual_seed(
-                stream_seed(self.settings.seed, progress.epoch, STREAM_DROPOUT, progress.step, self.processes.index)
-            )
+            place = progress.step, self.processes.index
+            seed_all(stream_seed(self.settings.seed, progress.epoch, STREAM_DROPOUT, *place), loader.device)
             logits, loss = learner.step(batch, held)
             self.guard.see(logits, batch.task, batch.label)
             progress.total += loss * (batch.n_tasks if learner.criterion.reduction == "task" else batch.n_answers)
@@ -168,13 +169,13 @@ class Trainer:
         classifier = self.classifier.eval()
         self.processes.agree(classifier)
         size = max(EVALUATION_BATCHES * self.settings.batch_size // self.processes.count, 1)
-        logits = [torch.empty(0, self.n_classes)]
+        logits = [torch.empty(0, self.n_classes, device=self.accelerator.device)]
         batches = iter(ImageLoader(images, None, size, self.accelerator.device, self.processes))
         with self.accelerator.autocast():
             for _ in range(0, -(-len(images) // self.processes.count), size):  # as often on all, to stop together
                 self.stop_if_asked()
                 # forward itself: compiled code is for the shapes of steps
-                logits += [classifier.forward(batch).float().cpu() for batch, _ in itertools.islice(batches, 1)]
+                logits += [classifier.forward(batch).float() for batch, _ in itertools.islice(batches, 1)]
         return self.processes.gather(torch.cat(logits))
 
     @torch.inference_mode()

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from tests.bench.data import many_answers, renumbered
 from tests.bench.stores import filled
@@ -45,7 +46,7 @@ class Row:
     cpu: float
     peak: int
     per_second: float | None = None
-    """Things done per CPU second, where a unit has a number of them."""
+    """Things done per second, where a unit has a number of them: of CPU time, on a GPU of the clock's."""
     walls: list[float] = field(default_factory=list)
     """Of the rounds, in their order: contenders of one round are to be held against each other."""
 
@@ -92,6 +93,7 @@ class Bench:
 
     rounds: int
     threads: int
+    gpu: bool
     peerannot: str | None
     folder: Path
     plot: Path
@@ -106,7 +108,10 @@ class Bench:
             wall, cpu = (statistics.median(said[at][what] for said in rounds) for what in ("wall", "cpu"))
             peak = int(max(said[at]["peak"] for said in rounds))
             walls = [said[at]["wall"] for said in rounds]
-            self.add(Row(group, condition, name, wall, cpu, peak, count / cpu if count and cpu else None, walls))
+            seconds = wall if self.gpu else cpu
+            self.add(
+                Row(group, condition, name, wall, cpu, peak, count / seconds if count and seconds else None, walls)
+            )
 
     def add(self, row: Row) -> None:
         self.rows.append(row)
@@ -118,33 +123,51 @@ class Bench:
         )
 
 
+LOADERS = 16
+"""Processes that load peerannot's images beside a GPU."""
+
 # --- the groups ------------------------------------------------------------------------------------------------------
 
 
+LABELME, CIFAR = SHARED / "data" / "labelme", SHARED / "data" / "cifar10n.zip"
+ON_A_CPU = (("labelme", LABELME, 700, 64, "resnet18"), ("cifar10n", CIFAR, 1000, 32, "resnet18"))
+ON_A_GPU = (  # each photo several times: an epoch must last longer than it takes to begin one
+    ("cifar10n", CIFAR, 5600, 32, "resnet18"),
+    ("labelme x 8", LABELME, 5600, 64, "resnet18"),
+    ("labelme x 4", LABELME, 2800, 224, "resnet18"),
+    ("labelme x 4", LABELME, 2800, 224, "resnet50"),
+)
+
+
 def training(bench: Bench) -> None:
-    """An epoch of resnet18 on LabelMe at 64 px and CIFAR-10N at 32 px: ours, peerannot's class, and the limit."""
-    for name, source, n, size in (
-        ("labelme 64 px", SHARED / "data" / "labelme", 700, 64),
-        ("cifar10n 32 px", SHARED / "data" / "cifar10n.zip", 1000, 32),
-    ):
-        tasks = renumbered(source, bench.folder / name.split()[0], n)
-        what = {"tasks": str(tasks), "size": size, "model": "resnet18"}
+    """An epoch, plain and augmented, and an evaluation: ours, peerannot's class, and the limit."""
+    for name, source, n, size, model in ON_A_GPU if bench.gpu else ON_A_CPU:
+        tasks = renumbered(source, bench.folder / f"{name.split()[0]}-{n}", n)
+        what = {"tasks": str(tasks), "size": size, "model": model}
         contenders = [contender("crowdlayer", "ours", **what), contender("limit", "limit", **what)]
-        if size == 64:  # peerannot takes CIFAR's classes by names of its own
+        if bench.gpu:
+            contenders.insert(1, contender("crowdlayer, eager", "ours", compiled="false", **what))
+            contenders.insert(2, contender("augmented", "ours", augmented=True, **what))
+        if model == "resnet18":
             contenders += _theirs(bench, **what)
-        bench.race("training", name, contenders, n)
+        bench.race("training", f"{model} {name} {size} px", contenders, n)
+        contenders = [
+            contender(name, "evaluated", ours=name == "crowdlayer", **what) for name in ("crowdlayer", "limit")
+        ]
+        bench.race("evaluation", f"{model} {name} {size} px", contenders, n)
 
 
 def frozen(bench: Bench) -> None:
     """FREEZE=true on LabelMe at 64 px: the first epoch, which is left out, has computed the features."""
-    tasks = renumbered(SHARED / "data" / "labelme", bench.folder / "labelme", 700)
+    tasks = renumbered(LABELME, bench.folder / "labelme", 700)
     what = {"tasks": str(tasks), "size": 64, "model": "resnet18", "freeze": True}
-    bench.race("frozen", "labelme 64 px", [contender("crowdlayer", "ours", **what), *_theirs(bench, **what)], 700)
+    contenders = [contender("crowdlayer", "ours", **what), *_theirs(bench, **what)]
+    bench.race("frozen", "labelme 64 px", contenders, sum(path.is_file() for path in (tasks / "train").rglob("*")))
 
 
 def data(bench: Bench) -> None:
     """Batches of images that are held, with and without augmentation; and decoding, once and found again."""
-    tasks = renumbered(SHARED / "data" / "labelme", bench.folder / "labelme", 700)
+    tasks = renumbered(LABELME, bench.folder / "labelme-once", 700)
     for size, n in ((32, 4096), (64, 2048), (224, 256)):
         plain, augmented = ({"n": n, "size": size, "augmented": augmented} for augmented in (False, True))
         contenders = [contender("held", "gathered", **plain), contender("held, augmented", "gathered", **augmented)]
@@ -256,7 +279,8 @@ def _theirs(bench: Bench, **options: Any) -> list[Contender]:
     if bench.peerannot is None:
         return []
     script = str(ROOT / "tests" / "bench" / "theirs.py")
-    return [Contender("peerannot", [bench.peerannot, script, json.dumps(options)])]
+    loaders = LOADERS if bench.gpu else 0  # on a CPU they take from the network what they give
+    return [Contender("peerannot", [bench.peerannot, script, json.dumps(options | {"loaders": loaders})])]
 
 
 GROUPS = {group.__name__: group for group in (training, frozen, data, crowd, answers, start, sync, growth)}
@@ -264,8 +288,6 @@ GROUPS = {group.__name__: group for group in (training, frozen, data, crowd, ans
 
 def machine(threads: int) -> dict[str, Any]:
     """What the figures depend on."""
-    import torch
-
     cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     names = ("torch", "torchvision", "accelerate", "numpy", "pillow", "msgspec", "boto3", "obstore")
@@ -289,7 +311,8 @@ def main() -> None:
     given = parser.parse_args()
     print(f"{'group':<10} {'condition':<34} {'contender':<22} {'wall ms':>10} {'CPU ms':>10} {'peak MB':>8}")
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(given.rounds, given.threads, given.peerannot, Path(folder), given.json.with_suffix(".svg"), [])
+        gpu, plotted = torch.cuda.is_available(), given.json.with_suffix(".svg")
+        bench = Bench(given.rounds, given.threads, gpu, given.peerannot, Path(folder), plotted, [])
         for name in given.only.split(","):
             GROUPS[name](bench)
             document = {"machine": machine(given.threads), "rows": [asdict(row) for row in bench.rows]}

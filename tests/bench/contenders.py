@@ -19,12 +19,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from crowdlayer.learning.trainer import Trainer
 
 Unit = Callable[[], object]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -33,21 +36,14 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-def ours(tasks: str, size: int, model: str, augmented: bool = False, freeze: bool = False) -> Unit:
+def ours(
+    tasks: str, size: int, model: str, augmented: bool = False, freeze: bool = False, compiled: str = "auto"
+) -> Unit:
     """An epoch of the job's own trainer, validation not included."""
-    from crowdlayer.data.layout import belongs, read_dataset
-    from crowdlayer.learning.experiment import Experiment, load_images
     from crowdlayer.learning.features import on_features
     from crowdlayer.learning.progress import Progress
-    from crowdlayer.settings import DataSettings, TrainingSettings
-    from crowdlayer.storage.sync import sync
 
-    training = TrainingSettings(img_size=size, model=model, data_augmentation=augmented, freeze=freeze, lr=0.001)
-    synced = sync(tasks, Path("unused"), belongs)
-    answers = synced.root / "answers.json"
-    data = read_dataset(synced.root, synced.digests, DataSettings(tasks=tasks), answers, None, 0)
-    data, images = load_images(data, synced.root, training, 0, None)
-    trainer = Experiment(data, images, training, False).trainer()
+    trainer = _trainer(tasks, size, model, data_augmentation=augmented, freeze=freeze, compile=compiled)
     for_good = ExitStack()
     for_good.enter_context(on_features(trainer, None, {}))
     progress = Progress()
@@ -89,6 +85,40 @@ def limit(tasks: str, size: int, model: str) -> Unit:
         _wait()
 
     return epoch
+
+
+def evaluated(tasks: str, size: int, model: str, ours: bool) -> Unit:
+    """The logits of all tasks: by the job's own trainer, or by a plain loop over a float tensor."""
+    from crowdlayer.data.images import normalise, resident
+
+    trainer = _trainer(tasks, size, model)
+    images = resident(trainer.train.dataset, DEVICE)
+    if ours:
+        return lambda: trainer.predict(images)
+    network = trainer.classifier.eval()
+    floats = normalise(images[:], DEVICE)
+    dtype = torch.bfloat16 if trainer.accelerator.mixed_precision == "bf16" else torch.float32
+
+    @torch.inference_mode()
+    def loop() -> Tensor:
+        with torch.autocast(DEVICE.type, dtype, enabled=dtype == torch.bfloat16):
+            return torch.cat([network(batch).float() for batch in torch.split(floats, 256)]).cpu()
+
+    return loop
+
+
+def _trainer(tasks: str, size: int, model: str, **options: Any) -> Trainer:
+    from crowdlayer.data.layout import belongs, read_dataset
+    from crowdlayer.learning.experiment import Experiment, load_images
+    from crowdlayer.settings import DataSettings, TrainingSettings
+    from crowdlayer.storage.sync import sync
+
+    training = TrainingSettings(img_size=size, model=model, lr=0.001, **options)
+    synced = sync(tasks, Path("unused"), belongs)
+    answers = synced.root / "answers.json"
+    data = read_dataset(synced.root, synced.digests, DataSettings(tasks=tasks), answers, None, 0)
+    data, images = load_images(data, synced.root, training, 0, None)
+    return Experiment(data, images, training, False).trainer()
 
 
 def _wait() -> None:
@@ -282,7 +312,8 @@ def started(arguments: list[str]) -> Unit:
 
 
 MAKERS: tuple[Callable[..., Unit], ...] = (
-    ours, limit, gathered, decoded, crowd_layer, dense_layer, answers, synced, one_by_one, aws, s5cmd, rclone, started,
+    ours, limit, evaluated, gathered, decoded, crowd_layer, dense_layer, answers, synced, one_by_one, aws, s5cmd,
+    rclone, started,
 )  # fmt: skip
 CONTENDERS = {maker.__name__: maker for maker in MAKERS}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import zipfile
@@ -9,11 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
+THEIR_NAMES = {"airplane": "plane", "automobile": "car"}
+"""CIFAR's classes, where peerannot has names of its own."""
+
 
 def renumbered(source: Path, folder: Path, n: int) -> Path:
-    """The first `n` tasks of a data set (folder or zip), tasks and workers numbered from 0.
+    """The first `n` tasks of a data set (folder or zip), tasks and workers numbered from 0: so peerannot can read it.
 
-    So peerannot can read it, too.
+    Where it has fewer they come again, and their answers with them. Classes get the names that peerannot has for them.
     """
     if folder.exists():
         return folder
@@ -24,20 +28,22 @@ def renumbered(source: Path, folder: Path, n: int) -> Path:
     answers = json.loads((source / "answers.json").read_text())
     workers = {name: str(i) for i, name in enumerate(sorted({w for votes in answers.values() for w in votes}))}
     images = {path.stem.rpartition("-")[2]: path for path in sorted((source / "train").rglob("*.*"))}
-    chosen = [task for task in answers if task in images][:n]
+    chosen = list(itertools.islice(itertools.cycle([task for task in answers if task in images]), n))
     renamed = {}
     for number, task in enumerate(chosen):
         path = images[task]
-        target = folder / "train" / path.parent.name / f"image-{number}{path.suffix}"
+        target = folder / "train" / THEIR_NAMES.get(path.parent.name, path.parent.name) / f"image-{number}{path.suffix}"
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
         renamed[str(number)] = {workers[worker]: label for worker, label in answers[task].items()}
     for split in ("val", "test"):
         for path in sorted((source / split).rglob("*.*"))[::10]:
-            target = folder / split / path.parent.name / path.name
+            target = folder / split / THEIR_NAMES.get(path.parent.name, path.parent.name) / path.name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
     (folder / "answers.json").write_text(json.dumps(renamed))
+    classes = [THEIR_NAMES.get(path.name, path.name) for path in sorted((source / "train").iterdir())]
+    (folder / "metadata.json").write_text(json.dumps({"classes": classes}))
     return folder
 
 

@@ -8,6 +8,7 @@ import json
 import resource
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,10 +24,11 @@ def main(tasks: str, size: int, model: str, augmented: bool = False, freeze: boo
     answers = f"{tasks}/answers.json"
     with open(answers) as file:  # noqa: PTH123
         n_workers = 1 + max(int(worker) for votes in json.load(file).values() for worker in votes)
+    n_classes = sum(path.is_dir() for path in Path(tasks, "train").iterdir())
     options: dict[str, Any] = {
-        "tasks_path": tasks, "answers": answers, "model": model, "n_classes": 8, "optimizer": "SGD", "n_epochs": 1,
-        "batch_size": 64, "lr": 0.001, "momentum": 0.9, "decay": 5e-4, "scheduler": "multistep", "milestones": [50],
-        "lr_decay": 0.1, "img_size": size, "data_augmentation": augmented, "num_workers": loaders,
+        "tasks_path": tasks, "answers": answers, "model": model, "n_classes": n_classes, "optimizer": "SGD",
+        "n_epochs": 1, "batch_size": 64, "lr": 0.001, "momentum": 0.9, "decay": 5e-4, "scheduler": "multistep",
+        "milestones": [50], "lr_decay": 0.1, "img_size": size, "data_augmentation": augmented, "num_workers": loaders,
         "n_workers": n_workers, "freeze": freeze, "path_remove": None,
     }  # fmt: skip
     with contextlib.redirect_stdout(io.StringIO()):

@@ -1,0 +1,133 @@
+"""The gradients of a step as a CUDA graph: its kernels are recorded once, and then launched together.
+
+A step of resnet18 on 64 images of 64 pixels is a thousand kernels of some microseconds each. One by one the processor
+takes several times as long to launch them as the GPU to run them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import one_line
+from .crowd_layer import IGNORED
+from .mixup import Mixed
+
+log = logging.getLogger(__name__)
+
+Gradients = Callable[[Mixed], tuple[Tensor, Tensor]]
+"""Leaves gradients with the weights; gives logits (tasks, classes) and a loss ()."""
+TRIALS = 3
+"""Steps of a shape that run kernel by kernel before one is recorded: libraries choose their algorithms meanwhile."""
+
+
+@dataclass
+class _Recording:
+    """What a graph reads, what it leaves, and the graph itself once there is one."""
+
+    given: Mixed
+    gradients: list[Tensor | None]
+    trials: int = 0
+    graph: torch.cuda.CUDAGraph | None = None
+    result: tuple[Tensor, Tensor] | None = None
+
+
+class Graphs:
+    """The same as `gradients`, from graphs: one for each shape that images come in, all in the same memory.
+
+    What it returns is overwritten by the next call, and so are the gradients. What cannot be recorded runs as it always
+    did. Not for gradients of single rows: answers are padded to the most that a step has, and a worker whom a padding
+    names would be moved.
+    """
+
+    def __init__(self, gradients: Gradients, weights: Sequence[nn.Parameter]) -> None:
+        self._gradients = gradients
+        self._weights = weights
+        self._recordings: dict[torch.Size, _Recording] = {}
+        self._pool: Any = None
+        self._possible = True
+
+    def __len__(self) -> int:
+        """How many graphs there are."""
+        return sum(recording.graph is not None for recording in self._recordings.values())
+
+    def forget(self) -> None:
+        """Give the memory back that the graphs hold."""
+        self._recordings.clear()
+        self._pool = None
+
+    def __call__(self, mixed: Mixed, most_answers: int) -> tuple[Tensor, Tensor]:
+        """For a step with at most `most_answers` answers, as all that are called here."""
+        if not self._possible:
+            return self._gradients(mixed)
+        shape = mixed.images.shape
+        if shape not in self._recordings:
+            self._recordings[shape] = _Recording(padded(mixed, most_answers), [])
+        recording = self._recordings[shape]
+        fill(recording.given, mixed)
+        if recording.trials < TRIALS:
+            recording.trials += 1
+            return self._gradients(recording.given)
+        if recording.graph is None and not self._record(recording):
+            return self._gradients(mixed)
+        assert recording.graph is not None
+        assert recording.result is not None
+        recording.graph.replay()
+        for weight, gradient in zip(self._weights, recording.gradients, strict=True):
+            weight.grad = gradient
+        return recording.result
+
+    def _record(self, recording: _Recording) -> bool:
+        """Record the step, which does not run it; whether that was possible."""
+        device = recording.given.images.device
+        random = torch.cuda.default_generators[device.index]
+        seed = random.initial_seed()
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # another thread may send the next images meanwhile
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                recording.result = self._gradients(recording.given)
+        except RuntimeError as error:  # out of memory is one, too
+            log.info("no CUDA graph of this network, its kernels are launched one by one: %s", one_line(str(error)))
+            self._possible = False
+            self.forget()
+            # what was broken off leaves the generator in the midst of a recording
+            random.graphsafe_set_state(torch.Generator(device).graphsafe_get_state())
+            random.manual_seed(seed)
+            return False
+        recording.gradients = [weight.grad for weight in self._weights]
+        recording.graph = graph
+        return True
+
+
+def padded(mixed: Mixed, n: int) -> Mixed:
+    """A copy with room for `n` answers; those that are not there count for nothing."""
+    room = (0, n - len(mixed.task))
+    return Mixed(
+        mixed.images.clone(),
+        F.pad(mixed.task, room),
+        F.pad(mixed.worker, room),
+        F.pad(mixed.label, room, value=IGNORED),
+        None if mixed.weight is None else F.pad(mixed.weight, room),
+        mixed.n_tasks,
+        mixed.n_answers,
+    )
+
+
+def fill(given: Mixed, mixed: Mixed) -> None:
+    """Put another step of the same shape into what `padded` gave."""
+    n = len(mixed.task)
+    given.images.copy_(mixed.images)
+    given.task[:n] = mixed.task
+    given.worker[:, :n] = mixed.worker
+    given.label[:, :n] = mixed.label
+    given.label[:, n:] = IGNORED
+    if given.weight is not None and mixed.weight is not None:
+        given.weight[:n] = mixed.weight

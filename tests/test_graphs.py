@@ -1,0 +1,70 @@
+"""What CUDA graphs are given; what they do is in test_gpu.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from crowdlayer.learning.crowd_layer import WORKER_MODELS
+from crowdlayer.learning.graphs import TRIALS, Graphs, fill, padded
+from crowdlayer.learning.mixup import Mixed
+from crowdlayer.learning.trainer import Trainer
+from tests.test_trainer import make
+
+
+def gradients(trainer: Trainer, mixed: Mixed) -> list[Tensor]:
+    torch.manual_seed(0)
+    found = [*trainer.learner._gradients(mixed)]
+    return found + [weight.grad.clone() for weight in trainer.learner.model.parameters() if weight.grad is not None]
+
+
+@pytest.mark.parametrize("name", list(WORKER_MODELS))
+@pytest.mark.parametrize("mixup", [0.0, 0.5])
+def test_answers_that_are_padding_move_nothing(name: str, mixup: float) -> None:
+    trainer = make(crowd_layer=name, mixup=mixup)
+    batch = next(trainer.train.batches(0))
+    mixed = trainer.learner._mixed(batch)
+    assert len(batch.task) < 40
+    for ours, theirs in zip(gradients(trainer, padded(mixed, 40)), gradients(trainer, mixed), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.5])
+def test_what_a_step_had_before_is_gone_when_the_next_has_fewer_answers(mixup: float) -> None:
+    trainer = make(mixup=mixup)
+    more, fewer = (trainer.learner._mixed(batch) for batch in list(trainer.train.batches(0))[:2])
+    cut = {
+        part: getattr(fewer, part)[..., :9]
+        for part in ("task", "worker", "label", "weight")
+        if mixup or part != "weight"
+    }
+    fewer = Mixed(**(vars(fewer) | cut))
+    given = padded(more, 40)
+    fill(given, fewer)
+    for ours, theirs in zip(gradients(trainer, given), gradients(trainer, fewer), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"freeze": True}, {"crowd_updates": "rows"}, {"loss_reduction": "answer"}])
+def test_without_a_gpu_there_are_none(options: dict[str, Any]) -> None:
+    assert make(**options).learner.graphs is None
+
+
+def test_no_batch_has_more_answers_than_the_most() -> None:
+    loader = make().train
+    batches = [batch for epoch in range(5) for batch in loader.batches(epoch)]
+    assert max(len(batch.task) for batch in batches) <= batches[0].most_answers
+    assert len({batch.most_answers for batch in batches}) == 1
+
+
+def test_a_shape_is_tried_before_it_is_recorded() -> None:
+    trainer = make()
+    graphs = Graphs(trainer.learner._gradients, list(trainer.learner.model.parameters()))
+    batch = next(trainer.train.batches(0))
+    for _ in range(TRIALS):
+        logits, _ = graphs(trainer.learner._mixed(batch), batch.most_answers)
+        assert len(logits) == len(batch.images)
+    assert len(graphs) == 0
