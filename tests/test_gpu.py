@@ -176,6 +176,7 @@ def test_graphs_learn_what_single_kernels_learn(options: dict[str, Any]) -> None
         torch.testing.assert_close(graphs.learner.evaluated.state_dict()[name], weight, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it compiles
 def test_compiled_code_learns_what_single_kernels_learn() -> None:
     compiled, eager = (epochs(make(compile=how, **EXACT)) for how in ("true", "false"))
     assert compiled.learner.graphs is None
@@ -183,9 +184,15 @@ def test_compiled_code_learns_what_single_kernels_learn() -> None:
         torch.testing.assert_close(compiled.learner.model.state_dict()[name], weight, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "options", [{"loss_reduction": "answer"}, {"crowd_updates": "rows"}, {"freeze": True}], ids=str
-)
+VARYING: list[dict[str, Any]] = [
+    {"loss_reduction": "answer"},
+    {"crowd_updates": "rows"},
+    {"freeze": True},
+    {"scale": 0.01, "regularizer": "geo-w"},
+]
+
+
+@pytest.mark.parametrize("options", VARYING, ids=str)
 def test_what_depends_on_the_step_is_not_recorded(options: dict[str, Any]) -> None:
     assert make(**options).learner.graphs is None
 
@@ -300,6 +307,7 @@ def test_a_job_comes_to_what_it_comes_to_on_a_cpu(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = QUICK | {"MODEL": "resnet18", "TASKS": str(shapes), "MIXED_PRECISION": "no", "BASELINES": "majority"}
+    settings |= {"LR": "0.0001"}  # at 0.01 two CPUs differ by a hundredth after two steps
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     found = []
     for name, visible in (("gpu", None), ("cpu", "")):
@@ -311,9 +319,9 @@ def test_a_job_comes_to_what_it_comes_to_on_a_cpu(
     gpu, cpu = found
     assert [name.startswith("cuda") for name in gpu["job"]["devices"]] == [True]
     assert cpu["job"]["devices"] == ["cpu"]
-    np.testing.assert_allclose(gpu["train_loss"], cpu["train_loss"], rtol=0.01)
+    np.testing.assert_allclose(gpu["train_loss"], cpu["train_loss"], rtol=1e-3)
     best = [torch.load(tmp_path / name / "best_models/crowdlayer.pth", weights_only=True) for name in ("gpu", "cpu")]
-    torch.testing.assert_close(best[0]["confusion"], best[1]["confusion"], rtol=0.02, atol=0.02)
+    torch.testing.assert_close(best[0]["confusion"], best[1]["confusion"], rtol=1e-3, atol=1e-3)
 
 
 def test_what_it_has_learnt_predicts_on_either_device(shapes: Path, tmp_path: Path) -> None:

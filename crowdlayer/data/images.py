@@ -301,10 +301,16 @@ def at_hand(images: Rows, device: torch.device) -> bool:
 
 def ahead(batches: Iterator[T]) -> Generator[T, None, None]:
     """The same; each is made in a thread while the one before is in use."""
+    stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
+
+    def made() -> T | None:
+        with torch.cuda.stream(stream):  # a thread has its own else, and nobody would wait for what it sends
+            return next(batches, None)
+
     with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(next, batches, None)
+        coming = thread.submit(made)
         while (batch := coming.result()) is not None:
-            coming = thread.submit(next, batches, None)
+            coming = thread.submit(made)
             yield batch
 
 

@@ -86,6 +86,7 @@ class Graphs:
     def _record(self, recording: _Recording) -> bool:
         """Record the step, which does not run it; whether that was possible."""
         device = recording.given.images.device
+        stream = torch.cuda.current_stream(device)
         random = torch.cuda.default_generators[device.index]
         seed = random.initial_seed()
         self._pool = self._pool or torch.cuda.graph_pool_handle()
@@ -98,7 +99,8 @@ class Graphs:
             log.info("no CUDA graph of this network, its kernels are launched one by one: %s", one_line(str(error)))
             self._possible = False
             self.forget()
-            # what was broken off leaves the generator in the midst of a recording
+            # what was broken off leaves both in the midst of a recording
+            torch.cuda.set_stream(stream)
             random.graphsafe_set_state(torch.Generator(device).graphsafe_get_state())
             random.manual_seed(seed)
             return False

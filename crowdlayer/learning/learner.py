@@ -150,11 +150,14 @@ class Learner:
         return logits, losses[0] + losses[1]
 
     def _recordable(self) -> bool:
-        """Whether steps may come from CUDA graphs, by COMPILE=auto: on one GPU, where they do not depend on numbers
-        that differ from step to step."""
-        settings, alone = self.settings, self.processes.count == 1 and self.accelerator.device.type == "cuda"
-        same = settings.loss_reduction == "task" and not settings.freeze and not self.model.crowd_layer.row_wise
-        return settings.compile == "auto" and alone and same
+        """Whether steps may come from CUDA graphs: on one GPU, and all alike.
+
+        They are not where the answers of a step are counted, a regulariser's determinant is looked at, or rows wait.
+        """
+        settings = self.settings
+        wanted = settings.compile == "auto" and self.accelerator.device.type == "cuda" and self.processes.count == 1
+        counted = settings.loss_reduction == "answer" or (settings.scale > 0 and settings.regularizer.startswith("geo"))
+        return wanted and not (counted or settings.freeze or self.model.crowd_layer.row_wise)
 
     def _below(self, logits: Tensor, task: Tensor, scores: Tensor) -> Tensor:
         """The answers' scores, or without the crowd layer the logits: DDP must find every weight in the loss."""
