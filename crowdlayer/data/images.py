@@ -301,7 +301,7 @@ def at_hand(images: Rows, device: torch.device) -> bool:
 
 def ahead(batches: Iterator[T]) -> Generator[T, None, None]:
     """The same; each is made in a thread while the one before is in use."""
-    stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
+    stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
 
     def made() -> T | None:
         with torch.cuda.stream(stream):  # a thread has its own else, and nobody would wait for what it sends
