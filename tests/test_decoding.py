@@ -13,7 +13,8 @@ from PIL import Image
 from torchvision import transforms
 
 from crowdlayer.data.decoding import BrokenImageError, decode, decode_all
-from crowdlayer.data.images import MEAN, STD, Rows, normalise
+from crowdlayer.data.images import Rows
+from crowdlayer.data.pixels import MEAN, STD, normalise
 from crowdlayer.errors import StoreError
 from crowdlayer.machine import memory
 from crowdlayer.storage.files import file_digest

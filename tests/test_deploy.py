@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from crowdlayer.data.decoding import decode
-from crowdlayer.data.images import normalise
+from crowdlayer.data.pixels import normalise
 from crowdlayer.deployment.export import export
 from crowdlayer.deployment.model_files import Deployed, Description, read_model, write_model
 from crowdlayer.deployment.predictor import Predictor, load, model_folder

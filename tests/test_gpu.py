@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from crowdlayer import load
 from crowdlayer.data.decoding import decode
-from crowdlayer.data.images import DRAWS, CrowdLoader, affine, augment, normalise, on, resident
+from crowdlayer.data.images import CrowdLoader, on, resident
+from crowdlayer.data.pixels import DRAWS, affine, augment, normalise
 from crowdlayer.deployment.model_files import read_model
 from crowdlayer.errors import DeviceMemoryError, InterruptedRunError
 from crowdlayer.learning.crowd_layer import WORKER_MODELS

@@ -48,6 +48,15 @@ def test_what_a_step_had_before_is_gone_when_the_next_has_fewer_answers(mixup: f
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+def test_what_is_filled_later_is_nobody_elses() -> None:
+    """Where nothing is to be padded, too."""
+    trainer = make()
+    batch = next(trainer.train.batches(0))
+    given = padded(trainer.learner._mixed(batch), len(batch.task))
+    for part in ("images", "task", "worker", "label"):
+        assert getattr(given, part).data_ptr() != getattr(batch, part).data_ptr()
+
+
 @pytest.mark.parametrize("options", [{}, {"freeze": True}, {"crowd_updates": "rows"}, {"loss_reduction": "answer"}])
 def test_without_a_gpu_there_are_none(options: dict[str, Any]) -> None:
     assert make(**options).learner.graphs is None

@@ -16,17 +16,8 @@ from torchvision import transforms
 
 from crowdlayer.answers import Answers
 from crowdlayer.data.decoding import decode_all
-from crowdlayer.data.images import (
-    DRAWS,
-    MEAN,
-    STD,
-    CrowdLoader,
-    ImageLoader,
-    affine,
-    ahead,
-    augment,
-    normalise,
-)
+from crowdlayer.data.images import CrowdLoader, ImageLoader, ahead
+from crowdlayer.data.pixels import DRAWS, MEAN, STD, affine, augment, normalise
 from crowdlayer.errors import DataError
 
 CPU = torch.device("cpu")

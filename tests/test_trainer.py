@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from crowdlayer.answers import Answers
-from crowdlayer.data.images import CrowdLoader, normalise
+from crowdlayer.data.images import CrowdLoader
+from crowdlayer.data.pixels import normalise
 from crowdlayer.errors import DeviceMemoryError, InterruptedRunError, SettingsError
 from crowdlayer.learning.aggregation import dawid_skene
 from crowdlayer.learning.crowd_layer import WORKER_MODELS, CrowdLayer, CrowdLoss

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .. import __version__
-from ..data.images import MEAN, STD, standardise, statistics
+from ..data.pixels import MEAN, STD, standardise, statistics
 from ..errors import DataError, StoreError, one_line
 from ..learning.classifier import build_classifier
 from ..storage.files import disk_errors
@@ -22,7 +22,7 @@ WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What happens to an image before the network, as `images.decode` and `images.standardise, statistics` do it."""
+    """What happens to an image before the network, as `decoding.decode` and `pixels.normalise` do it."""
 
     color: str = "RGB, EXIF rotation applied, the upper 8 bits of 16"
     resize: str = "the whole image to a square of image_size pixels, Pillow's bilinear"

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..data.held import mapped
-from ..data.images import Rows, on_device, resident
+from ..data.images import Rows, resident
+from ..data.pixels import on_device
 from ..storage.files import disk_errors
 from .classifier import head
 from .trainer import EVALUATION_BATCHES, Trainer

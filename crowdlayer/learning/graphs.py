@@ -39,7 +39,7 @@ class _Recording:
 
 
 class Graphs:
-    """The same as `gradients`, from graphs: one for each shape that images come in, all in the same memory.
+    """The same as `gradients`, from graphs: one for each shape that steps come in, all in the same memory.
 
     What it returns is overwritten by the next call, and so are the gradients. What cannot be recorded runs as it always
     did. Not for gradients of single rows: answers are padded to the most that a step has, and a worker whom a padding
@@ -49,7 +49,7 @@ class Graphs:
     def __init__(self, gradients: Gradients, weights: Sequence[nn.Parameter]) -> None:
         self._gradients = gradients
         self._weights = weights
-        self._recordings: dict[torch.Size, _Recording] = {}
+        self._recordings: dict[tuple[torch.Size, int], _Recording] = {}
         self._pool: Any = None
         self._possible = True
 
@@ -63,10 +63,10 @@ class Graphs:
         self._pool = None
 
     def __call__(self, mixed: Mixed, most_answers: int) -> tuple[Tensor, Tensor]:
-        """For a step with at most `most_answers` answers, as all that are called here."""
+        """For a step that has no more than `most_answers` answers, nor has any other of its loader's."""
         if not self._possible:
             return self._gradients(mixed)
-        shape = mixed.images.shape
+        shape = mixed.images.shape, most_answers
         if shape not in self._recordings:
             self._recordings[shape] = _Recording(padded(mixed, most_answers), [])
         recording = self._recordings[shape]

@@ -96,6 +96,11 @@ class Learner:
         other.bare = self.accelerator.unwrap_model(model)
         return other
 
+    def rest(self) -> None:
+        """Give back what only steps of this kind need: they are over, or the next ones are others."""
+        if self.graphs is not None:
+            self.graphs.forget()
+
     def train(self) -> None:
         """Make ready for steps."""
         self.replica.train()

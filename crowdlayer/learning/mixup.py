@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Beta
 
-from ..data.images import Batch, sent
+from ..data.images import Batch
+from ..data.pixels import sent
 
 
 @dataclass(frozen=True)

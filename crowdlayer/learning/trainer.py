@@ -137,8 +137,7 @@ class Trainer:
             if collapsed and self.collapsed_since is None:
                 self._collapse(self.guard.suspicious_since)
             self.watch.epoch_done(self)
-        if self.learner.graphs is not None:
-            self.learner.graphs.forget()  # a baseline's network may need the memory
+        self.learner.rest()  # a baseline's network may need the memory
         assert self.best is not None  # N_EPOCHS is at least 1
         accuracy = self.best.figures.get("val_accuracy")
         selection.log_choice(self.best.epoch, accuracy, self.history.val_accuracy, self.settings.select_by)
@@ -199,6 +198,7 @@ class Trainer:
         answers = Answers(len(labels), self.train.answers.n_workers, task, np.zeros_like(task), labels[task])
         self.train = self.train.with_answers(answers)
         self.learner.plain = True
+        self.learner.rest()
 
     def _collapse(self, since: int | None) -> None:
         """Say so; with GUARD start again from the first weights, below matrices that the answers alone have given."""

@@ -89,7 +89,8 @@ def limit(tasks: str, size: int, model: str) -> Unit:
 
 def evaluated(tasks: str, size: int, model: str, ours: bool) -> Unit:
     """The logits of all tasks: by the job's own trainer, or by a plain loop over a float tensor."""
-    from crowdlayer.data.images import normalise, resident
+    from crowdlayer.data.images import resident
+    from crowdlayer.data.pixels import normalise
 
     trainer = _trainer(tasks, size, model)
     images = resident(trainer.train.dataset, DEVICE)
