@@ -167,7 +167,10 @@ def epochs(trainer: Trainer, n: int = 2) -> Trainer:
     return trainer
 
 
-@pytest.mark.parametrize("options", [EXACT, EXACT | {"dropout": 0.3, "mixup": 0.5, "ema": 0.9}], ids=str)
+RECORDED: list[dict[str, Any]] = [{}, {"dropout": 0.3, "mixup": 0.5, "ema": 0.9}, {"loss_reduction": "answer"}]
+
+
+@pytest.mark.parametrize("options", [EXACT | options for options in RECORDED], ids=str)
 def test_graphs_learn_what_single_kernels_learn(options: dict[str, Any]) -> None:
     """Statistics of batch norm included, which trial runs before the recording change, and the draws of dropout."""
     graphs, eager = (epochs(make(compile=how, **options)) for how in ("auto", "false"))
@@ -186,7 +189,6 @@ def test_compiled_code_learns_what_single_kernels_learn() -> None:
 
 
 VARYING: list[dict[str, Any]] = [
-    {"loss_reduction": "answer"},
     {"crowd_updates": "rows"},
     {"freeze": True},
     {"scale": 0.01, "regularizer": "geo-w"},

@@ -23,25 +23,28 @@ def gradients(trainer: Trainer, mixed: Mixed) -> list[Tensor]:
 
 @pytest.mark.parametrize("name", list(WORKER_MODELS))
 @pytest.mark.parametrize("mixup", [0.0, 0.5])
-def test_answers_that_are_padding_move_nothing(name: str, mixup: float) -> None:
-    trainer = make(crowd_layer=name, mixup=mixup)
+@pytest.mark.parametrize("reduction", ["task", "answer"])
+def test_answers_that_are_padding_move_nothing(name: str, mixup: float, reduction: str) -> None:
+    trainer = make(crowd_layer=name, mixup=mixup, loss_reduction=reduction)
     batch = next(trainer.train.batches(0))
     mixed = trainer.learner._mixed(batch)
     assert len(batch.task) < 40
-    for ours, theirs in zip(gradients(trainer, padded(mixed, 40)), gradients(trainer, mixed), strict=True):
+    given = padded(mixed, 40)
+    fill(given, mixed)
+    for ours, theirs in zip(gradients(trainer, given), gradients(trainer, mixed), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("mixup", [0.0, 0.5])
 def test_what_a_step_had_before_is_gone_when_the_next_has_fewer_answers(mixup: float) -> None:
-    trainer = make(mixup=mixup)
+    trainer = make(mixup=mixup, loss_reduction="answer")
     more, fewer = (trainer.learner._mixed(batch) for batch in list(trainer.train.batches(0))[:2])
     cut = {
         part: getattr(fewer, part)[..., :9]
         for part in ("task", "worker", "label", "weight")
         if mixup or part != "weight"
     }
-    fewer = Mixed(**(vars(fewer) | cut))
+    fewer = Mixed(**(vars(fewer) | cut | {"n_answers": 9}))
     given = padded(more, 40)
     fill(given, fewer)
     for ours, theirs in zip(gradients(trainer, given), gradients(trainer, fewer), strict=True):

@@ -89,7 +89,10 @@ def square(opened: Image.Image, size: int) -> np.ndarray:
         image = image.convert("RGBA")
     if image.mode not in ("RGB", "L"):  # a grey picture is as grey when it is small
         image = image.convert("RGB")
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR).convert("RGB"))
+    small = image.resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(
+        small if small.mode == "RGB" else small.convert("RGB")
+    )  # which would copy it, and let no thread pass
 
 
 class Decoded:

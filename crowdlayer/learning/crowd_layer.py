@@ -300,11 +300,17 @@ class CrowdLoss(nn.Module):
         self.reduction = reduction
 
     def forward(
-        self, scores: Tensor, label: Tensor, n_tasks: int, n_answers: int | None = None, weight: Tensor | None = None
+        self,
+        scores: Tensor,
+        label: Tensor,
+        n_tasks: int,
+        n_answers: int | Tensor | None = None,
+        weight: Tensor | None = None,
     ) -> Tensor:
         """The loss of (answers, classes) scores and (answers,) labels in a batch of `n_tasks` and `n_answers`.
 
-        Where several processes share a batch, the two are its counts, not the share's, and the losses add up.
+        Where several processes share a batch, the two are its counts, not the share's, and the losses add up. A
+        number of answers on the device is at least 1.
         Tasks without answers count in the mean over tasks; without any answer the loss is 0. With `weight` (answers,)
         an answer counts so much; one whose label is `IGNORED` never does.
         """
@@ -312,4 +318,5 @@ class CrowdLoss(nn.Module):
             total = F.cross_entropy(scores, label, reduction="sum")
         else:
             total = F.cross_entropy(scores, label, reduction="none") @ weight.to(scores.dtype)
-        return total / max(n_tasks if self.reduction == "task" else len(label) if n_answers is None else n_answers, 1)
+        n = n_tasks if self.reduction == "task" else len(label) if n_answers is None else n_answers
+        return total / (n if isinstance(n, Tensor) else max(n, 1))

@@ -110,7 +110,7 @@ class Graphs:
 
 
 def padded(mixed: Mixed, n: int) -> Mixed:
-    """A copy with room for `n` answers; those that are not there count for nothing."""
+    """A copy with room for `n` answers, to be filled."""
     room = (0, n - len(mixed.task))
     return Mixed(
         mixed.images.clone(),
@@ -119,13 +119,15 @@ def padded(mixed: Mixed, n: int) -> Mixed:
         F.pad(mixed.label, room, value=IGNORED),
         None if mixed.weight is None else F.pad(mixed.weight, room),
         mixed.n_tasks,
-        mixed.n_answers,
+        torch.zeros((), device=mixed.images.device),
     )
 
 
 def fill(given: Mixed, mixed: Mixed) -> None:
-    """Put another step of the same shape into what `padded` gave."""
+    """Put a step of the same shape into what `padded` gave; answers that are not there count for nothing."""
     n = len(mixed.task)
+    assert isinstance(given.n_answers, Tensor)
+    given.n_answers.fill_(mixed.n_answers)
     given.images.copy_(mixed.images)
     given.task[:n] = mixed.task
     given.worker[:, :n] = mixed.worker

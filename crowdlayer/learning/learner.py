@@ -157,12 +157,12 @@ class Learner:
     def _recordable(self) -> bool:
         """Whether steps may come from CUDA graphs: on one GPU, and all alike.
 
-        They are not where the answers of a step are counted, a regulariser's determinant is looked at, or rows wait.
+        They are not where rows wait, or a determinant is to be found, for which libraries ask the host.
         """
         settings = self.settings
         wanted = settings.compile == "auto" and self.accelerator.device.type == "cuda" and self.processes.count == 1
-        counted = settings.loss_reduction == "answer" or (settings.scale > 0 and settings.regularizer.startswith("geo"))
-        return wanted and not (counted or settings.freeze or self.model.crowd_layer.row_wise)
+        asking = settings.scale > 0 and settings.regularizer in ("geo-w", "geo-f")
+        return wanted and not (asking or settings.freeze or self.model.crowd_layer.row_wise)
 
     def _below(self, logits: Tensor, task: Tensor, scores: Tensor) -> Tensor:
         """The answers' scores, or without the crowd layer the logits: DDP must find every weight in the loss."""

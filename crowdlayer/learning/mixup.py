@@ -18,7 +18,8 @@ class Mixed:
 
     `images` (tasks, 3, size, size); `task` (answers,) rows of `images`; `worker` and `label` (2, answers): the answer's
     own, then the other's; `weight` (answers,): the share of the own. Where nothing is mixed `worker` and `label` are
-    (1, answers), and there are no weights. `n_tasks`, `n_answers`: of all processes.
+    (1, answers), and there are no weights. `n_tasks`, `n_answers`: of all processes, the latter () on the device where a
+    graph reads it.
     """
 
     images: Tensor
@@ -27,7 +28,7 @@ class Mixed:
     label: Tensor
     weight: Tensor | None
     n_tasks: int
-    n_answers: int
+    n_answers: int | Tensor
 
 
 def unmixed(batch: Batch) -> Mixed:
