@@ -90,9 +90,8 @@ def square(opened: Image.Image, size: int) -> np.ndarray:
     if image.mode not in ("RGB", "L"):  # a grey picture is as grey when it is small
         image = image.convert("RGB")
     small = image.resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(
-        small if small.mode == "RGB" else small.convert("RGB")
-    )  # which would copy it, and let no thread pass
+    # converting what needs none would copy it, and let no other thread pass meanwhile
+    return np.asarray(small if small.mode == "RGB" else small.convert("RGB"))
 
 
 class Decoded:

@@ -18,8 +18,8 @@ class Mixed:
 
     `images` (tasks, 3, size, size); `task` (answers,) rows of `images`; `worker` and `label` (2, answers): the answer's
     own, then the other's; `weight` (answers,): the share of the own. Where nothing is mixed `worker` and `label` are
-    (1, answers), and there are no weights. `n_tasks`, `n_answers`: of all processes, the latter () on the device where a
-    graph reads it.
+    (1, answers), and there are no weights. `n_tasks`, `n_answers`: of all processes, the latter () on the device for a
+    graph.
     """
 
     images: Tensor
