@@ -173,8 +173,8 @@ RECORDED: list[dict[str, Any]] = [{}, {"dropout": 0.3, "mixup": 0.5, "ema": 0.9}
 @pytest.mark.parametrize("options", [EXACT | options for options in RECORDED], ids=str)
 def test_graphs_learn_what_single_kernels_learn(options: dict[str, Any]) -> None:
     """Statistics of batch norm included, which trial runs before the recording change, and the draws of dropout."""
-    graphs, eager = (epochs(make(compile=how, **options)) for how in ("auto", "false"))
-    assert recorded(graphs) == 2  # 33 tasks in steps of 7 and 6
+    graphs, eager = (epochs(make(compile=how, **options), 3) for how in ("auto", "false"))
+    assert recorded(graphs) == 2  # 33 tasks in steps of 7 and 6, which are tried three times each
     assert eager.learner.graphs is None
     for name, weight in eager.learner.evaluated.state_dict().items():
         torch.testing.assert_close(graphs.learner.evaluated.state_dict()[name], weight, rtol=1e-4, atol=1e-5)
@@ -250,10 +250,10 @@ def test_no_step_waits_for_the_gpu(options: dict[str, Any], there: bool) -> None
     held = resident(images, device) if there else images
     trainer.train = CrowdLoader(held, trainer.train.answers, 8, 0, True, device)
     trainer.train_epoch(trainer.learner, trainer.train, Progress())  # states of optimisers, constants
-    trainer.train_epoch(trainer.learner, trainer.train, Progress(1))  # graphs
+    epochs(trainer, 3)  # until all is recorded
     trainer.learner.train()
     with nobody_waits():
-        for batch in trainer.train.batches(2):
+        for batch in trainer.train.batches(3):
             torch.manual_seed(1)
             logits, _ = trainer.learner.step(batch, False)
             trainer.guard.see(logits, batch.task, batch.label)

@@ -72,6 +72,41 @@ def test_no_batch_has_more_answers_than_the_most() -> None:
     assert len({batch.most_answers for batch in batches}) == 1
 
 
+@pytest.mark.parametrize("recorded", [True, False])
+def test_an_evaluation_that_finds_no_memory_takes_that_of_the_graphs(recorded: bool) -> None:
+    class Large(torch.nn.Module):
+        """Says that there is no memory where graphs take it."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not self.training and graphs._possible:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return x
+
+    trainer = make()
+    trainer.classifier.features.append(Large())  # type: ignore[operator, union-attr]
+    graphs = Held(trainer.learner._gradients, list(trainer.learner.model.parameters()))
+    trainer.learner.graphs = graphs if recorded else None
+    images = trainer.train.dataset[:]
+    if not recorded:
+        with pytest.raises(torch.OutOfMemoryError):
+            trainer.predict(images)
+        return
+    assert trainer.predict(images).shape == (33, 3)
+    batch = next(trainer.train.batches(0))
+    trainer.learner.step(batch, False)
+    assert not graphs._recordings
+
+
+class Held(Graphs):
+    """As if one had been recorded, where there is no GPU to wait for."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def _release(self) -> None:
+        pass
+
+
 def test_a_shape_is_tried_before_it_is_recorded() -> None:
     trainer = make()
     graphs = Graphs(trainer.learner._gradients, list(trainer.learner.model.parameters()))

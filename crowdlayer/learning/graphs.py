@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,10 +32,10 @@ class _Recording:
     """What a graph reads, what it leaves, and the graph itself once there is one."""
 
     given: Mixed
-    gradients: list[Tensor | None]
     trials: int = 0
     graph: torch.cuda.CUDAGraph | None = None
     result: tuple[Tensor, Tensor] | None = None
+    gradients: list[Tensor | None] = field(default_factory=list)
 
 
 class Graphs:
@@ -59,8 +59,21 @@ class Graphs:
 
     def forget(self) -> None:
         """Give the memory back that the graphs hold."""
+        self._release()
         self._recordings.clear()
+
+    def _release(self) -> None:
+        if len(self):
+            torch.cuda.synchronize()  # one may be running
+        for recording in self._recordings.values():
+            recording.graph = recording.result = None
+            recording.gradients = []
         self._pool = None
+
+    def give_up(self) -> None:
+        """The same, and have none from now on."""
+        self._possible = False
+        self.forget()
 
     def __call__(self, mixed: Mixed, most_answers: int) -> tuple[Tensor, Tensor]:
         """For a step that has no more than `most_answers` answers, nor has any other of its loader's."""
@@ -68,11 +81,12 @@ class Graphs:
             return self._gradients(mixed)
         shape = mixed.images.shape, most_answers
         if shape not in self._recordings:
-            self._recordings[shape] = _Recording(padded(mixed, most_answers), [])
+            self._recordings[shape] = _Recording(padded(mixed, most_answers))
         recording = self._recordings[shape]
         fill(recording.given, mixed)
         if recording.trials < TRIALS:
             recording.trials += 1
+            self._release()  # a trial needs as much; the other shape is recorded again when it comes
             return self._gradients(recording.given)
         if recording.graph is None and not self._record(recording):
             return self._gradients(mixed)
@@ -97,12 +111,11 @@ class Graphs:
                 recording.result = self._gradients(recording.given)
         except RuntimeError as error:  # out of memory is one, too
             log.info("no CUDA graph of this network, its kernels are launched one by one: %s", one_line(str(error)))
-            self._possible = False
-            self.forget()
             # what was broken off leaves both in the midst of a recording
             torch.cuda.set_stream(stream)
             random.graphsafe_set_state(torch.Generator(device).graphsafe_get_state())
             random.manual_seed(seed)
+            self.give_up()
             return False
         recording.gradients = [weight.grad for weight in self._weights]
         recording.graph = graph

@@ -159,12 +159,22 @@ class Trainer:
             progress.step += 1
         return float(self.processes.gather(progress.total.view(1)).sum()) / len(loader.dataset)
 
-    @torch.inference_mode()
     def predict(self, images: Rows) -> Tensor:
         """(images, classes) logits of the classifier alone, float32 on the CPU, for (images, size, size, 3) uint8.
 
         Each process predicts its share of the images; all get all logits, the same bits.
         """
+        try:
+            return self._predicted(images)
+        except torch.OutOfMemoryError:
+            if not self.learner.graphs:
+                raise
+        log.info("too little memory for an evaluation beside CUDA graphs: steps run kernel by kernel from now on")
+        self.learner.graphs.give_up()
+        return self._predicted(images)
+
+    @torch.inference_mode()
+    def _predicted(self, images: Rows) -> Tensor:
         classifier = self.classifier.eval()
         self.processes.agree(classifier)
         size = max(EVALUATION_BATCHES * self.settings.batch_size // self.processes.count, 1)
