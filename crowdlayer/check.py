@@ -44,7 +44,7 @@ REMEDIES: dict[type[CrowdlayerError], str] = {
     DeviceMemoryError: "lower BATCH_SIZE or IMG_SIZE, or take a smaller MODEL",
 }
 STEPS = 4
-"""Training steps that are timed; the first warms up and does not count. On a GPU twice as many: first ones are slower."""
+"""Training steps that are timed; the first does not count. On a GPU twice as many, of which the first are slower."""
 NEARLY_ALL = 0.9
 """A share of the memory above which a longer run may not stay below."""
 
