@@ -226,6 +226,7 @@ class Trainer:
         """The fall-back's crowd layer, optimiser and schedule, and the first weights."""
         classifier = self.classifier
         classifier.load_state_dict(first)
+        self.learner.rest()
         self.accelerator.free_memory()
         self.learner = self._learner(fallback(self.settings), classifier)
 
