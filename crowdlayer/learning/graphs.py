@@ -1,6 +1,6 @@
 """The gradients of a step as a CUDA graph: its kernels are recorded once, and then launched together.
 
-A step of resnet18 on 64 images of 64 pixels is a thousand kernels of some microseconds each. One by one the processor
+A step of resnet18 on 64 images of 64 pixels is hundreds of kernels of some microseconds each. One by one the processor
 takes several times as long to launch them as the GPU to run them.
 """
 
