@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from crowdlayer.errors import InterruptedRunError
 from crowdlayer.learning.devices import make_accelerator
 from crowdlayer.settings import TrainingSettings
 from tests.conftest import QUICK, run_job
-from tests.test_trainer import Small, StopAt, make, same
+from tests.test_trainer import Small, make, resumed, same
 
 
 @pytest.fixture(autouse=True)
@@ -70,13 +69,7 @@ def test_what_is_compiled_learns_and_keeps_its_names() -> None:
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(options: dict[str, Any]) -> None:
     options = options | {"dropout": 0.3, "compile": "true"}
     whole = make(**options).fit()
-    stopped = make(**options)
-    stopped.watch = StopAt(4)  # before the first step of the other shape
-    with pytest.raises(InterruptedRunError):
-        stopped.fit()
-    resumed = make(**options)
-    resumed.load_state_dict(stopped.state_dict())
-    assert same(resumed.fit(), whole)
+    assert same(resumed(4, **options).fit(), whole)  # before the first step of the other shape
 
 
 @pytest.mark.slow

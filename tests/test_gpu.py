@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import json
 import socket
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from crowdlayer.data.decoding import decode
 from crowdlayer.data.images import CrowdLoader, on, resident
 from crowdlayer.data.pixels import DRAWS, affine, augment, normalise
 from crowdlayer.deployment.model_files import read_model
-from crowdlayer.errors import DeviceMemoryError, InterruptedRunError
+from crowdlayer.errors import DeviceMemoryError
 from crowdlayer.learning.crowd_layer import WORKER_MODELS
 from crowdlayer.learning.devices import enough_memory, make_accelerator, memory_used, precision
 from crowdlayer.learning.progress import Best, Progress
@@ -29,7 +28,7 @@ from crowdlayer.learning.tensors import read_tensors
 from crowdlayer.learning.trainer import Trainer
 from crowdlayer.settings import TrainingSettings
 from tests.conftest import QUICK, run_job
-from tests.test_trainer import StopAt, coloured, make, noisy
+from tests.test_trainer import coloured, make, noisy, resumed, saved
 
 pytestmark = [
     pytest.mark.gpu,
@@ -266,27 +265,15 @@ def test_no_step_waits_for_the_gpu(options: dict[str, Any], there: bool) -> None
 def test_a_run_that_was_stopped_goes_on(options: dict[str, Any]) -> None:
     options = {"dropout": 0.3, "lr": 0.01} | options
     expected = make(**options).fit()
-    stopped = make(**options)
-    stopped.watch = StopAt(6)
-    with pytest.raises(InterruptedRunError):
-        stopped.fit()
-    file = io.BytesIO()
-    torch.save(stopped.state_dict(), file)
-    file.seek(0)
-    resumed = make(**options)
-    resumed.load_state_dict(read_tensors(file))
-    best = resumed.fit()
+    best = resumed(6, **options).fit()
     assert close(best, expected, 1e-4)
     assert best.epoch == expected.epoch
 
 
-def test_a_checkpoint_can_be_read_where_there_is_no_gpu(tmp_path: Path) -> None:
+def test_a_checkpoint_can_be_read_where_there_is_no_gpu() -> None:
     trainer = make(n_epochs=1)
     trainer.fit()
-    file = io.BytesIO()
-    torch.save(trainer.state_dict(), file)
-    file.seek(0)
-    model = read_tensors(file)["model"]
+    model = read_tensors(saved(trainer))["model"]
     assert {tensor.device for tensor in model.values()} == {CPU}
 
 

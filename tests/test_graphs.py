@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 
 from crowdlayer.learning.crowd_layer import WORKER_MODELS
-from crowdlayer.learning.graphs import TRIALS, Graphs, fill, padded
+from crowdlayer.learning.graphs import TRIALS, Graphs, fill, room
 from crowdlayer.learning.mixup import Mixed
 from crowdlayer.learning.trainer import Trainer
 from tests.test_trainer import make
@@ -29,7 +27,7 @@ def test_answers_that_are_padding_move_nothing(name: str, mixup: float, reductio
     batch = next(trainer.train.batches(0))
     mixed = trainer.learner._mixed(batch)
     assert len(batch.task) < 40
-    given = padded(mixed, 40)
+    given = room(mixed, 40)
     fill(given, mixed)
     for ours, theirs in zip(gradients(trainer, given), gradients(trainer, mixed), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
@@ -45,24 +43,15 @@ def test_what_a_step_had_before_is_gone_when_the_next_has_fewer_answers(mixup: f
         if mixup or part != "weight"
     }
     fewer = Mixed(**(vars(fewer) | cut | {"n_answers": 9}))
-    given = padded(more, 40)
+    given = room(more, 40)
+    fill(given, more)
     fill(given, fewer)
     for ours, theirs in zip(gradients(trainer, given), gradients(trainer, fewer), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-def test_what_is_filled_later_is_nobody_elses() -> None:
-    """Where nothing is to be padded, too."""
-    trainer = make()
-    batch = next(trainer.train.batches(0))
-    given = padded(trainer.learner._mixed(batch), len(batch.task))
-    for part in ("images", "task", "worker", "label"):
-        assert getattr(given, part).data_ptr() != getattr(batch, part).data_ptr()
-
-
-@pytest.mark.parametrize("options", [{}, {"freeze": True}, {"crowd_updates": "rows"}, {"loss_reduction": "answer"}])
-def test_without_a_gpu_there_are_none(options: dict[str, Any]) -> None:
-    assert make(**options).learner.graphs is None
+def test_without_a_gpu_there_are_none() -> None:
+    assert make(compile="auto").learner.graphs is None
 
 
 def test_no_batch_has_more_answers_than_the_most() -> None:
@@ -72,39 +61,35 @@ def test_no_batch_has_more_answers_than_the_most() -> None:
     assert len({batch.most_answers for batch in batches}) == 1
 
 
-@pytest.mark.parametrize("recorded", [True, False])
-def test_an_evaluation_that_finds_no_memory_takes_that_of_the_graphs(recorded: bool) -> None:
-    class Large(torch.nn.Module):
-        """Says that there is no memory where graphs take it."""
+class Lacking(torch.nn.Module):
+    """Finds no memory in its first evaluations."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            if not self.training and graphs._possible:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return x
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
 
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training and self.times:
+            self.times -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return x
+
+
+@pytest.mark.parametrize(("there", "times", "enough"), [(True, 1, True), (True, 2, False), (False, 1, False)])
+def test_an_evaluation_that_finds_no_memory_ends_the_graphs_and_tries_again(
+    there: bool, times: int, enough: bool
+) -> None:
     trainer = make()
-    trainer.classifier.features.append(Large())  # type: ignore[operator, union-attr]
-    graphs = Held(trainer.learner._gradients, list(trainer.learner.model.parameters()))
-    trainer.learner.graphs = graphs if recorded else None
+    trainer.classifier.features.append(Lacking(times))  # type: ignore[operator, union-attr]
+    graphs = Graphs(trainer.learner._gradients, list(trainer.learner.model.parameters()))
+    trainer.learner.graphs = graphs if there else None
     images = trainer.train.dataset[:]
-    if not recorded:
+    if enough:
+        assert trainer.predict(images).shape == (33, 3)
+    else:
         with pytest.raises(torch.OutOfMemoryError):
             trainer.predict(images)
-        return
-    assert trainer.predict(images).shape == (33, 3)
-    batch = next(trainer.train.batches(0))
-    trainer.learner.step(batch, False)
-    assert not graphs._recordings
-
-
-class Held(Graphs):
-    """As if one had been recorded, where there is no GPU to wait for."""
-
-    def __len__(self) -> int:
-        return 1
-
-    def _release(self) -> None:
-        pass
+    assert graphs.give_up() is not there
 
 
 def test_a_shape_is_tried_before_it_is_recorded() -> None:

@@ -20,6 +20,7 @@ from crowdlayer.learning.crowd_layer import WORKER_MODELS, CrowdLayer, CrowdLoss
 from crowdlayer.learning.devices import enough_memory, make_accelerator, precision
 from crowdlayer.learning.optimization import make_optimizer, make_scheduler
 from crowdlayer.learning.progress import Best, Progress
+from crowdlayer.learning.tensors import read_tensors
 from crowdlayer.learning.trainer import Trainer, Validation, Watch
 from crowdlayer.machine.processes import Processes
 from crowdlayer.settings import TrainingSettings
@@ -344,6 +345,25 @@ class StopAt(Watch):
         return self.left < 0
 
 
+def saved(trainer: Trainer) -> io.BytesIO:
+    """The trainer's state, as a file."""
+    file = io.BytesIO()
+    torch.save(trainer.state_dict(), file)
+    file.seek(0)
+    return file
+
+
+def resumed(number: int, **options: Any) -> Trainer:
+    """A trainer that is to go on from where another was stopped, by `StopAt` this number."""
+    stopped = make(**options)
+    stopped.watch = StopAt(number)
+    with pytest.raises(InterruptedRunError):
+        stopped.fit()
+    trainer = make(**options)
+    trainer.load_state_dict(read_tensors(saved(stopped)))
+    return trainer
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("number", [0, 1, 5, 6, 12])
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(optimizer: str, number: int) -> None:
@@ -353,19 +373,11 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(optimizer: str, number:
         options |= {"mixup": 0.5, "ema": 0.9, "crowd_layer": "stochastic", "crowd_warmup": 1, "crowd_updates": "rows"}
     whole = make(**options)
     expected = whole.fit()
-    stopped = make(**options)
-    stopped.watch = StopAt(number)
-    with pytest.raises(InterruptedRunError):
-        stopped.fit()
-    file = io.BytesIO()
-    torch.save(stopped.state_dict(), file)
-    file.seek(0)
-    resumed = make(**options)
-    resumed.load_state_dict(torch.load(file, weights_only=True))
-    best = resumed.fit()
+    trainer = resumed(number, **options)
+    best = trainer.fit()
     assert same(best, expected)
     assert (best.epoch, best.score, best.figures) == (expected.epoch, expected.score, expected.figures)
-    assert [resumed.history.train_loss, resumed.history.val_loss, resumed.history.lr] == [
+    assert [trainer.history.train_loss, trainer.history.val_loss, trainer.history.lr] == [
         whole.history.train_loss,
         whole.history.val_loss,
         whole.history.lr,

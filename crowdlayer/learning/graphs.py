@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..errors import one_line
 from .crowd_layer import IGNORED
@@ -25,6 +24,8 @@ Gradients = Callable[[Mixed], tuple[Tensor, Tensor]]
 """Leaves gradients with the weights; gives logits (tasks, classes) and a loss ()."""
 TRIALS = 3
 """Steps of a shape that run kernel by kernel before one is recorded: libraries choose their algorithms meanwhile."""
+PADDING = 4
+"""Where a step could have more than so many times as many answers as it has, room for them would cost."""
 
 
 @dataclass
@@ -70,18 +71,19 @@ class Graphs:
             recording.gradients = []
         self._pool = None
 
-    def give_up(self) -> None:
-        """The same, and have none from now on."""
-        self._possible = False
+    def give_up(self) -> bool:
+        """The same, and have none from now on; whether there could be some until now."""
+        possible, self._possible = self._possible, False
         self.forget()
+        return possible
 
     def __call__(self, mixed: Mixed, most_answers: int) -> tuple[Tensor, Tensor]:
         """For a step that has no more than `most_answers` answers, nor has any other of its loader's."""
-        if not self._possible:
+        if not self._possible or most_answers > PADDING * len(mixed.task):
             return self._gradients(mixed)
         shape = mixed.images.shape, most_answers
         if shape not in self._recordings:
-            self._recordings[shape] = _Recording(padded(mixed, most_answers))
+            self._recordings[shape] = _Recording(room(mixed, most_answers))
         recording = self._recordings[shape]
         fill(recording.given, mixed)
         if recording.trials < TRIALS:
@@ -122,22 +124,25 @@ class Graphs:
         return True
 
 
-def padded(mixed: Mixed, n: int) -> Mixed:
-    """A copy with room for `n` answers, to be filled."""
-    room = (0, n - len(mixed.task))
+def room(mixed: Mixed, n: int) -> Mixed:
+    """Room for steps of this shape with at most `n` answers, to be filled."""
+
+    def answers(part: Tensor) -> Tensor:
+        return part.new_zeros(*part.shape[:-1], n)
+
     return Mixed(
-        mixed.images.clone(),
-        F.pad(mixed.task, room),
-        F.pad(mixed.worker, room),
-        F.pad(mixed.label, room, value=IGNORED),
-        None if mixed.weight is None else F.pad(mixed.weight, room),
+        torch.empty_like(mixed.images),
+        answers(mixed.task),
+        answers(mixed.worker),
+        answers(mixed.label),
+        None if mixed.weight is None else answers(mixed.weight),
         mixed.n_tasks,
         torch.zeros((), device=mixed.images.device),
     )
 
 
 def fill(given: Mixed, mixed: Mixed) -> None:
-    """Put a step of the same shape into what `padded` gave; answers that are not there count for nothing."""
+    """Put a step into its `room`; answers that are not there count for nothing."""
     n = len(mixed.task)
     assert isinstance(given.n_answers, Tensor)
     given.n_answers.fill_(mixed.n_answers)

@@ -24,9 +24,6 @@ from .progress import Best
 from .regularizers import Regularizer
 from .rows import share_rows
 
-PADDING = 4
-"""Graphs have room for the most answers of a step; where these are more than so many times as many, it would cost."""
-
 
 class Mover(Protocol):
     """What a step asks of an optimiser."""
@@ -114,10 +111,8 @@ class Learner:
             The logits before the step (tasks, classes), and the loss (): this process's part of that of all.
         """
         bare, mixed = self.bare, self._mixed(batch)
-        if self.graphs is not None and batch.most_answers <= PADDING * len(batch.task):
-            logits, loss = self.graphs(mixed, batch.most_answers)
-        else:
-            logits, loss = self._gradients(mixed)
+        graphs = self.graphs
+        logits, loss = self._gradients(mixed) if graphs is None else graphs(mixed, batch.most_answers)
         if self.plain or held:
             hold(bare.crowd_layer)
         elif bare.crowd_layer.row_wise:

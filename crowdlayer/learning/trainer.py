@@ -167,10 +167,9 @@ class Trainer:
         try:
             return self._predicted(images)
         except torch.OutOfMemoryError:
-            if not self.learner.graphs:
+            if self.learner.graphs is None or not self.learner.graphs.give_up():
                 raise
         log.info("too little memory for an evaluation beside CUDA graphs: steps run kernel by kernel from now on")
-        self.learner.graphs.give_up()
         return self._predicted(images)
 
     @torch.inference_mode()
