@@ -16,7 +16,7 @@ from .data.layout import ANSWERS, belongs, read_dataset
 from .errors import SettingsError, listed
 from .learning.baselines import compare
 from .learning.classifier import has_small_stem
-from .learning.crowd_layer import CrowdLoss, CrowdModel
+from .learning.crowd_model import CrowdLoss, CrowdModel
 from .learning.devices import device_name
 from .learning.experiment import Experiment, Phases, load_images, log_dataset
 from .learning.learner import Mover

@@ -13,14 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crowdlayer.learning.crowd_layer import (
-    WORKER_MODELS,
-    CrowdLayer,
-    CrowdLoss,
-    CrowdModel,
-    WorkerModel,
-    log_likelihood,
-)
+from crowdlayer.learning.crowd_layer import WORKER_MODELS, CrowdLayer, WorkerModel, log_likelihood
+from crowdlayer.learning.crowd_model import CrowdLoss, CrowdModel
 
 Floats = npt.NDArray[np.float64]
 

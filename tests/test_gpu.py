@@ -249,7 +249,8 @@ def test_no_step_waits_for_the_gpu(options: dict[str, Any], there: bool) -> None
     held = resident(images, device) if there else images
     trainer.train = CrowdLoader(held, trainer.train.answers, 8, 0, True, device)
     trainer.train_epoch(trainer.learner, trainer.train, Progress())  # states of optimisers, constants
-    epochs(trainer, 3)  # until all is recorded
+    epochs(trainer, 3)
+    assert recorded(trainer) == 2
     trainer.learner.train()
     with nobody_waits():
         for batch in trainer.train.batches(3):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from crowdlayer.learning.crowd_layer import WORKER_MODELS
-from crowdlayer.learning.graphs import TRIALS, Graphs, fill, room
+from crowdlayer.learning.graphs import PADDING, TRIALS, Graphs, fill, room
 from crowdlayer.learning.mixup import Mixed
 from crowdlayer.learning.trainer import Trainer
 from tests.test_trainer import make
@@ -34,15 +34,16 @@ def test_answers_that_are_padding_move_nothing(name: str, mixup: float, reductio
 
 
 @pytest.mark.parametrize("mixup", [0.0, 0.5])
-def test_what_a_step_had_before_is_gone_when_the_next_has_fewer_answers(mixup: float) -> None:
+@pytest.mark.parametrize("n", [0, 9])
+def test_what_a_step_had_before_is_gone_when_the_next_has_fewer_answers(mixup: float, n: int) -> None:
     trainer = make(mixup=mixup, loss_reduction="answer")
     more, fewer = (trainer.learner._mixed(batch) for batch in list(trainer.train.batches(0))[:2])
     cut = {
-        part: getattr(fewer, part)[..., :9]
+        part: getattr(fewer, part)[..., :n]
         for part in ("task", "worker", "label", "weight")
         if mixup or part != "weight"
     }
-    fewer = Mixed(**(vars(fewer) | cut | {"n_answers": 9}))
+    fewer = Mixed(**(vars(fewer) | cut | {"n_answers": n}))
     given = room(more, 40)
     fill(given, more)
     fill(given, fewer)
@@ -58,7 +59,22 @@ def test_no_batch_has_more_answers_than_the_most() -> None:
     loader = make().train
     batches = [batch for epoch in range(5) for batch in loader.batches(epoch)]
     assert max(len(batch.task) for batch in batches) <= batches[0].most_answers
-    assert len({batch.most_answers for batch in batches}) == 1
+    mean = 5 * len(loader.answers.task) / len(batches)
+    assert {(batch.most_answers, batch.mean_answers) for batch in batches} == {(batches[0].most_answers, mean)}
+
+
+def test_where_room_for_the_most_answers_would_cost_nothing_is_recorded() -> None:
+    """Whatever the step, so that none runs without a graph where the graphs of others hold the memory."""
+    trainer = make()
+    graphs = Graphs(trainer.learner._gradients, list(trainer.learner.model.parameters()))
+    batch = next(trainer.train.batches(0))
+    mixed = trainer.learner._mixed(batch)
+    for _ in range(TRIALS + 1):  # here, where there is no GPU, a recording would fail
+        graphs(mixed, int(PADDING * batch.mean_answers) + 1, batch.mean_answers)
+    for _ in range(TRIALS):
+        graphs(mixed, int(PADDING * batch.mean_answers), batch.mean_answers)
+    with pytest.raises((AssertionError, RuntimeError), match=r"NVIDIA|CUDA"):
+        graphs(mixed, int(PADDING * batch.mean_answers), batch.mean_answers)
 
 
 class Lacking(torch.nn.Module):
@@ -97,6 +113,6 @@ def test_a_shape_is_tried_before_it_is_recorded() -> None:
     graphs = Graphs(trainer.learner._gradients, list(trainer.learner.model.parameters()))
     batch = next(trainer.train.batches(0))
     for _ in range(TRIALS):
-        logits, _ = graphs(trainer.learner._mixed(batch), batch.most_answers)
+        logits, _ = graphs(trainer.learner._mixed(batch), batch.most_answers, batch.mean_answers)
         assert len(logits) == len(batch.images)
     assert len(graphs) == 0

@@ -117,6 +117,17 @@ def test_a_run_that_is_resumed_before_or_after_its_collapse_comes_to_the_same(ep
     assert torch.equal(best.confusion, again.confusion)
 
 
+def test_a_run_that_starts_again_moves_its_weights_whatever_is_evaluated() -> None:
+    """The averaged ones follow; they are not what is trained."""
+    trainer = trained(like_cifar_100n(400), 4, ema=0.9)
+    first = {name: weight.clone() for name, weight in trainer.classifier.state_dict().items()}
+    best = trainer.fit()
+    assert trainer.collapsed_since is not None
+    assert not any(torch.equal(best.classifier[name], first[name]) for name in first if name.endswith("weight"))
+    averaged, moved = trainer.classifier.state_dict(), trainer.learner.model.classifier.state_dict()
+    assert not torch.equal(averaged["fc.weight"], moved["fc.weight"])
+
+
 def test_a_collapse_does_not_end_a_job(tmp_path: Path) -> None:
     """Whose watch tells its trackers of every epoch, and saves."""
     trainer = trained(like_cifar_100n(400), 4)

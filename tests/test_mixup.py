@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from crowdlayer.data.images import Batch
-from crowdlayer.learning.crowd_layer import WORKER_MODELS, CrowdLoss
+from crowdlayer.learning.crowd_layer import WORKER_MODELS
+from crowdlayer.learning.crowd_model import CrowdLoss
 from crowdlayer.learning.mixup import mix
 from tests.test_crowd_layer import drawn, softmax
 
@@ -17,7 +18,7 @@ def batch() -> Batch:
     images = torch.arange(5.0).view(5, 1, 1, 1).expand(5, 3, 1, 1)
     task = torch.tensor([0, 0, 1, 3, 3, 3, 4])
     label = 10 * task + torch.tensor([0, 1, 0, 0, 1, 2, 0])
-    return Batch(images, task, label + 100, label, 5, 7, 9)
+    return Batch(images, task, label + 100, label, 5, 7, 9, 7.0)
 
 
 def test_an_answer_meets_an_answer_to_the_image_that_its_own_is_mixed_with() -> None:

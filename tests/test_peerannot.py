@@ -185,7 +185,7 @@ def test_loss_and_gradients_are_those_of_peerannots_own_code() -> None:
     criterion = torch.nn.CrossEntropyLoss(ignore_index=-1, reduction="mean")
     expected = criterion(theirs(x).reshape(-1, n_classes), dense.view(-1))
     expected.backward()
-    from crowdlayer.learning.crowd_layer import CrowdLoss
+    from crowdlayer.learning.crowd_model import CrowdLoss
 
     task, worker = torch.nonzero(dense >= 0, as_tuple=True)
     loss = CrowdLoss("answer")(layer(theirs.classifier(x), task, worker), dense[task, worker], n_tasks)

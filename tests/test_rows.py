@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer, SparseAdam
 
-from crowdlayer.learning.crowd_layer import WORKER_MODELS, CrowdLoss
+from crowdlayer.learning.crowd_layer import WORKER_MODELS
+from crowdlayer.learning.crowd_model import CrowdLoss
 from crowdlayer.learning.rows import RowWiseAdam, RowWiseAdamW, RowWiseSGD
 
 N_WORKERS, N_CLASSES = 50, 4

@@ -16,7 +16,8 @@ from crowdlayer.data.images import CrowdLoader
 from crowdlayer.data.pixels import normalise
 from crowdlayer.errors import DeviceMemoryError, InterruptedRunError, SettingsError
 from crowdlayer.learning.aggregation import dawid_skene
-from crowdlayer.learning.crowd_layer import WORKER_MODELS, CrowdLayer, CrowdLoss
+from crowdlayer.learning.crowd_layer import WORKER_MODELS, CrowdLayer
+from crowdlayer.learning.crowd_model import CrowdLoss
 from crowdlayer.learning.devices import enough_memory, make_accelerator, precision
 from crowdlayer.learning.optimization import make_optimizer, make_scheduler
 from crowdlayer.learning.progress import Best, Progress

@@ -6,6 +6,7 @@ import math
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -49,8 +50,8 @@ def stream(seed: int, epoch: int, purpose: int) -> torch.Generator:
 class Batch:
     """One process's share of a batch, and how many tasks and answers all processes have of it.
 
-    `images` (tasks, 3, size, size); `task` (rows of `images`), `worker`, `label`, each (answers,). No other batch of
-    the same loader has more than `most_answers`.
+    `images` (tasks, 3, size, size); `task` (rows of `images`), `worker`, `label`, each (answers,). No batch of the same
+    loader has more than `most_answers`; they have `mean_answers`.
     """
 
     images: Tensor
@@ -60,6 +61,7 @@ class Batch:
     n_tasks: int
     n_answers: int
     most_answers: int
+    mean_answers: float
 
 
 BLOCK = 32
@@ -106,6 +108,7 @@ class CrowdLoader:
         )
         largest = math.ceil(math.ceil(len(images) / len(self)) / processes.count)
         self._most_answers = int(self._starts.diff().topk(largest).values.sum())
+        self._mean_answers = len(answers.task) / (len(self) * processes.count)
 
     def with_answers(self, answers: Answers) -> CrowdLoader:
         """A loader of the same images in the same order, with other answers to them."""
@@ -153,7 +156,9 @@ class CrowdLoader:
             images = on_device(self.dataset[chosen[i]], self.device)
             if thetas is not None:
                 images = augment(images, thetas[i])
-            yield Batch(images, task, worker, label, len(batches[i]), everyones[i], self._most_answers)
+            yield Batch(
+                images, task, worker, label, len(batches[i]), everyones[i], self._most_answers, self._mean_answers
+            )
 
     def _count(self, rows: Tensor) -> Tensor:
         """How many answers each of these tasks has."""
@@ -215,16 +220,15 @@ def at_hand(images: Rows, device: torch.device) -> bool:
 
 def ahead(batches: Iterator[T]) -> Generator[T, None, None]:
     """The same; each is made in a thread while the one before is in use."""
-    stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
-
-    def made() -> T | None:
-        with torch.cuda.stream(stream):  # a thread has its own else, and nobody would wait for what it sends
-            return next(batches, None)
-
-    with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(made)
+    # A thread has a stream of its own else, for which nobody would wait. It keeps this one: back on its own, which is
+    # the first GPU's, the process of another GPU would take memory there.
+    start = None
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        start = partial(torch.cuda.set_stream, torch.cuda.current_stream())
+    with ThreadPoolExecutor(1, initializer=start) as thread:
+        coming = thread.submit(next, batches, None)
         while (batch := coming.result()) is not None:
-            coming = thread.submit(made)
+            coming = thread.submit(next, batches, None)
             yield batch
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .. import __version__
-from ..data.pixels import MEAN, STD, standardise, statistics
+from ..data.pixels import MEAN, STD, scaling, standardise
 from ..errors import DataError, StoreError, one_line
 from ..learning.classifier import build_classifier
 from ..storage.files import disk_errors
@@ -61,7 +61,7 @@ class Deployed(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(standardise(images, *statistics(images.device)))
+        logits: Tensor = self.classifier(standardise(images, *scaling(images.device)))
         return (logits / self.temperature).softmax(1)
 
 

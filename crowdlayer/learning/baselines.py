@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from dataclasses import replace
 from typing import Any
@@ -41,6 +42,7 @@ def compare(experiment: Experiment, outcome: Outcome, watch: Watch, phases: Phas
     """
     found: dict[str, dict[str, Any] | None] = {}
     for name in experiment.settings.baselines:
+        gc.collect()  # the one before lies in cycles, with its weights on the device
         with phases(f"baseline {name}"):
             try:
                 found[name] = _figures(name, experiment, outcome, watch)

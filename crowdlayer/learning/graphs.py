@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import one_line
-from .crowd_layer import IGNORED
+from .crowd_model import IGNORED
 from .mixup import Mixed
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ Gradients = Callable[[Mixed], tuple[Tensor, Tensor]]
 TRIALS = 3
 """Steps of a shape that run kernel by kernel before one is recorded: libraries choose their algorithms meanwhile."""
 PADDING = 4
-"""Where a step could have more than so many times as many answers as it has, room for them would cost."""
+"""Where a step could have more than so many times as many answers as the mean one has, room for them would cost."""
 
 
 @dataclass
@@ -66,6 +66,8 @@ class Graphs:
     def _release(self) -> None:
         if len(self):
             torch.cuda.synchronize()  # one may be running
+            for weight in self._weights:
+                weight.grad = None  # which lies in the graphs' memory
         for recording in self._recordings.values():
             recording.graph = recording.result = None
             recording.gradients = []
@@ -77,9 +79,9 @@ class Graphs:
         self.forget()
         return possible
 
-    def __call__(self, mixed: Mixed, most_answers: int) -> tuple[Tensor, Tensor]:
-        """For a step that has no more than `most_answers` answers, nor has any other of its loader's."""
-        if not self._possible or most_answers > PADDING * len(mixed.task):
+    def __call__(self, mixed: Mixed, most_answers: int, mean_answers: float) -> tuple[Tensor, Tensor]:
+        """For a step of a loader whose steps have no more than `most_answers` answers, and `mean_answers`."""
+        if not self._possible or most_answers > PADDING * mean_answers:
             return self._gradients(mixed)
         shape = mixed.images.shape, most_answers
         if shape not in self._recordings:
@@ -145,7 +147,7 @@ def fill(given: Mixed, mixed: Mixed) -> None:
     """Put a step into its `room`; answers that are not there count for nothing."""
     n = len(mixed.task)
     assert isinstance(given.n_answers, Tensor)
-    given.n_answers.fill_(mixed.n_answers)
+    given.n_answers.fill_(max(mixed.n_answers, 1))
     given.images.copy_(mixed.images)
     given.task[:n] = mixed.task
     given.worker[:, :n] = mixed.worker

@@ -70,8 +70,8 @@ class Guard:
         predicted = logits.detach().argmax(1)
         seen = self._seen.to(predicted.device)
         seen[:-2].index_add_(0, predicted, torch.ones_like(predicted))
-        seen[-2] += (predicted[task] == label).sum()
-        seen[-1] += len(label)
+        seen[-2].add_((predicted[task] == label).sum())
+        seen[-1].add_(len(label))
         self._seen = seen
 
     def collapsed(self, epoch: int) -> bool:

@@ -15,7 +15,8 @@ from ..data.images import Batch
 from ..machine.processes import Processes
 from ..settings import TrainingSettings
 from .aggregation import started
-from .crowd_layer import CrowdLoss, CrowdModel, WorkerModel
+from .crowd_layer import WorkerModel
+from .crowd_model import CrowdLoss, CrowdModel
 from .devices import compiled, laid_out, synchronised
 from .graphs import Graphs
 from .mixup import Mixed, mix, unmixed
@@ -111,8 +112,10 @@ class Learner:
             The logits before the step (tasks, classes), and the loss (): this process's part of that of all.
         """
         bare, mixed = self.bare, self._mixed(batch)
-        graphs = self.graphs
-        logits, loss = self._gradients(mixed) if graphs is None else graphs(mixed, batch.most_answers)
+        if self.graphs is None:
+            logits, loss = self._gradients(mixed)
+        else:
+            logits, loss = self.graphs(mixed, batch.most_answers, batch.mean_answers)
         if self.plain or held:
             hold(bare.crowd_layer)
         elif bare.crowd_layer.row_wise:
@@ -129,7 +132,8 @@ class Learner:
         """Leave a step's gradients with the weights; its logits, and its loss, this process's part of it."""
         self.optimizer.zero_grad()
         logits, loss = self._loss(mixed)
-        objective = loss * self.processes.count  # of which DDP takes the mean
+        n = self.processes.count
+        objective = loss * n if n > 1 else loss  # DDP takes the mean
         if self.regularizer is not None:
             objective = objective + self.settings.scale * self.regularizer(self.bare.crowd_layer, logits)
         self.accelerator.backward(objective)
@@ -137,7 +141,7 @@ class Learner:
 
     def _loss(self, mixed: Mixed) -> tuple[Tensor, Tensor]:
         """The logits of a step and its loss, this process's part of it."""
-        task = mixed.task.repeat(len(mixed.worker))
+        task = mixed.task if mixed.weight is None else mixed.task.repeat(2)
         logits, scores = self.replica(mixed.images, task, mixed.worker.flatten())
         scores = self._below(logits, task, scores)
         if mixed.weight is None:

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..settings import TrainingSettings
-from .crowd_layer import CrowdModel
+from .crowd_model import CrowdModel
 from .rows import RowWiseAdam, RowWiseAdamW, RowWiseSGD
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..answers import Answers
 from . import metrics
-from .crowd_layer import CrowdLoss, WorkerModel
+from .crowd_layer import WorkerModel
+from .crowd_model import CrowdLoss
 
 log = logging.getLogger(__name__)
 

@@ -155,7 +155,8 @@ class Trainer:
             seed_all(stream_seed(self.settings.seed, progress.epoch, STREAM_DROPOUT, *place), loader.device)
             logits, loss = learner.step(batch, held)
             self.guard.see(logits, batch.task, batch.label)
-            progress.total += loss * (batch.n_tasks if learner.criterion.reduction == "task" else batch.n_answers)
+            per_task = learner.criterion.reduction == "task"
+            progress.total.add_(loss, alpha=batch.n_tasks if per_task else batch.n_answers)
             progress.step += 1
         return float(self.processes.gather(progress.total.view(1)).sum()) / len(loader.dataset)
 
@@ -223,11 +224,12 @@ class Trainer:
 
     def _fall_back(self, first: dict[str, Tensor]) -> None:
         """The fall-back's crowd layer, optimiser and schedule, and the first weights."""
-        classifier = self.classifier
+        classifier, settings = self.learner.model.classifier, fallback(self.settings)
         classifier.load_state_dict(first)
         self.learner.rest()
+        del self.learner  # the next one wants as much memory
         self.accelerator.free_memory()
-        self.learner = self._learner(fallback(self.settings), classifier)
+        self.learner = self._learner(settings, classifier)
 
     def restart(self) -> None:
         """Count from the first epoch again, from the weights as they are."""

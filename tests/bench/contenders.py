@@ -170,7 +170,7 @@ def crowd_layer(n_workers: int, n_classes: int, update: bool, per_task: int = 3)
     """Ten steps on 64 tasks: forward, loss, backward, and with `update` the optimiser's step."""
     from crowdlayer.answers import Answers
     from crowdlayer.learning.aggregation import started
-    from crowdlayer.learning.crowd_layer import CrowdLoss, CrowdModel
+    from crowdlayer.learning.crowd_model import CrowdLoss, CrowdModel
     from crowdlayer.learning.optimization import make_optimizer
     from crowdlayer.settings import TrainingSettings
 

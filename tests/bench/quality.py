@@ -34,7 +34,8 @@ from crowdlayer.data.images import CrowdLoader
 from crowdlayer.learning import metrics
 from crowdlayer.learning.aggregation import dawid_skene
 from crowdlayer.learning.classifier import build_classifier
-from crowdlayer.learning.crowd_layer import WORKER_MODELS, CrowdLoss, WorkerModel
+from crowdlayer.learning.crowd_layer import WORKER_MODELS, WorkerModel
+from crowdlayer.learning.crowd_model import CrowdLoss
 from crowdlayer.learning.devices import make_accelerator
 from crowdlayer.learning.progress import Progress
 from crowdlayer.learning.trainer import Trainer, Validation
