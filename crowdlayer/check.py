@@ -6,6 +6,7 @@ import itertools
 import logging
 import shutil
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,15 +20,17 @@ from .data.layout import belongs
 from .errors import AccessError, CrowdlayerError, DataError, DeviceMemoryError, SettingsError, StoreError, one_line
 from .inputs import Inputs, check_possible, probe, processes_to_start, read_inputs
 from .learning import advice
+from .learning.checkpoint import Checkpoints
 from .learning.devices import bound_to_container, device_name, enough_memory, memory_used, precision
 from .learning.experiment import Experiment, Images, Phases, load_images
 from .learning.progress import Progress
+from .learning.spool import Identity
 from .learning.trainer import EVALUATION_BATCHES, Trainer, Watch
 from .logs import duration
 from .machine.launch import Launch, recognise
 from .report.results import done_before
 from .settings import Settings
-from .storage.files import working_folder
+from .storage.files import disk_errors, working_folder
 from .storage.places import place
 from .storage.sync import must_be_there, must_stay_apart
 
@@ -39,7 +42,7 @@ LEVELS: dict[State, int] = {"ok": logging.INFO, "warning": logging.WARNING, "err
 REMEDIES: dict[type[CrowdlayerError], str] = {
     SettingsError: "set the variable that is named; --help lists all",
     DataError: "mend what is named; crowdlayer/docs/data-set.md has the rules",
-    AccessError: "give the job's credentials or user the rights; the README names them",
+    AccessError: "give the job's credentials or user the rights; crowdlayer/docs/data-set.md names them",
     StoreError: "try again; if it stays, see crowdlayer/docs/troubleshooting.md, 74",
     DeviceMemoryError: "lower BATCH_SIZE or IMG_SIZE, or take a smaller MODEL",
 }
@@ -157,13 +160,23 @@ def _inputs(table: Table, settings: Settings, workdir: Path, phases: Phases) -> 
         table.warn("data set", f"{found}; left out: {', '.join(left_out)}", "crowdlayer/docs/data-set.md has the rules")
     else:
         table.ok("data set", found)
-    if done_before(
-        place(settings.output_location), settings.output_name, settings.model_dump(mode="json"), inputs.digest
-    ):
-        table.warn(
-            "output", "this very run was already done, a run would do nothing", "another OUTPUT_NAME for another"
-        )
+    table.attempt("resume", lambda: _resume(table, settings, inputs, workdir))
     return inputs
+
+
+def _resume(table: Table, settings: Settings, inputs: Inputs, workdir: Path) -> None:
+    """Whether there is something to go on from; never removes what is there."""
+    output, identity = place(settings.output_location), Identity(settings.model_dump(mode="json"), inputs.digest)
+    if done_before(output, settings.output_name, identity.settings, inputs.digest):
+        table.warn(
+            "resume", "this very run was already done, a run would do nothing", "another OUTPUT_NAME for another"
+        )
+    elif settings.resume == "never":
+        table.ok("resume", "a run would begin")
+    else:
+        with disk_errors(str(workdir)), tempfile.TemporaryDirectory(dir=workdir) as folder:
+            found = Checkpoints(output, settings.output_name).find(identity, settings.resume, Path(folder))
+        table.ok("resume", f"a run would go on from checkpoint {found.number}" if found.parts else "a run would begin")
 
 
 def _images(table: Table, settings: Settings, inputs: Inputs, workdir: Path, phases: Phases) -> tuple[Dataset, Images]:

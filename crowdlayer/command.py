@@ -16,6 +16,9 @@ def run(usage: str, work: Callable[..., None], arguments: Sequence[str]) -> int:
 
     A failure's last line on standard error names the thing, the rule and the value.
     """
+    if set(arguments) & {"-h", "--help"}:
+        print(f"usage: {usage}")  # noqa: T201  standard output is its interface
+        return 0
     logs.start("text")
     try:
         if len(arguments) != len(inspect.signature(work).parameters):

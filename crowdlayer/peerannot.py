@@ -50,9 +50,9 @@ class Crowdlayer:
         verbose: log every epoch.
         pretrained: start from torchvision's weights, or from a state dict's file.
         output_name: the prefix of the files written.
-        kwargs: any other setting of the data set and of the training, by its name in small letters, as the README's
-            table has them: batch_size, lr, momentum, decay, scheduler, milestones, lr_decay, img_size,
-            data_augmentation, num_workers, freeze, seed, path_remove …
+        kwargs: any other setting of the data set and of the training, by its name in small letters, as
+            crowdlayer/docs/settings.md has them: batch_size, lr, momentum, decay, scheduler, milestones, lr_decay,
+            img_size, data_augmentation, num_workers, freeze, seed, path_remove …
 
     Raises:
         SettingsError: an argument is unknown or wrong.

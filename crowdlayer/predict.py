@@ -57,7 +57,7 @@ def predict(settings: Settings) -> str:
     if settings.predict is None:
         raise SettingsError("CROWDLAYER_PREDICT: must be set, to the images that shall be labelled")
     if settings.predict_format == "parquet" and importlib.util.find_spec("pyarrow") is None:
-        raise SettingsError("PREDICT_FORMAT: parquet needs pyarrow: pip install 'crowdlayer[parquet]'")
+        raise SettingsError("PREDICT_FORMAT: parquet needs pyarrow: pip install pyarrow")
     must_be_there(settings.predict, "PREDICT")
     output = place(settings.output_location)
     model = load(f"{output.location}/{results_name(settings.output_name)}")

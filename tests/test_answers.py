@@ -55,6 +55,11 @@ def test_a_class_name_of_digits_goes_before_the_index(tmp_path: Path) -> None:
     assert look_up(file, ["1", "2", "10"]).label.tolist() == [1, 2]
 
 
+def test_digits_are_indices_where_one_of_them_names_no_class(tmp_path: Path) -> None:
+    file = read_answers(write(tmp_path, {"0": {"a": "0", "b": "1", "c": "2", "d": "x"}}))
+    assert look_up(file, ["1", "2", "x"]).label.tolist() == [0, 1, 2, 2]
+
+
 @pytest.mark.parametrize("label", [True, None, 1.5, [1], {"a": 1}])
 def test_a_label_of_another_kind_is_refused_with_its_place(tmp_path: Path, label: Any) -> None:
     with pytest.raises(DataError, match=r"answers.json: task 17, worker w3: label .* must be an index or a class name"):
@@ -132,10 +137,27 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     assert read_answers(write(tmp_path, '\ufeff{"1": {"a": 0}}')).tasks == ["1"]
 
 
-@pytest.mark.parametrize("content", [{"7": {"0": 1}, "007": {"0": 1}}, {"7": {"1": 1, "01": 1}}])
-def test_two_spellings_of_one_id_are_refused(tmp_path: Path, content: Any) -> None:
+COMPOSED, DECOMPOSED = "h\u00e9ron", "he\u0301ron"
+
+
+@pytest.mark.parametrize("twice", [("7", "007"), (COMPOSED, DECOMPOSED)])
+def test_two_spellings_of_one_task_are_refused(tmp_path: Path, twice: tuple[str, str]) -> None:
     with pytest.raises(DataError, match="must occur once"):
-        read_answers(write(tmp_path, content))
+        read_answers(write(tmp_path, {task: {"0": 1} for task in twice}))
+
+
+def test_workers_are_any_text(tmp_path: Path) -> None:
+    """The platform that pays them tells 7 and 007 apart."""
+    for first in ("007", "7"):
+        file = read_answers(write(tmp_path, {"1": {first: 1, "10": 0}, "2": {"7": 0, "007": 1}}))
+        assert file.workers == ["007", "7", "10"]
+        assert file.answers.worker.tolist() == [file.workers.index(first), 2, 1, 0]
+
+
+def test_a_class_may_be_spelt_as_the_file_system_does(tmp_path: Path) -> None:
+    file = read_answers(write(tmp_path, {"0": {"a": COMPOSED, "b": DECOMPOSED}}))
+    for name in (COMPOSED, DECOMPOSED):
+        assert look_up(file, ["cat", name]).label.tolist() == [1, 1]
 
 
 def test_answers_of_some_tasks_keep_their_workers_and_labels() -> None:
@@ -219,7 +241,7 @@ def test_what_is_not_the_parquet_we_want_is_refused(tmp_path: Path, label: list[
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(SettingsError, match=r"answers\.parquet needs pyarrow: pip install 'crowdlayer\[parquet\]'"):
+    with pytest.raises(SettingsError, match=r"answers\.parquet needs pyarrow: pip install pyarrow"):
         read_answers(tmp_path / "answers.parquet")
 
 

@@ -15,7 +15,7 @@ import torch
 from crowdlayer import check as check_module
 from crowdlayer import job
 from crowdlayer.check import check
-from crowdlayer.errors import AccessError, CrowdlayerError, DataError, DeviceMemoryError, SettingsError
+from crowdlayer.errors import AccessError, CrowdlayerError, DataError, DeviceMemoryError, SettingsError, StoreError
 from crowdlayer.learning.trainer import Trainer
 from crowdlayer.settings import load_settings
 from tests.conftest import QUICK, run_job
@@ -50,12 +50,35 @@ def test_a_sound_data_set_is_ok_in_every_row(tmp_path: Path, look: Callable[...,
     rows, error = look(TASKS=str(data))
     assert error is None
     assert {name: state for name, (state, _, _) in rows.items()} == dict.fromkeys(
-        ["settings", "nodes", "model", "output", "data set", "images", "disk", "devices", "memory", "time"], "ok"
+        ["settings", "nodes", "model", "output", "data set", "resume", "images", "disk", "devices", "memory", "time"],
+        "ok",
     )
+    assert rows["resume"][1] == "a run would begin"
     assert "90 tasks" in rows["data set"][1]
     assert "an object was written, read back and deleted" in rows["output"][1]
     assert "60 epochs of 6 steps" in rows["time"][1]
     assert sorted(data.rglob("*")) == before
+
+
+def test_what_a_run_would_go_on_from_is_looked_at_and_left(
+    tmp_path: Path, look: Callable[..., tuple[Rows, Any]]
+) -> None:
+    out = tmp_path / "out"
+    settings = {"TASKS": str(write_shapes(tmp_path / "data")), "OUTPUT": str(out), "N_EPOCHS": "2"}
+    rows, error = look(**settings, RESUME="must")
+    assert isinstance(error, SettingsError)
+    assert "must find a checkpoint" in rows["resume"][1]
+    (out / "best_models/crowdlayer.pth").mkdir(parents=True)  # where the model cannot be put checkpoints stay
+    assert look(**settings, RESUME="auto")[0]["resume"][:2] == ("ok", "a run would begin")
+    with pytest.raises(StoreError, match="best_models"):
+        job.train(load_settings())
+    before = sorted(out.rglob("*"))
+    assert re.fullmatch(r"a run would go on from checkpoint \d+", look(**settings)[0]["resume"][1])
+    rows, error = look(**settings, LR="0.02")
+    assert rows["resume"][0] == "error"
+    assert "must be this run's: LR was 0.01 and is 0.02" in str(error)
+    assert look(**settings, RESUME="never")[0]["resume"][:2] == ("ok", "a run would begin")
+    assert sorted(out.rglob("*")) == before
 
 
 def test_a_row_that_is_not_ok_has_its_remedy(tmp_path: Path, look: Callable[..., tuple[Rows, Any]]) -> None:

@@ -269,6 +269,14 @@ def test_classes_counted_in_another_order_stop_the_job_with_the_order_to_set(rea
     assert read(images, answers, classes=tuple(PEERANNOT)).classes == PEERANNOT
 
 
+def test_a_folder_that_may_be_no_class_is_named_beside_the_order(read: Read) -> None:
+    """Of train/Cat and val/cat one is a typing error; to put either somewhere in the order mends nothing."""
+    order = {"cat": 0, "dog": 1, "owl": 2}
+    images, answers = crowd_labelled(list(order), order, 90, 0.9)
+    with pytest.raises(DataError, match="CROWDLAYER_CLASSES=cat,dog,owl,Cat; nothing tells the place of Cat: is it"):
+        read([*images, "val/Cat/v-0.png", "val/dog/v-1.png", "val/owl/v-2.png"], answers)
+
+
 def test_reversed_labels_stop_the_job(read: Read) -> None:
     reversed_order = {name: 9 - i for i, name in enumerate(FOLDERS)}
     images, answers = crowd_labelled(FOLDERS, reversed_order, 200, 0.7)
@@ -292,6 +300,28 @@ def test_two_classes_that_the_crowd_confuses_are_let_through(read: Read) -> None
 
 def test_the_best_order_takes_the_largest_counts_first() -> None:
     assert best_order(np.array([[1, 9, 0], [8, 9, 0], [0, 0, 5]])).tolist() == [1, 0, 2]
+
+
+def test_folders_of_train_that_are_no_classes_are_said(read: Read, caplog: pytest.LogCaptureFixture) -> None:
+    images = names(train=[f"day {i}/x-{i}.png" for i in range(5)])
+    answers = {str(i): {"w": i % 3} for i in range(5)}
+    assert len(read(images, answers).classes) == 5
+    assert "the 5 folders of train/ are taken for the classes, the answers have the labels up to 2" in caplog.text
+    caplog.clear()
+    assert read(images, answers, n_classes=3).classes == ["0", "1", "2"]
+    assert "the 5 folders of train/ are no classes: n_classes is 3" in caplog.text
+
+
+def test_folders_and_names_are_the_same_in_both_forms_of_their_letters(read: Read) -> None:
+    """The file systems of some machines write é in two letters."""
+    one, two = "h\u00e9ron", "he\u0301ron"
+    images = names(train=[f"{two}/{two}-a.png", "owl/x-b.png"], val=[f"{one}/v-0.png", f"{two}/v-1.png", "owl/v-2.png"])
+    data = read(images, {f"{one}-a": {"w": one}, "b": {"w": two}})
+    assert data.classes == [one, "owl"]
+    assert data.val is not None
+    assert data.val.labels.tolist() == [0, 0, 1]
+    assert data.train.truth.tolist() == [0, 1]
+    assert len(data.train.names) == 2
 
 
 # --- broken images ---------------------------------------------------------------------------------------------------

@@ -53,6 +53,13 @@ def test_float_images_are_taken_from_zero_to_one(tmp_path: Path) -> None:
     assert decode(tmp_path / "x.tiff", 8)[..., 0].ravel()[[0, -1]].tolist() == [0, 255]
 
 
+def test_float_images_of_another_range_are_none(tmp_path: Path) -> None:
+    """Above 1 all would be white."""
+    Image.fromarray(np.linspace(0, 255, 64, dtype=np.float32).reshape(8, 8)).save(tmp_path / "x.tiff")
+    with pytest.raises(BrokenImageError, match="must be from 0 to 1, one is 255"):
+        decode(tmp_path / "x.tiff", 8)
+
+
 def test_a_palette_with_transparency_does_not_warn(tmp_path: Path) -> None:
     picture().convert("P").save(tmp_path / "x.png", transparency=bytes([0, 128, 255]))
     assert decode(tmp_path / "x.png", 8).shape == (8, 8, 3)

@@ -448,6 +448,38 @@ def test_older_results_are_gone_before_a_new_model_comes(
     shutil.rmtree(kept)
 
 
+def test_of_older_results_no_file_stays_that_a_new_run_does_not_have(shapes: Path, tmp_path: Path, train: Job) -> None:
+    out = tmp_path / "out"
+    train(TASKS=str(shapes), OUTPUT=str(out), EXPORT="torch_export")
+    (out / "results/crowdlayer/notes.txt").write_text("mine")
+    before = set(files_below(out))
+    document = json.loads((out / RESULTS).read_text())
+    document["job"]["files"] |= {"../shapes": "", "best_models/crowdlayer/../../x": "", "results/other/a.csv": ""}
+    (out / RESULTS).write_text(json.dumps(document))
+    for name in ("x", "results/other/a.csv"):
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).touch()
+
+    train(TASKS=str(shapes), OUTPUT=str(out), SEED="1")
+
+    others = {"x", "results/other/a.csv"}
+    assert set(files_below(out)) == before - {"best_models/crowdlayer/model.pt2"} | others
+
+
+def test_the_same_data_elsewhere_is_the_same_run(
+    shapes: Path, tmp_path: Path, train: Job, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    train(TASKS=str(shapes), OUTPUT=str(tmp_path / "out"))
+    shutil.copytree(shapes, tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    caplog.clear()
+
+    train(TASKS="moved/", OUTPUT="out")
+
+    assert "already done" in caplog.text
+
+
 def test_an_output_that_cannot_be_written_is_known_before_any_training(
     shapes: Path, store: Store, proxy: Meddler, train: Job, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -502,8 +534,9 @@ def test_a_working_folder_in_use_by_another_job_is_refused(shapes: Path, tmp_pat
 def test_a_working_folder_that_is_a_file_is_told_without_a_traceback(shapes: Path, tmp_path: Path, train: Job) -> None:
     (tmp_path / "work").touch()
 
-    with pytest.raises(StoreError, match="WORKDIR"):
-        train(TASKS=str(shapes), WORKDIR=str(tmp_path / "work"))
+    for inside in ("work", "work/deeper"):
+        with pytest.raises(SettingsError, match=f"WORKDIR: must be a folder, a file is in its place: .*{inside}$"):
+            train(TASKS=str(shapes), WORKDIR=str(tmp_path / inside))
 
 
 # --- check -----------------------------------------------------------------------------------------------------------

@@ -66,6 +66,8 @@ def test_the_command_says_what_it_did_and_how_it_is_called(shapes: Path, tmp_pat
     done = command(str(shapes), str(tmp_path / "x.tar"))
     assert (done.returncode, done.stdout) == (0, "")
     assert "packed: 43 files" in done.stderr
+    asked = command("--help")
+    assert (asked.returncode, asked.stdout) == (0, "usage: python -m crowdlayer.pack <tasks> <archive>.tar\n")
     wrong = command(str(shapes))
     assert (wrong.returncode, wrong.stderr) == (
         78,

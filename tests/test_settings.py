@@ -294,6 +294,15 @@ def test_pretrained_elsewhere_on_the_web_is_refused() -> None:
     assert "CROWDLAYER_PRETRAINED" in complaint(PRETRAINED="https://download.pytorch.org/models/resnet18.pth")
 
 
+@pytest.mark.parametrize(("value", "meant"), [("2 %", 0.02), ("3", 3), ("1", 1), ("0.5", 0.5)])
+def test_broken_images_are_a_share_or_a_number(value: str, meant: float) -> None:
+    assert loaded(MAX_BAD_IMAGES=value).max_bad_images == meant
+
+
+def test_all_images_are_more_than_one() -> None:
+    assert 0.999 < loaded(MAX_BAD_IMAGES="100%").max_bad_images < 1
+
+
 @pytest.mark.parametrize("name", ["VAL_FRACTION", "SCALE", "LR", "MOMENTUM", "DECAY", "LR_DECAY"])
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999", "-0.1"])
 def test_numbers_that_no_run_survives_are_refused(name: str, value: str) -> None:
@@ -369,6 +378,8 @@ LOCATIONS = ["TASKS", "ANSWERS", "OUTPUT", "PATH_REMOVE", "PRETRAINED"]
     [
         ("/data/set", "/data/set"),
         ("data", "data"),
+        ("data/", "data"),
+        ("/", "/"),
         ("./a folder/with spaces", "./a folder/with spaces"),
         ("s3://bucket", "s3://bucket"),
         ("s3://bucket/", "s3://bucket"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,9 +18,14 @@ Ints = npt.NDArray[np.int64]
 DECIMAL = re.compile(r"[0-9]+")
 
 
+def composed(text: str) -> str:
+    """The form in which é is one letter: file names of some systems have it as two."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
 def canonical(identifier: str) -> str:
-    """The form under which two spellings of one id meet: decimal ids by value (`007` is `7`), any other text as is."""
-    return identifier.lstrip("0") or "0" if DECIMAL.fullmatch(identifier) else identifier
+    """The form under which two spellings of a task's id meet: decimal ids by value (`007` is `7`), text `composed`."""
+    return identifier.lstrip("0") or "0" if DECIMAL.fullmatch(identifier) else composed(identifier)
 
 
 def natural_order(identifier: str) -> tuple[bool, int, str]:
@@ -63,7 +69,8 @@ class Answers:
 class AnswerFile:
     """What answers.json says, labels not yet looked up: they need the classes.
 
-    `tasks` are its ids in canonical form, `workers` in natural order; `answers.label` are positions in `labels`.
+    `tasks` are its ids in canonical form, `workers` as they are, in natural order; `answers.label` are positions in
+    `labels`.
     """
 
     tasks: Sequence[str]
@@ -75,14 +82,19 @@ class AnswerFile:
 def look_up(file: AnswerFile, classes: Sequence[str], source: str = "answers.json") -> Answers:
     """The answers with `label` as index into `classes`: a label is an index, or a class name.
 
+    Text of digits is an index, unless all text there names classes: of classes 1, 2 and 3 the texts 0, 1 and 2 are
+    three indices, and not an index and two names.
+
     Raises:
         DataError: naming each label that is neither, with a task and a worker who gave it.
     """
-    by_name = {name: i for i, name in enumerate(classes)}
+    by_name = {composed(name): i for i, name in enumerate(classes)}
+    if not all(composed(label) in by_name for label in file.labels if isinstance(label, str)):
+        by_name = {name: i for name, i in by_name.items() if not DECIMAL.fullmatch(name)}
     index = np.full(len(file.labels), -1, dtype=np.int64)
     complaints = []
     for position, label in enumerate(file.labels):
-        found = by_name.get(label, label) if isinstance(label, str) else label
+        found = by_name.get(composed(label), label) if isinstance(label, str) else label
         if isinstance(found, str) and DECIMAL.fullmatch(found) and len(found) < 10:
             found = int(found)
         if isinstance(found, int) and 0 <= found < len(classes):

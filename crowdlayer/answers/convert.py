@@ -94,7 +94,7 @@ def _write_parquet(target: Path, rows: Sequence[Row]) -> None:
         import pyarrow as pa
         from pyarrow import parquet
     except ImportError as error:
-        raise SettingsError(f"{target.name}: .parquet needs pyarrow: pip install 'crowdlayer[parquet]'") from error
+        raise SettingsError(f"{target.name}: .parquet needs pyarrow: pip install pyarrow") from error
     columns = [list(column) for column in zip(*rows, strict=True)]
     if not all(isinstance(label, int) for label in columns[2]):
         columns[2] = [str(label) for label in columns[2]]

@@ -136,7 +136,7 @@ class _Labels:
                 shown = short(msgspec.json.encode(label).decode())
                 self._wrong.setdefault(
                     shown,
-                    f"{self.file}: task {short(canonical(task))}, worker {short(canonical(worker))}: "
+                    f"{self.file}: task {short(canonical(task))}, worker {short(worker)}: "
                     f"label {shown} must be an index or a class name",
                 )
                 votes[worker] = shown
@@ -159,23 +159,22 @@ def _file(
     """The answers, tasks in the order met, workers in natural order."""
     if not len(label):
         raise DataError(f"{name}: must have at least one answer, has none")
-    workers = _ids(name, "worker", workers)
-    order = sorted(range(len(workers)), key=[natural_order(worker) for worker in workers].__getitem__)
+    order = sorted(range(len(workers)), key=[(natural_order(worker), worker) for worker in workers].__getitem__)
     place = np.empty(len(workers), dtype=np.int64)
     place[order] = np.arange(len(workers))
     return AnswerFile(
-        _ids(name, "task", tasks),
+        _task_ids(name, tasks),
         [workers[i] for i in order],
         list(labels.numbers),
         Answers(len(tasks), len(workers), task, place[worker], label.astype(np.int64)),
     )
 
 
-def _ids(file: str, kind: str, found: Sequence[str]) -> list[str]:
+def _task_ids(file: str, found: Sequence[str]) -> list[str]:
     """The canonical forms of ids that are all different; they must be different still."""
     ids = [canonical(identifier) for identifier in found]
     if ids != found and (twice := _repeated(ids)):
-        raise DataError(f"{file}: every {kind} id must occur once, {short(twice[0])!r} has several spellings")
+        raise DataError(f"{file}: every task id must occur once, {short(twice[0])!r} has several spellings")
     return ids
 
 
@@ -241,7 +240,7 @@ def _parquet_columns(path: Path) -> Iterator[Chunk]:
         import pyarrow as pa
         from pyarrow import parquet
     except ImportError as error:
-        raise SettingsError(f"ANSWERS: {path.name} needs pyarrow: pip install 'crowdlayer[parquet]'") from error
+        raise SettingsError(f"ANSWERS: {path.name} needs pyarrow: pip install pyarrow") from error
     try:
         with parquet.ParquetFile(path) as file:
             for wanted in COLUMNS:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ..answers import DECIMAL, Ints
+from ..answers import DECIMAL, Ints, composed
 from ..errors import DataError, SettingsError, one_line
 from ..settings import DataSettings
 from ..storage.files import decode_json
@@ -53,9 +52,9 @@ def read_metadata(path: Path) -> Metadata:
 
 
 def class_folder(name: str) -> str | None:
-    """The folder right below the split in which the image lies."""
+    """The folder right below the split in which the image lies, `composed`."""
     parts = name.split("/")
-    return parts[1] if len(parts) > 2 else None
+    return composed(parts[1]) if len(parts) > 2 else None
 
 
 def find_classes(
@@ -67,9 +66,9 @@ def find_classes(
     else they are no class folders. Metadata's n_classes settles it between folders with and without train's.
     """
     if settings.classes is not None:
-        classes = list(settings.classes)
+        classes = [composed(name) for name in settings.classes]
     elif metadata.classes is not None:
-        classes = metadata.classes
+        classes = [composed(name) for name in metadata.classes]
     else:
         folders = {s: {f for f in map(class_folder, names) if f is not None} for s, names in images.items()}
         labelled_folders = folders["val"] | folders["test"]
@@ -80,12 +79,19 @@ def find_classes(
         if len(found) != wanted and len(labelled_folders) == wanted:
             found = labelled_folders
         if not labelled_folders and (len(found) < 2 or (wanted is not None and len(found) != wanted)):
+            if len(found) > 1:
+                log.warning("the %d folders of train/ are no classes: n_classes is %d", len(found), wanted)
             found = set()  # nothing but folders of train/, and they are not the classes
         numbers = [
             int(label) for label in labels if isinstance(label, int) or (DECIMAL.fullmatch(label) and len(label) < 10)
         ]
         numbers = [number for number in numbers if number < MOST_CLASSES]
         classes = sorted(found) or [str(i) for i in range(wanted or max([*numbers, 1]) + 1)]
+        if not labelled_folders and found and numbers and max(numbers) + 1 < len(found):
+            log.warning(
+                "the %d folders of train/ are taken for the classes, the answers have the labels up to %d: where they "
+                "are no classes, set N_CLASSES", len(found), max(numbers),
+            )  # fmt: skip
     if settings.n_classes is not None and settings.n_classes != len(classes):
         raise SettingsError(
             f"N_CLASSES: must agree with the data set's {len(classes)} classes ({few(classes)}), "
@@ -100,7 +106,7 @@ def find_classes(
         raise DataError(
             f"class names must be printable text in UTF-8, got {few([n for n in classes if not n.isprintable()])}"
         )
-    if len({unicodedata.normalize("NFC", name) for name in classes}) < len(classes):
+    if len(set(classes)) < len(classes):
         raise DataError(f"class names must differ in more than the form of their letters, got {few(classes)}")
     if len({name.casefold() for name in classes}) < len(classes):
         log.warning("some class names differ in capitals only: %s", few(classes))
@@ -136,11 +142,15 @@ def check_class_order(vote: Ints, truth: Ints, classes: Sequence[str]) -> None:
     other = table[1][np.arange(len(classes)), order].sum() / n
     chance = float((table[1].sum(1) / n) @ (table[1].sum(0) / n))
     if other >= 2 * agreement and other > chance + 5 * np.sqrt(chance * (1 - chance) / n):
-        suggestion = ",".join(classes[i] for i in best_order(table[0] + table[1]))
+        whole = table[0] + table[1]
+        order = best_order(whole)
+        suggestion = ",".join(classes[i] for i in order)
+        unknown = [classes[folder] for label, folder in enumerate(order) if not whole[label, folder]]
         raise DataError(
             "answers.json counts the classes in another order than the folders: majority vote agrees with "
             f"{agreement:.0%} of the class folders of train/, but with {other:.0%} under the order "
             f"CROWDLAYER_CLASSES={suggestion}"
+            + (f"; nothing tells the place of {few(unknown)}: is it a class?" if unknown else "")
         )
 
 

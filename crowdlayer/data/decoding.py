@@ -63,6 +63,8 @@ def decode(path: Path, size: int) -> np.ndarray:
             return square(opened, size)
     except UnidentifiedImageError as error:
         raise BrokenImageError("it is of no known format") from error
+    except BrokenImageError:
+        raise
     except Exception as error:
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
             raise
@@ -84,7 +86,10 @@ def square(opened: Image.Image, size: int) -> np.ndarray:
     elif image.mode == "I":
         image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
     elif image.mode == "F":
-        image = Image.fromarray((np.nan_to_num(np.asarray(image)).clip(0, 1) * 255).astype(np.uint8))
+        floats = np.nan_to_num(np.asarray(image))
+        if floats.max() > 1:  # white, and nothing would say so
+            raise BrokenImageError(f"pixels that are no integers must be from 0 to 1, one is {floats.max():g}")
+        image = Image.fromarray((floats.clip(0, 1) * 255).astype(np.uint8))
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     if image.mode not in ("RGB", "L"):  # a grey picture is as grey when it is small

@@ -33,7 +33,7 @@ def check_packages(formats: Sequence[Format]) -> None:
     """
     missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if "onnx" in formats and missing:
-        raise SettingsError(f"EXPORT: onnx needs {', '.join(missing)}: pip install 'crowdlayer[onnx]'")
+        raise SettingsError(f"EXPORT: onnx needs {', '.join(missing)}: pip install {' '.join(missing)}")
 
 
 def check_export(classifier: nn.Module, image_size: int, formats: Sequence[Format]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import DataError, one_line
+from ..settings import NO_INFLUENCE
 from ..storage.places import Place
 from . import charts
 from .drawing import SERIES, to_svg
@@ -22,8 +23,8 @@ FIGURES = {
     "seconds": ("seconds of training", None),
 }
 """What is compared, under which name, and whether more is better."""
-NOT_COMPARED = frozenset({"output_name", "output", "workdir", "verbose", "log_format"})
-"""Settings that differ of themselves."""
+NOT_COMPARED = NO_INFLUENCE - {"answers", "path_remove"}
+"""Settings that differ of themselves; that the data do is said."""
 
 
 def read_results(place: Place, name: str) -> dict[str, Any]:

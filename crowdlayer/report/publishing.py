@@ -17,7 +17,7 @@ from ..storage.files import disk_errors, file_digest
 from ..storage.places import Place
 from .html import card, page
 from .pictures import write_pictures
-from .results import Finished, document, dumped, model_name, results_name
+from .results import Finished, document, dumped, files_before, model_name, results_name
 from .tables import write_confusion, write_epochs, write_labels, write_review, write_settings, write_workers
 from .view import view
 
@@ -85,6 +85,8 @@ def dress(folder: Path, run: Finished, results: dict[str, Any]) -> list[str]:
 def publish(place: Place, folder: Path, run: Finished, phases: Phases) -> dict[str, Any]:
     """Put a run's files to `place`: the results last of all, and no older results beside a newer model.
 
+    Of older results no file stays that this run does not have, such as an export of the older model.
+
     Returns the results.
     """
     last, beside = results_name(run.name), f"results/{run.name}"
@@ -99,8 +101,11 @@ def publish(place: Place, folder: Path, run: Finished, phases: Phases) -> dict[s
         results["job"]["files"] = digests | {manifest: file_digest(folder / manifest)}
         _write_whole(folder / last, results)  # all is here, should it not be put
     with phases("publish"):
+        older = files_before(place, run.name)
         if place.find(last) is not None:
             place.delete(last)
+        for name in sorted(older - results["job"]["files"].keys()):
+            place.delete(name)
         for name in results["job"]["files"]:
             place.upload(folder / name, name)
     results["job"]["seconds"] = dict(phases.seconds)

@@ -134,6 +134,16 @@ def done_before(place: Place, output_name: str, settings: dict[str, Any], data_d
         return False
 
 
+def files_before(place: Place, output_name: str) -> set[str]:
+    """The files of the results that are at `place` under this name: those of them that lie where a run's files do."""
+    below = (f"best_models/{output_name}", f"results/{output_name}/")
+    try:
+        files = json.loads(place.read(results_name(output_name)) or b"{}")["job"]["files"]
+        return {name for name in files if name.startswith(below) and ".." not in name.split("/")}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # peerannot's, or somebody else's
+        return set()
+
+
 def headline(results: dict[str, Any]) -> str:
     """The figures that one looks for first, in a line."""
     shown = [

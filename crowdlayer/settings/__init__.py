@@ -1,11 +1,13 @@
 """The settings: typed values, checked once, that everything above takes by name."""
 
 from .environment import PREFIX, Settings, load_settings, setting_complaints
-from .groups import DataSettings, JobSettings, TrainingSettings, influential
+from .groups import NO_INFLUENCE, DataSettings, JobSettings, TrainingSettings, influential
 from .table import table
-from .values import as_location, is_archive, nearest, quoted
+from .values import ARCHIVES, as_location, is_archive, nearest, quoted
 
 __all__ = [
+    "ARCHIVES",
+    "NO_INFLUENCE",
     "PREFIX",
     "DataSettings",
     "JobSettings",

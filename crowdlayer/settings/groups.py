@@ -196,8 +196,9 @@ NO_INFLUENCE = frozenset(
     {"workdir", "log_format", "store_timeout", "store_attempts", "verbose", "num_workers", "max_cache"}
     | {"tensorboard", "metrics_file", "predict", "predict_format", "sweep", "sweep_index"}
     | {"n_processes", "checkpoint_every", "resume", "grace", "timeout"}
+    | {"tasks", "answers", "path_remove", "output", "output_name"}
 )
-"""Settings that change nothing in the results."""
+"""Settings that change nothing in the results: what is read has a digest, wherever it lies."""
 
 
 def influential(settings: Mapping[str, Any]) -> dict[str, Any]:

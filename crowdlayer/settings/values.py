@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import json
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ def classification_models() -> frozenset[str]:
 
 def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
     """`", did you mean …?"` with the known name closest to `name`, shown behind `prefix`; or nothing."""
-    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.55)
     return f", did you mean {prefix}{close[0]}?" if close else ""
 
 
@@ -86,7 +87,7 @@ def _folder(value: str) -> str:
 def as_location(value: str) -> str:
     """A folder, a file, or an s3:// URI without credentials or query."""
     if _is_path(value):
-        return value
+        return value.rstrip("/") or "/"
     if not value.startswith("s3://"):
         raise ValueError("must be a path or an s3:// URI")
     if not re.fullmatch(r"s3://(arn:[\w.:-]+|[\w.-]+)(/[^?#]*)?", value, re.ASCII) or NO_TEXT.search(value):
@@ -112,9 +113,9 @@ def _rising(value: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _percent(value: object) -> object:
-    """`2 %` is 0.02."""
+    """`2 %` is 0.02, and `100 %` next to 1, which would be one image."""
     percent = re.fullmatch(r"\s*([\d.]+)\s*%\s*", value) if isinstance(value, str) else None
-    return float(percent[1]) / 100 if percent else value
+    return min(float(percent[1]) / 100, math.nextafter(1, 0)) if percent else value
 
 
 def _share_or_count(value: float) -> float:

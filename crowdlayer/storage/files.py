@@ -19,7 +19,7 @@ from typing import TypeVar
 import msgspec
 from filelock import FileLock, Timeout
 
-from ..errors import AccessError, DataError, StoreError, one_line
+from ..errors import AccessError, DataError, SettingsError, StoreError, one_line
 
 T = TypeVar("T")
 
@@ -114,7 +114,10 @@ def working_folder(named: str | None) -> Iterator[Path]:
         return
     path = Path(named)
     with disk_errors(f"WORKDIR {named}"):
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise SettingsError(f"WORKDIR: must be a folder, a file is in its place: {named}") from error
         lock = FileLock(path / ".lock")
         try:
             lock.acquire(timeout=0)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import DataError, SettingsError
 from ..machine.cpus import cpus
-from ..settings import is_archive
+from ..settings import ARCHIVES, is_archive
 from .buckets import sync_bucket
 from .files import disk_errors, enough_space, file_digest, safe_names
 from .places import place
@@ -85,8 +85,10 @@ def must_be_there(location: str, setting: str = "TASKS") -> None:
     if not location.startswith("s3://"):
         with disk_errors(location):
             there = Path(location).is_file() if is_archive(location) else Path(location).is_dir()
+            found = "another file" if Path(location).is_file() else "none"
         if not there:
-            raise SettingsError(f"{setting}: must be a folder, an s3:// URI or an archive; there is none at {location}")
+            rule = f"must be a folder, an s3:// URI or an archive ({', '.join(ARCHIVES)})"
+            raise SettingsError(f"{setting}: {rule}; there is {found} at {location}")
 
 
 def must_stay_apart(location: str, others: dict[str, str | None], belongs: Callable[[str], bool]) -> None:
