@@ -58,7 +58,7 @@ def curves(title: str, series: Series, chosen: int | None, unit: str = "", width
     for colour, (name, values) in zip(SERIES, series.items(), strict=False):
         drawing.parts += _runs([None if v is None else at(k, v) for k, v in enumerate(values, 1)], colour)
         drawing.add(Line([(at_x, 14), (at_x + 16, 14)], colour, 2.5), Text(at_x + 21, 14, name, colour="ink"))
-        at_x += 34 + 6.2 * len(name)
+        at_x += 36 + 6.9 * len(name)
     if unit:
         drawing.add(Text(left - 6, 14, unit, anchor="end"))
     if n <= 400:

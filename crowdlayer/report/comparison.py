@@ -80,7 +80,7 @@ def page(names: Sequence[str], runs: Sequence[dict[str, Any]]) -> str:
             "name": name,
             "data_set": results["job"].get("data_set", ""),
             "figures": [(found[key], shown(key, found[key]), found[key] == best.get(key, ())) for key in FIGURES],
-            "settings": [mine.get(key) for key in differ],
+            "settings": [said(mine.get(key)) for key in differ],
         }
         for name, results, found, mine in zip(names, runs, figures, settings, strict=True)
     ]
@@ -100,6 +100,13 @@ def page(names: Sequence[str], runs: Sequence[dict[str, Any]]) -> str:
         "compare.html", "compare.js", rows=rows, heads=heads, differ=differ, curves=drawn, n_shown=len(chosen),
         same_data=len(digests) == 1,
     )  # fmt: skip
+
+
+def said(value: Any) -> str:
+    """A setting, as one would write it."""
+    if isinstance(value, list) and all(isinstance(item, str | int) for item in value):
+        return ", ".join(map(str, value)) or "–"
+    return "–" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
 def shown(key: str, value: float | None) -> str:
