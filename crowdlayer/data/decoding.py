@@ -218,7 +218,7 @@ def _room(folder: Path) -> int:
 
 def _name(split: str, digests: Sequence[str], size: int) -> str:
     """Made from all that the bytes depend on: the files, the size and the decoder."""
-    said = "\n".join([f"1 {PIL.__version__} {size}", *digests])
+    said = "\n".join([f"2 {PIL.__version__} {size}", *digests])
     return f"images-{split}-{hashlib.sha256(said.encode()).hexdigest()[:32]}"
 
 

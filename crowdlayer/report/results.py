@@ -136,7 +136,7 @@ def done_before(place: Place, output_name: str, settings: dict[str, Any], data_d
 
 def files_before(place: Place, output_name: str) -> set[str]:
     """The files of the results that are at `place` under this name: those of them that lie where a run's files do."""
-    below = (f"best_models/{output_name}", f"results/{output_name}/")
+    below = (f"best_models/{output_name}.", f"best_models/{output_name}/", f"results/{output_name}/")
     try:
         files = json.loads(place.read(results_name(output_name)) or b"{}")["job"]["files"]
         return {name for name in files if name.startswith(below) and ".." not in name.split("/")}
