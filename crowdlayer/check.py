@@ -111,6 +111,7 @@ def check(settings: Settings) -> None:
         phases = Phases()
         inputs = table.attempt("data set", lambda: _inputs(table, settings, workdir, phases))
         if inputs is not None:
+            table.attempt("resume", lambda: _resume(table, settings, inputs, workdir))
             found = table.attempt("images", lambda: _images(table, settings, inputs, workdir, phases))
             table.attempt("disk", lambda: _disk(table, settings, workdir))
             if found is not None:
@@ -160,7 +161,6 @@ def _inputs(table: Table, settings: Settings, workdir: Path, phases: Phases) -> 
         table.warn("data set", f"{found}; left out: {', '.join(left_out)}", "crowdlayer/docs/data-set.md has the rules")
     else:
         table.ok("data set", found)
-    table.attempt("resume", lambda: _resume(table, settings, inputs, workdir))
     return inputs
 
 

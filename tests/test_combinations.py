@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from crowdlayer.errors import InterruptedRunError
 from crowdlayer.learning.guard import fallback
 from crowdlayer.learning.progress import Best, Progress
 from crowdlayer.learning.trainer import Trainer
@@ -79,8 +78,3 @@ def test_a_run_that_starts_again_is_a_run_of_the_settings_it_starts_again_with(s
     settings = fallback(TrainingSettings(**again.settings.model_dump())).model_dump()
     fresh = make(**options | {name: settings[name] for name in CHOICES if name in settings} | {"guard": False})
     assert agree(again, again.fit(), fresh, fresh.fit())
-
-
-def test_a_run_that_is_not_stopped_is_no_test_of_a_stop() -> None:
-    with pytest.raises(pytest.fail.Exception, match=InterruptedRunError.__name__):
-        resumed(1000, **drawn(0))

@@ -322,6 +322,8 @@ def test_folders_and_names_are_the_same_in_both_forms_of_their_letters(read: Rea
     assert data.val.labels.tolist() == [0, 0, 1]
     assert data.train.truth.tolist() == [0, 1]
     assert len(data.train.names) == 2
+    with pytest.raises(DataError, match="must differ in more than the form of their letters"):
+        read(images, {"b": {"w": 0}}, classes=(one, two, "owl"))
 
 
 # --- broken images ---------------------------------------------------------------------------------------------------

@@ -63,8 +63,6 @@ def decode(path: Path, size: int) -> np.ndarray:
             return square(opened, size)
     except UnidentifiedImageError as error:
         raise BrokenImageError("it is of no known format") from error
-    except BrokenImageError:
-        raise
     except Exception as error:
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
             raise
