@@ -159,7 +159,7 @@ class Learner:
         They are not where rows wait, or a determinant is to be found, for which libraries ask the host.
         """
         settings = self.settings
-        wanted = settings.compile == "auto" and self.accelerator.device.type == "cuda" and self.processes.count == 1
+        wanted = settings.compile != "false" and self.accelerator.device.type == "cuda" and self.processes.count == 1
         asking = settings.scale > 0 and settings.regularizer in ("geo-w", "geo-f")
         return wanted and not (asking or settings.freeze or self.model.crowd_layer.row_wise)
 

@@ -130,7 +130,7 @@ class TrainingSettings(Group):
     mixed_precision: Annotated[Literal["auto", "no", "fp16", "bf16"], Word] = "auto"
     """auto: bf16 on GPUs that have it natively."""
     compile: Annotated[Literal["auto", "true", "false"], Word] = "auto"
-    """What a step runs from; auto: CUDA graphs on one GPU, single kernels elsewhere; true: torch.compile's code."""
+    """What a step runs; auto: kernels, on one GPU in CUDA graphs; true: torch.compile's, likewise; false: no graphs."""
     sync_batchnorm: Annotated[Literal["auto", "true", "false"], Word] = "auto"
     """Batch norm over the batch of all processes; auto: on several GPUs."""
     num_workers: Annotated[Annotated[int, Field(ge=0)] | Literal["auto"], Word, Unit("threads")] = "auto"

@@ -147,7 +147,8 @@ def training(bench: Bench) -> None:
         contenders = [contender("crowdlayer", "ours", **what), contender("limit", "limit", **what)]
         if bench.gpu:
             contenders.insert(1, contender("crowdlayer, eager", "ours", compiled="false", **what))
-            contenders.insert(2, contender("augmented", "ours", augmented=True, **what))
+            contenders.insert(2, contender("crowdlayer, compiled", "ours", compiled="true", **what))
+            contenders.insert(3, contender("augmented", "ours", augmented=True, **what))
         if model == "resnet18":
             contenders += _theirs(bench, **what)
         bench.race("training", f"{model} {name} {size} px", contenders, n)
