@@ -30,9 +30,10 @@ from .logs import duration
 from .machine.launch import Launch, recognise
 from .report.results import done_before
 from .settings import Settings
-from .storage.files import disk_errors, working_folder
+from .storage.files import disk_errors
 from .storage.places import place
 from .storage.sync import must_be_there, must_stay_apart
+from .storage.workdir import working_folder
 
 log = logging.getLogger(__name__)
 

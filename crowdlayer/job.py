@@ -23,10 +23,11 @@ from .report.publishing import publish
 from .report.results import Finished, Provenance, done_before, headline, results_name
 from .run_folder import DRY_RUN, RUN, SPOOL, STAGED, kept, put_kept, run_folder
 from .settings import Settings
-from .storage.files import disk_errors, working_folder
+from .storage.files import disk_errors
 from .storage.handover import hand, take
 from .storage.places import Place, place
 from .storage.sync import must_be_there, must_stay_apart
+from .storage.workdir import working_folder
 from .training import PLAN, TRAINED, Plan, Trained, train_together
 from .training import train as train_alone
 
@@ -118,7 +119,8 @@ def _run(start: Start, output: Place) -> str:
         _train_and_publish(start, inputs, identity, checkpoints)
     if not publishes:
         return ""
-    checkpoints.remove()
+    if checkpoints.are_of(identity):  # another run of this name may have been interrupted meanwhile
+        checkpoints.remove()
     return f"{output.location}/{results}"
 
 

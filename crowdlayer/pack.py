@@ -9,9 +9,10 @@ import tarfile
 from . import command
 from .data.layout import belongs
 from .errors import SettingsError
-from .storage.files import disk_errors, enough_space, working_folder
+from .storage.files import disk_errors, enough_space, safe_names
 from .storage.places import place
 from .storage.sync import sync
+from .storage.workdir import working_folder
 
 log = logging.getLogger("crowdlayer.pack")  # __name__ is another, run as a program
 
@@ -31,6 +32,7 @@ def pack(tasks: str, archive: str) -> int:
         raise SettingsError(f"archive: must be a .tar in a folder or a bucket, got {archive}")
     with working_folder(None) as workdir:
         synced = sync(tasks, workdir, belongs)
+        safe_names(list(synced.digests))  # as who unpacks it will
         sizes = {file: (synced.root / file).stat().st_size for file in sorted(synced.digests)}
         enough_space(workdir, sum(sizes.values()) + 2 * tarfile.BLOCKSIZE * len(sizes))
         packed = workdir / name

@@ -18,9 +18,10 @@ from .machine.launch import recognise
 from .report.results import results_name
 from .report.tables import Cell, cell
 from .settings import Settings
-from .storage.files import disk_errors, working_folder
+from .storage.files import disk_errors
 from .storage.places import place
 from .storage.sync import must_be_there, sync
+from .storage.workdir import working_folder
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def predictions_name(output_name: str, predict_format: str) -> str:
 
 def is_image(name: str) -> bool:
     """Whether the relative `name` is an image that is labelled: by its ending, and nothing hidden."""
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+    hidden = any(part.startswith(".") or part in ("__MACOSX", "lost+found") for part in name.split("/"))
     return not hidden and name.lower().endswith(IMG_EXTENSIONS)
 
 

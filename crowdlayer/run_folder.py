@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .errors import AccessError, StoreError
 from .learning.checkpoint import Checkpoints
 from .learning.spool import Identity
 from .storage.durable import flush_disk
@@ -55,10 +54,10 @@ def put_kept(workdir: Path, checkpoints: Checkpoints, identity: Identity) -> Non
 
 @contextmanager
 def kept(folder: Path, workdir: str | None) -> Iterator[None]:
-    """Keep on this machine what cannot be put to the output: days of training are in it."""
+    """Keep on this machine what a run that fails has not put to the output: days of training are in it."""
     try:
         yield
-    except (StoreError, AccessError):
+    except Exception:
         parts = [part for part in (folder / STAGED, folder / SPOOL) if part.is_dir() and any(part.iterdir())]
         if parts:
             _keep(parts, workdir)
@@ -72,7 +71,7 @@ def _keep(parts: Sequence[Path], workdir: str | None) -> None:
             shutil.move(part, beside)
         flush_disk(beside)
     except OSError as error:  # a disk that is full for good; why the run failed is still to be said
-        log.error("what could not be put to the output could not be kept here either: %s", error)
+        log.error("what was not put to the output could not be kept here either: %s", error)
         return
-    log.error("what could not be put to the output is kept in %s: %s",
+    log.error("what was not put to the output is kept in %s: %s",
               beside, " and ".join(f"{part.name}/" for part in parts))  # fmt: skip

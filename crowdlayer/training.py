@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,13 +11,13 @@ from typing import NoReturn
 
 from . import logs
 from .data.dataset import Dataset
-from .errors import InterruptedRunError
+from .errors import InterruptedRunError, SettingsError, StoreError, short
 from .learning.baselines import compare
 from .learning.classifier import has_small_stem
 from .learning.devices import bound_to_container, device_name
 from .learning.experiment import Experiment, Images, Outcome, Phases, load_images
 from .learning.progress import History
-from .learning.spool import PARTS, Spool, going_on, read_state
+from .learning.spool import PARTS, Identity, Spool, going_on, read_state
 from .learning.trainer import Trainer, Watch
 from .machine import interruption
 from .machine.launch import Launch, Peers, as_torchrun
@@ -134,10 +135,30 @@ def train_together(plan: Plan, phases: Phases, meeting: Meeting, launch: Launch,
     with lost_peers():
         as_torchrun(launch, peers)
         join(meeting, peers.rank, peers.world)
+        same_everywhere(plan.spool.identity, Processes.joined())
         if peers.rank:
             logs.only_errors()  # the first says it for all
         with watchdog.watching():
             return _train(plan, plan.images(), phases, watchdog)
+
+
+def same_everywhere(identity: Identity, processes: Processes) -> None:
+    """Refuse nodes that do not train the same: each has read its own environment, and the data for itself.
+
+    Raises:
+        SettingsError: the settings differ.
+        StoreError: the data does: a bucket that is still being filled, a mount that lags behind.
+    """
+    first, *others = (json.loads(text) for text in processes.gather_texts(json.dumps(identity.told())))
+    for number, other in enumerate(others, 1):
+        for name, value in first["settings"].items():
+            if (theirs := other["settings"].get(name)) != value:
+                raise SettingsError(
+                    f"{name.upper()}: must be the same on all nodes, is {short(json.dumps(value))} for process 0 and "
+                    f"{short(json.dumps(theirs))} for process {number}"
+                )
+        if other["data_digest"] != first["data_digest"]:
+            raise StoreError(f"the data must be the same on all nodes, process {number} has read others than process 0")
 
 
 def _train(plan: Plan, decoded: tuple[Dataset, Images], phases: Phases, watchdog: Watchdog) -> Trained:

@@ -42,7 +42,7 @@ def verify(location: str) -> int:
         output = place(as_location(location))
     except ValueError as error:
         raise SettingsError(f"output: {error}, got {quoted(location)}") from error
-    stored = {file.name: file for file in output.listing()}
+    stored = {file.name: file for folder in ("results", "best_models") for file in output.below(folder)}
     results = [name for name in stored if re.fullmatch(r"results/[^/]+\.json", name)]
     if not results:
         raise SettingsError(f"{output.location}: must hold results/<name>.json, holds none")

@@ -257,6 +257,35 @@ def test_what_was_kept_of_another_run_or_not_whole_stays_where_it_is(
     assert names(output) == []
 
 
+@pytest.mark.parametrize("there", [9, 4], ids=["a newer one", "an older one"])
+def test_what_was_kept_and_what_another_run_has_put_both_stay(
+    output: Place, spool: Spool, tmp_path: Path, there: int
+) -> None:
+    (tmp_path / "theirs").mkdir()
+    checkpoints = put(output, Spool(tmp_path / "theirs", Identity(SETTINGS, "other data"), there), state(1))
+    before = names(output)
+    folder = kept(tmp_path / "kept", spool.identity, *map(state, range(1, 6)))
+    assert not checkpoints.put_kept(folder, spool.identity)
+    assert not checkpoints.are_of(spool.identity)
+    assert names(output) == before
+
+
+def test_a_run_that_begins_beside_torn_ones_is_newer(output: Place, spool: Spool, tmp_path: Path) -> None:
+    checkpoints = put(output, spool, state(1), state(2), state(3))
+    ((shared, _),) = [json.loads(path.read_text())["parts"]["best"] for path in spool.folder.glob("*.json")]
+    written = tmp_path / "rotten"
+    written.write_bytes(b"rotten")
+    output.upload(written, f"checkpoints/run/{shared}")
+    begun = checkpoints.find(spool.identity, "auto", tmp_path)
+    assert begun == Found(3)
+    (tmp_path / "next").mkdir()
+    for epoch in (1, 2):
+        put(output, Spool(tmp_path / "next", spool.identity, begun.number), state(epoch, best=5))
+        back = found(checkpoints, tmp_path)
+        assert back is not None
+        assert back["progress"]["epoch"] == epoch
+
+
 class Slow(Folder):
     """An output whose uploads wait until they may, and fail as often as they shall."""
 
@@ -293,7 +322,7 @@ def test_training_does_not_wait_for_uploads_and_the_newest_is_there_in_the_end(t
     back = found(checkpoints, tmp_path)
     assert back is not None
     assert back["progress"]["epoch"] == 5
-    assert sorted(path.suffix for path in spool.folder.iterdir()) == [".json", ".pt", ".pt"]
+    assert not spool.folder.exists()  # what would be left there has not been put
 
 
 def test_an_upload_that_fails_is_said_and_the_next_goes_well(

@@ -18,7 +18,12 @@ from filelock import FileLock
 from crowdlayer import job
 from crowdlayer.check import check as run_check
 from crowdlayer.errors import AccessError, DataError, SettingsError, StoreError
+from crowdlayer.learning.checkpoint import Checkpoints
+from crowdlayer.learning.spool import Identity, Spool
+from crowdlayer.run_folder import DRY_RUN, KILLED, RUN
 from crowdlayer.settings import load_settings
+from crowdlayer.storage.places import place
+from crowdlayer.storage.workdir import OURS
 from tests.conftest import QUICK, Store, run_job
 from tests.crowds import write_shapes
 from tests.servers import Answer, Meddler, Spoiler, meddling, refused
@@ -405,18 +410,19 @@ def test_the_results_come_last_and_are_not_there_when_they_cannot_be_put(
 def test_what_could_not_be_put_is_put_by_the_next_start_in_the_same_folder(
     shapes: Path, tmp_path: Path, train: Job, caplog: pytest.LogCaptureFixture, killed: bool
 ) -> None:
-    """Here the output cannot take the model; then its checkpoints are lost too, but not those in WORKDIR.
+    """Here the output can take neither the model nor the checkpoints.
 
     A job that is killed leaves them in the folder of its run.
     """
     out, work = tmp_path / "out", tmp_path / "work"
     (out / "best_models").mkdir(parents=True)
     (out / "best_models/crowdlayer.pth").mkdir()
+    (out / "checkpoints").touch()
     settings = {"TASKS": str(shapes), "OUTPUT": str(out), "WORKDIR": str(work)}
     with pytest.raises(StoreError, match="best_models"):
         train(**settings)
     (out / "best_models/crowdlayer.pth").rmdir()
-    shutil.rmtree(out / "checkpoints")
+    (out / "checkpoints").unlink()
     (kept,) = work.glob("crowdlayer-kept-*")
     theirs = json.loads((kept / "results" / RESULTS).read_text())
     if killed:
@@ -464,6 +470,38 @@ def test_of_older_results_no_file_stays_that_a_new_run_does_not_have(shapes: Pat
 
     others = {"x", "results/other/a.csv"}
     assert set(files_below(out)) == before - {"best_models/crowdlayer/model.pt2"} | others
+
+
+def test_of_older_results_no_file_stays_even_if_a_try_to_replace_them_failed(
+    shapes: Path, store: Store, proxy: Meddler, train: Job
+) -> None:
+    out = {"TASKS": str(shapes), "OUTPUT": f"s3://{store.bucket}/out"}
+    train(**out, EXPORT="torch_export")
+    export, older = "out/best_models/crowdlayer/model.pt2", store.get("out/best_models/crowdlayer/model.pt2")
+    proxy.spoil(refused(403, "AccessDenied"), method="DELETE", path="model.pt2")
+    with pytest.raises(AccessError, match=r"model\.pt2"):
+        train(**out, SEED="1")
+    store.put(export, older)  # which the proxy has let through
+    (kept,) = Path(tempfile.gettempdir()).glob("crowdlayer-kept-*")
+    shutil.rmtree(kept)
+
+    train(**out, SEED="1")
+
+    assert export not in store.keys()
+
+
+def test_a_run_that_is_done_leaves_the_checkpoint_of_another(shapes: Path, tmp_path: Path, train: Job) -> None:
+    """Of the same name, and interrupted since."""
+    out = {"TASKS": str(shapes), "OUTPUT": str(tmp_path / "out")}
+    train(**out)
+    folder = tmp_path / "spool"
+    folder.mkdir()
+    other = Spool(folder, Identity({"lr": 0.5}, "other data"))
+    other.write({"progress": {"epoch": 1, "step": 0}, "best": {}})
+    Checkpoints(place(out["OUTPUT"]), "crowdlayer").put(folder, "00000001.json")
+    before = files_below(tmp_path / "out")
+    train(**out)
+    assert files_below(tmp_path / "out") == before
 
 
 def test_the_same_data_elsewhere_is_the_same_run(
@@ -516,6 +554,8 @@ def test_a_named_working_folder_keeps_what_was_downloaded(
 
     assert proxy.count("GET", ".png") == 0
     assert files_below(workdir) == kept
+    assert {path.name for path in workdir.iterdir()} <= {*OURS, ".lock", ".crowdlayer"}
+    assert {name + end for name in (RUN, DRY_RUN) for end in ("", KILLED)} <= {*OURS}
 
 
 def test_a_working_folder_in_use_by_another_job_is_refused(shapes: Path, tmp_path: Path, train: Job) -> None:

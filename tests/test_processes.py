@@ -12,12 +12,14 @@ from torch import nn
 
 from crowdlayer.answers import Answers
 from crowdlayer.data.images import CrowdLoader
-from crowdlayer.errors import SettingsError
+from crowdlayer.errors import CrowdlayerError, SettingsError
 from crowdlayer.learning.devices import laid_out, make_accelerator, synchronised
+from crowdlayer.learning.spool import Identity
 from crowdlayer.learning.trainer import Trainer, Validation
 from crowdlayer.machine.cpus import cpus
 from crowdlayer.machine.processes import Processes
 from crowdlayer.settings import TrainingSettings
+from crowdlayer.training import same_everywhere
 from tests.gang import together
 
 CPU = torch.device("cpu")
@@ -87,6 +89,27 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
+IDENTITIES = (
+    ({"lr": 0.1}, {"lr": 0.1}, "data", "data"),
+    ({"lr": 0.1}, {"lr": 0.2}, "data", "data"),
+    ({"lr": 0.1}, {"lr": 0.1}, "data", "other data"),
+)
+"""Settings of two processes, and what data they have read."""
+
+
+def differences() -> list[str]:
+    """What `same_everywhere` says of each of the pairs."""
+    processes, said = Processes.joined(), []
+    for *settings, first, second in IDENTITIES:
+        data = (first, second)[processes.index]
+        try:
+            same_everywhere(Identity({"n_epochs": 3, **settings[processes.index]}, data), processes)
+            said.append("")
+        except CrowdlayerError as error:
+            said.append(f"{error.exit_code} {error}")
+    return said
+
+
 @dataclass(frozen=True)
 class Seen:
     """What one process of several has seen."""
@@ -97,6 +120,7 @@ class Seen:
     rows: torch.Tensor
     refusal: str
     texts: list[str]
+    differences: list[str]
     cpus: int
     strides: tuple[int, ...]
 
@@ -118,7 +142,7 @@ def look() -> Seen:
         weight.grad.stride() for weight in across.parameters() if weight.dim() == 4 and weight.grad is not None
     )
     runs, with_batch_norm = [fit(nn.Identity, (), one) for one in OPTIONS], fit(nn.BatchNorm2d, (4,), {})
-    return Seen(runs, with_batch_norm, flags, rows, refusal, texts, processes.cpus(), strides)
+    return Seen(runs, with_batch_norm, flags, rows, refusal, texts, differences(), processes.cpus(), strides)
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +218,14 @@ def test_processes_agree_and_gather_in_order(two: list[Seen]) -> None:
 
 def test_processes_hear_what_each_says_in_a_line(two: list[Seen]) -> None:
     assert [seen.texts for seen in two] == [["process 0 ", "process 1 é"]] * 2
+
+
+def test_nodes_that_do_not_train_the_same_are_refused(two: list[Seen]) -> None:
+    for seen in two:
+        same, settings, data = seen.differences
+        assert same == ""
+        assert settings == "78 LR: must be the same on all nodes, is 0.1 for process 0 and 0.2 for process 1"
+        assert data == "74 the data must be the same on all nodes, process 1 has read others than process 0"
 
 
 def test_processes_that_may_run_on_the_same_cpus_share_them(two: list[Seen]) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from crowdlayer.errors import StoreError
-from crowdlayer.run_folder import RUN, SPOOL, run_folder
+import pytest
+
+from crowdlayer.errors import EndedError, StoreError
+from crowdlayer.run_folder import RUN, SPOOL, kept, run_folder
 
 
 def killed(workdir: Path, *files: str) -> None:
@@ -30,3 +32,14 @@ def test_the_checkpoint_of_a_killed_run_outlives_starts_that_could_not_take_it(t
         assert [path.name for path in folder.iterdir()] == [SPOOL]
         assert [path.name for path in tmp_path.rglob("*.json")] == ["00000002.json"]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "error", [EndedError("a process was killed", 137), StoreError("the disk"), ValueError("a fault")]
+)
+def test_whatever_ends_a_run_what_it_has_not_put_is_kept(error: Exception, tmp_path: Path) -> None:
+    with suppress(type(error)), run_folder(tmp_path, RUN) as folder, kept(folder, str(tmp_path)):
+        (folder / SPOOL / "00000001.json").touch()
+        raise error
+    (left,) = tmp_path.rglob("*.json")
+    assert left.parent.parent.name.startswith("crowdlayer-kept-")

@@ -22,9 +22,10 @@ from botocore.utils import parse_timestamp
 
 from crowdlayer.errors import AccessError, SettingsError, StoreError
 from crowdlayer.storage import etags, s3, s3_session
-from crowdlayer.storage.files import CHUNK, Stored, disk_errors, file_digest, working_folder
+from crowdlayer.storage.files import CHUNK, Stored, disk_errors, file_digest
 from crowdlayer.storage.places import Folder, place
 from crowdlayer.storage.s3 import Bucket
+from crowdlayer.storage.workdir import working_folder
 from tests.conftest import Store, without_obstore
 from tests.servers import (
     OTHER_USER,
@@ -181,6 +182,20 @@ def test_a_folder_that_two_links_lead_to_is_there_twice(tmp_path: Path) -> None:
     written(tmp_path / "val" / "cat" / "x.png", b"x")
     (tmp_path / "test").symlink_to("val")
     assert [stored.name for stored in Folder(tmp_path).listing()] == ["test/cat/x.png", "val/cat/x.png"]
+
+
+def test_a_folder_that_is_not_entered_is_not_read(tmp_path: Path) -> None:
+    for name in ("lost+found/#12", "train/lost+found/x", "train/x"):
+        written(tmp_path / name, b"")
+    names = [stored.name for stored in Folder(tmp_path).listing(lambda name: name == "train")]
+    assert names == ["train/x"]
+
+
+def test_a_file_in_the_place_of_a_folder_is_a_wrong_setting(tmp_path: Path) -> None:
+    source = written(tmp_path / "file", b"x")
+    for location in (source, source / "deeper"):
+        with pytest.raises(SettingsError, match=f"{location}: must be a folder, a file is in its place: {source}$"):
+            Folder(location).upload(source, "results/x")
 
 
 def test_a_folder_that_is_not_there_is_a_wrong_setting(tmp_path: Path) -> None:
@@ -938,6 +953,25 @@ def test_a_checksum_of_the_store_is_heeded(store: Store, meddler: Meddler) -> No
     assert answer["ChecksumCRC32"]
     stored = Stored("x", len(body), only(bucket).etag)
     meddler.spoil(flipped(7), path="/x")
+    assert downloaded(bucket, stored) == body
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("x-amz-checksum-crc64nvme", "AAAAAAAAAAA="), ("x-amz-checksum-sha256", f"{'A' * 43}=-3")],
+    ids=["of a kind that botocore has no code for", "of the checksums of parts"],
+)
+def test_a_checksum_that_nobody_compares_proves_nothing(name: str, value: str, store: Store, meddler: Meddler) -> None:
+    body = os.urandom(100_000)
+    bucket = Bucket(store.bucket, "data")
+    stored = put_plain(bucket, "x", body)
+
+    def spoiled(answer: Answer) -> None:
+        flipped(7)(answer)
+        header(name, value)(answer)
+
+    meddler.spoil(spoiled, path="/x")
     assert downloaded(bucket, stored) == body
 
 

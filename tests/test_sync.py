@@ -7,8 +7,10 @@ import hashlib
 import io
 import logging
 import os
+import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tarfile
@@ -30,9 +32,9 @@ import pytest
 from crowdlayer.data.layout import belongs
 from crowdlayer.errors import AccessError, DataError, SettingsError, StoreError
 from crowdlayer.settings import is_archive
-from crowdlayer.storage.files import working_folder
 from crowdlayer.storage.places import place
 from crowdlayer.storage.sync import Synced, fetch, sync
+from crowdlayer.storage.workdir import OURS, working_folder
 from tests.conftest import ROOT, Store, run_job
 from tests.crowds import write_shapes
 from tests.servers import (
@@ -369,14 +371,16 @@ def test_a_bucket_and_an_archive_may_take_turns_in_the_same_workdir(
         assert bodies(workdir / "data") == other
 
 
-@pytest.mark.parametrize("name", ["data", "archive", "partial"])
-def test_a_folder_of_the_users_is_never_removed(name: str, store: Store, tmp_path: Path, workdir: Path) -> None:
-    write(workdir / name, {"thesis.tex": b"years of work", "train/cat/cat-0.png": b"mine"})
+@pytest.mark.parametrize("name", OURS)
+def test_what_is_the_users_is_never_removed(name: str, workdir: Path) -> None:
+    write(workdir, {f"{name}/thesis.tex" if "." not in name else name: b"years of work"})
     before = state(workdir)
-    for location in (put(store, TREE), pack(tmp_path / "data.tar", TREE)):
-        with pytest.raises(SettingsError, match=rf"WORKDIR: must be a folder for this job alone, .* has {name}/"):
-            sync(location, workdir, belongs)
-        assert state(workdir) == before
+    with (
+        pytest.raises(SettingsError, match=rf"WORKDIR: must be a folder for this job alone, .* has {name} of another"),
+        working_folder(str(workdir)),
+    ):
+        pass
+    assert {path: what for path, what in state(workdir).items() if path != ".lock"} == before
 
 
 def test_a_file_may_become_a_folder_and_a_folder_a_file(store: Store, workdir: Path) -> None:
@@ -440,7 +444,9 @@ def assert_refused(location: str, name: str, rule: str, workdir: Path) -> None:
 def test_an_unsafe_name_is_refused_by_name_and_nothing_is_written(
     store: Store, meddler: Meddler, tmp_path: Path, workdir: Path
 ) -> None:
-    for i, (name, rule) in enumerate(UNSAFE.items()):
+    refused = {name: rule for name, rule in UNSAFE.items() if belongs(name)}
+    assert len(refused) > 5
+    for i, (name, rule) in enumerate(refused.items()):
         location = put(store, {"answers.json": b"{}", name: b"evil"}, f"data/{i}")
         assert_refused(location, name, rule, workdir)
         assert outside(tmp_path, workdir) == []
@@ -448,9 +454,18 @@ def test_an_unsafe_name_is_refused_by_name_and_nothing_is_written(
     assert meddler.count("GET", "/data/") == 0
 
 
+def test_an_unsafe_name_of_something_else_is_as_good_as_any(store: Store, tmp_path: Path, workdir: Path) -> None:
+    others = {name: b"evil" for name in UNSAFE if not belongs(name)}
+    others |= {"logs//2024.txt": b"", "notes": b"", "notes/a": b"", "Icon\r": b"", f"old/{'n' * 256}": b""}
+    location = put(store, TREE | others)
+    assert sync(location, workdir, belongs).digests == digests(TREE)
+    assert bodies(workdir / "data") == TREE
+    assert outside(tmp_path, workdir) == []
+
+
 def test_all_unsafe_names_are_listed_and_many_are_counted(store: Store, workdir: Path) -> None:
-    location = put(store, {f"../{i:02}.png": b"" for i in range(25)})
-    with pytest.raises(DataError, match=r"'\.\./00\.png'.*'\.\./19\.png'.*; and 5 more$"):
+    location = put(store, {f"train//{i:02}.png": b"" for i in range(25)})
+    with pytest.raises(DataError, match=r"'train//00\.png'.*'train//19\.png'.*; and 5 more$"):
         sync(location, workdir, belongs)
 
 
@@ -584,6 +599,50 @@ def refusal(path: Path, workdir: Path) -> str | None:
     return None
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "cp437"])
+def test_a_zip_that_does_not_say_what_its_names_are_in_is_read_all_the_same(
+    encoding: str, tmp_path: Path, workdir: Path
+) -> None:
+    """UTF-8 as Info-ZIP's zip writes it, and the code page of DOS."""
+    name = "train/Äpfel-0.png"
+    packed = Path(pack(tmp_path / "data.zip", {f"train/{'X' * len('Ä'.encode(encoding))}pfel-0.png": b"apples"}))
+    packed.write_bytes(re.sub(b"X+", "Ä".encode(encoding), packed.read_bytes()))
+    assert sync(str(packed), workdir, belongs).digests == digests({name: b"apples"})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_links_in_an_archive_are_left_out_and_told(
+    kind: str, tmp_path: Path, workdir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / f"data{kind}"
+    if kind == ".zip":
+        pack(path, TREE)
+        with zipfile.ZipFile(path, "a") as archive:
+            for name in ("val/cat/link.png", "notes/link"):
+                info = zipfile.ZipInfo(name)
+                info.external_attr = (stat.S_IFLNK | 0o777) << 16
+                archive.writestr(info, "../../train/cat/cat-0.png")
+    else:
+        root = tmp_path / "tree"
+        write(root, TREE)
+        (root / "notes").mkdir()
+        for name in ("val/cat/link.png", "notes/link"):
+            (root / name).symlink_to("../../train/cat/cat-0.png")
+        with tarfile.open(path, "w:gz" if kind.endswith("gz") else "w") as tar:
+            tar.add(root, ".")
+    assert sync(str(path), workdir, belongs).digests == digests(TREE)
+    assert f"data{kind}: 1 links are left out; tar --dereference" in caplog.text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_a_data_sets_archive_has_a_folder_above_it(kind: str, tmp_path: Path, workdir: Path) -> None:
+    """New images keep the names that they have in the archive, whatever one of their folders is called."""
+    tree = {"a/train/1.png": b"1", "a/car/2.png": b"2", "b/3.png": b"3"}
+    location = pack(tmp_path / f"new{kind}", tree)
+    assert sync(location, workdir, lambda _: True, "PREDICT").digests == digests(tree)
+    assert bodies(workdir / "data") == tree
+
+
 @pytest.mark.parametrize("kind", [*KINDS, ".tgz", ".TAR.GZ", ".Zip"])
 def test_an_archive_is_the_same_data_set_as_its_tree(kind: str, store: Store, tmp_path: Path, workdir: Path) -> None:
     archive = pack(tmp_path / f"data{kind}", TREE | STRANGERS)
@@ -666,7 +725,7 @@ def test_what_a_killed_start_left_of_an_archive_is_removed(store: Store, tmp_pat
     sync(pack(tmp_path / "old.tar", {"train/old-0.png": b"old"}), workdir, belongs)
     write(workdir, {"archive/old.tar": b"old", "partial/tmpx": b"half", "data/train/stray.png": b"stray"})
     sync(upload(store, pack(tmp_path / "data.tar", TREE)), workdir, belongs)
-    assert {name for name in bodies(workdir) if not name.startswith("data/")} == {".crowdlayer", "archive.json"}
+    assert {name for name in bodies(workdir) if not name.startswith("data/")} == {"archive.json"}
     assert bodies(workdir / "data") == TREE
     assert not (workdir / "archive").exists()
 

@@ -47,9 +47,8 @@ class Checkpoints:
         if resume == "never":
             self.remove()
             return Found()
-        for name in sorted(
-            (stored.name for stored in self.output.below(self.prefix) if _is_index(stored)), reverse=True
-        ):
+        names = self._indexes()
+        for name in names:
             index = self._index(name)
             if index is None:
                 log.warning("checkpoint %s is of another program or format, or torn: left out", name)
@@ -68,7 +67,13 @@ class Checkpoints:
         if resume == "must":
             where = f"{self.output.location}/{self.prefix}"
             raise SettingsError(f"RESUME: must find a checkpoint at {where}, there is none that is whole")
-        return Found()
+        return Found(number(names[0]) if names else 0)  # newer than the torn ones are those to come
+
+    def are_of(self, identity: Identity) -> bool:
+        """Whether those that are there are this run's, by the newest that can be read; so they are if there is none."""
+        found = (index for name in self._indexes() if (index := self._index(name)) is not None)
+        newest = next(found, None)
+        return newest is None or not identity.differences(newest)
 
     def put_kept(self, spool: Path, identity: Identity) -> bool:
         """Put the newest checkpoint of a spool that an earlier start has left, unless the output has a newer one.
@@ -83,11 +88,17 @@ class Checkpoints:
         files = [(spool / file, size) for file, size in index["parts"].values()]
         if any(size_of(file) != size or file_digest(file) != file.stem for file, size in files):
             return False
+        if not self.are_of(identity):  # `find` refuses them; neither theirs nor these must go
+            return False
         there = [stored.name.rpartition("/")[2] for stored in self.output.below(self.prefix)]
         if name > max(filter(INDEX.fullmatch, there), default=""):
             log.info("checkpoint %s, kept on this machine by an earlier start, is put now", name)
             self.put(spool, name)
         return True
+
+    def _indexes(self) -> list[str]:
+        """The names of those that are there, the newest first."""
+        return sorted((stored.name for stored in self.output.below(self.prefix) if _is_index(stored)), reverse=True)
 
     def _index(self, name: str) -> dict[str, Any] | None:
         return parsed(self.output.read(name))

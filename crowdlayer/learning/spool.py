@@ -41,6 +41,10 @@ class Identity:
     settings: dict[str, Any]
     data_digest: str
 
+    def told(self) -> dict[str, Any]:
+        """What others compare with theirs; plain values."""
+        return {"settings": influential(self.settings), "data_digest": self.data_digest}
+
     def differences(self, index: Mapping[str, Any]) -> list[str]:
         """What the run of `index` has otherwise, a line each."""
         theirs, ours = index["settings"], influential(self.settings)
@@ -82,8 +86,7 @@ class Spool:
                 "format": FORMAT,
                 "epoch": progress["epoch"],
                 "step": progress["step"],
-                "settings": influential(self.identity.settings),
-                "data_digest": self.identity.data_digest,
+                **self.identity.told(),
                 "parts": parts,
             }
             beside = self.folder / "index"

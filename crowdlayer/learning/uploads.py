@@ -45,6 +45,8 @@ class Uploads:
     ) -> None:
         self.stop()
         shutil.rmtree(self._taken, ignore_errors=True)
+        if self._done is not None and self._done == self._newest():
+            shutil.rmtree(self._spool, ignore_errors=True)  # what is left there has not been put
 
     def stop(self) -> None:
         """No upload begins after this; one under way comes to its end."""

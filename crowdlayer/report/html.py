@@ -135,5 +135,5 @@ def _runs(location: str) -> list[tuple[Place, str]]:
             raise SettingsError(f"results: must be results/<name>.json or the folder above, got {one_line(location)}")
         return [(place(above or "."), f"results/{file}")]
     at = place(location.rstrip("/") or "/")
-    names = [stored.name for stored in at.listing() if re.fullmatch(r"results/[^/]+\.json", stored.name)]
+    names = [stored.name for stored in at.below("results") if re.fullmatch(r"results/[^/]+\.json", stored.name)]
     return [(at, name) for name in sorted(names)]

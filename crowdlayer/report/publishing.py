@@ -17,7 +17,7 @@ from ..storage.files import disk_errors, file_digest
 from ..storage.places import Place
 from .html import card, page
 from .pictures import write_pictures
-from .results import Finished, document, dumped, files_before, model_name, results_name
+from .results import Finished, document, dumped, files_before, manifest_name, model_name, results_name
 from .tables import write_confusion, write_epochs, write_labels, write_review, write_settings, write_workers
 from .view import view
 
@@ -96,7 +96,7 @@ def publish(place: Place, folder: Path, run: Finished, phases: Phases) -> dict[s
         results["job"]["files"] = {name: file_digest(folder / name) for name in names}
         names += [f"{beside}/{name}" for name in dress(folder / beside, run, results)]
         digests = {name: file_digest(folder / name) for name in names}
-        manifest = f"{beside}/manifest.sha256"  # sha256sum --check reads it, in the output's folder
+        manifest = manifest_name(run.name)  # sha256sum --check reads it, in the output's folder
         (folder / manifest).write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()))
         results["job"]["files"] = digests | {manifest: file_digest(folder / manifest)}
         _write_whole(folder / last, results)  # all is here, should it not be put

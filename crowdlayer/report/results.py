@@ -134,14 +134,23 @@ def done_before(place: Place, output_name: str, settings: dict[str, Any], data_d
         return False
 
 
+def manifest_name(output_name: str) -> str:
+    return f"results/{output_name}/manifest.sha256"
+
+
 def files_before(place: Place, output_name: str) -> set[str]:
-    """The files of the results that are at `place` under this name: those of them that lie where a run's files do."""
+    """The files of the run that is at `place` under this name: those of them that lie where a run's files do.
+
+    Its manifest has them too, where it has lost its results already, and a newer run failed to take its place.
+    """
     below = (f"best_models/{output_name}.", f"best_models/{output_name}/", f"results/{output_name}/")
+    manifest = (place.read(manifest_name(output_name)) or b"").decode("utf-8", "replace")
+    files: list[object] = [line[66:] for line in manifest.splitlines()]
     try:
-        files = json.loads(place.read(results_name(output_name)) or b"{}")["job"]["files"]
-        return {name for name in files if name.startswith(below) and ".." not in name.split("/")}
+        files += json.loads(place.read(results_name(output_name)) or b"{}")["job"]["files"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # peerannot's, or somebody else's
-        return set()
+        pass
+    return {name for name in files if isinstance(name, str) and name.startswith(below) and ".." not in name.split("/")}
 
 
 def headline(results: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ import errno
 import gzip
 import hashlib
 import io
+import logging
 import lzma
 import os
 import shutil
@@ -25,6 +26,8 @@ from typing import IO
 from ..errors import DataError, one_line
 from .files import CHUNK, enough_space, safe_names
 
+log = logging.getLogger(__name__)
+
 BROKEN = (
     tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, gzip.BadGzipFile, EOFError,
     NotImplementedError, RuntimeError, ValueError,
@@ -32,17 +35,19 @@ BROKEN = (
 """What the libraries raise for archives that are damaged, encrypted or packed in ways that they do not know."""
 ALWAYS, RATIO = 2**30, 100
 """An archive may unpack to so many bytes, or to so many times its own: images hardly shrink, bombs do by a thousand."""
+UTF_8 = 0x800
+"""The flag of a zip's name that says what it is in."""
 HEADER = 16 * 2**20
 """Bytes of a tar that are ever asked for at once; a header that claims more would come whole into the memory."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """A regular file in an archive; to be opened before the next one is asked for."""
+    """A file in an archive, to be opened before the next one is asked for; a link cannot be."""
 
     name: str
     size: int
-    open: Callable[[], IO[bytes]]
+    open: Callable[[], IO[bytes]] | None
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ def must_be_whole(name: str) -> bool:
 
 
 def unpack(
-    stream: io.BufferedReader, size: int, location: str, beside: Path, belongs: Callable[[str], bool]
+    stream: io.BufferedReader, size: int, location: str, beside: Path, belongs: Callable[[str], bool], stripped: bool
 ) -> list[Unpacked]:
     """The archive's files that belong to the data set, numbered in the folder `beside`, which is emptied first.
 
@@ -69,6 +74,7 @@ def unpack(
 
     Args:
         size: bytes of the archive.
+        stripped: find the data set's folder in it, to which names are relative then.
 
     Raises:
         DataError: the archive of `location` is damaged, or has a name that must not become a file.
@@ -84,7 +90,8 @@ def unpack(
         if not isinstance(error, BROKEN) and error.errno != errno.EINVAL:  # an offset that cannot be
             raise
         raise DataError(f"{location}: must be a whole archive: {one_line(str(error))}") from error
-    unpacked = _top_stripped(unpacked)
+    if stripped:
+        unpacked = _top_stripped(unpacked)
     safe_names([member.name for member in unpacked])
     wanted = [member for member in unpacked if belongs(member.name)]
     twice = sorted(name for name, n in Counter(member.name for member in wanted).items() if n > 1)
@@ -105,14 +112,26 @@ def put_in_place(files: list[Unpacked], root: Path) -> dict[str, str]:
 
 
 # --- what is in an archive -------------------------------------------------------------------------------------------
-# Its regular files, in their order; folders, links and devices are not among them.
+# Its regular files and links, in their order; folders and devices are not among them.
 
 
 def _zipped(stream: io.BufferedReader) -> Generator[Member]:
     with zipfile.ZipFile(stream) as archive:
         for info in archive.infolist():
-            if not info.filename.endswith("/") and not stat.S_ISLNK(info.external_attr >> 16):
-                yield Member(info.filename, info.file_size, partial(archive.open, info))
+            if stat.S_ISLNK(info.external_attr >> 16):
+                yield Member(_decoded(info), 0, None)
+            elif not info.filename.endswith("/"):
+                yield Member(_decoded(info), info.file_size, partial(archive.open, info))
+
+
+def _decoded(info: zipfile.ZipInfo) -> str:
+    """The name: Info-ZIP's zip writes UTF-8 and does not say so, which zipfile then takes for the code page of DOS."""
+    if info.flag_bits & UTF_8:
+        return info.filename
+    try:
+        return info.filename.encode("cp437").decode()
+    except UnicodeError:
+        return info.filename
 
 
 def _tarred(stream: io.BufferedReader, at_most: int) -> Generator[Member]:
@@ -124,6 +143,8 @@ def _tarred(stream: io.BufferedReader, at_most: int) -> Generator[Member]:
             at = tar.offset
             if info.isreg():
                 yield Member(info.name, info.size, partial(_opened, tar, info))
+            elif info.islnk() or info.issym():
+                yield Member(info.name, 0, None)
             tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
         _to_the_end(tar)
 
@@ -203,22 +224,29 @@ def _unpacked(
     members: Generator[Member], location: str, at_most: int, beside: Path, belongs: Callable[[str], bool]
 ) -> list[Unpacked]:
     """The members, those files among them that may belong to the data set: the folder above it is not known yet."""
-    unpacked, total = [], 0
+    unpacked, total, links = [], 0, 0
     for number, member in enumerate(members):
         total += member.size
         if total > at_most:
             raise DataError(f"{location}: must not unpack to more than {at_most / 1e9:.1f} GB, declares more")
         name = member.name.removeprefix("./")
-        file = beside / str(number) if belongs(name) or belongs(name.partition("/")[2]) else None
-        unpacked.append(Unpacked(name, file, "" if file is None else _written(member, file)))
+        may_belong = belongs(name) or belongs(name.partition("/")[2])
+        if member.open is None:
+            links += may_belong
+            continue
+        file = beside / str(number) if may_belong else None
+        unpacked.append(Unpacked(name, file, "" if file is None else _written(member, member.open, file)))
+    if links:
+        log.warning("%s: %d links are left out; tar --dereference --hard-dereference puts the files there themselves",
+                    location, links)  # fmt: skip
     return unpacked
 
 
-def _written(member: Member, file: Path) -> str:
+def _written(member: Member, opened: Callable[[], IO[bytes]], file: Path) -> str:
     """Write a member to `file`; returns its SHA-256."""
     enough_space(file.parent, member.size)
     digest, left = hashlib.sha256(), member.size
-    with member.open() as packed, file.open("wb") as target:
+    with opened() as packed, file.open("wb") as target:
         while chunk := packed.read(min(CHUNK, left + 1)):
             left -= len(chunk)
             if left < 0:

@@ -26,8 +26,8 @@ def sync_bucket(source: Place, workdir: Path, belongs: Callable[[str], bool]) ->
         The SHA-256 of each file by its name.
     """
     listing = source.listing()
-    safe_names([stored.name for stored in listing])
     wanted = {stored.name: stored for stored in listing if belongs(stored.name)}
+    safe_names(list(wanted))
     root = workdir / "data"
     with disk_errors(str(workdir)):
         tidy(workdir)

@@ -91,5 +91,5 @@ def _remove(left: Path) -> None:
         with left.open("r+b") as file:
             if _lock(file):
                 left.unlink(missing_ok=True)
-    except FileNotFoundError:
-        pass  # it has its name by now
+    except (FileNotFoundError, PermissionError):
+        pass  # it has its name by now; or is another user's

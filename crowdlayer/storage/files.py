@@ -9,7 +9,6 @@ import re
 import resource
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,9 +16,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
-from filelock import FileLock, Timeout
 
-from ..errors import AccessError, DataError, SettingsError, StoreError, one_line
+from ..errors import AccessError, DataError, StoreError, one_line
 
 T = TypeVar("T")
 
@@ -98,35 +96,6 @@ def disk_errors(thing: str) -> Iterator[None]:
         if error.errno == errno.EROFS:  # no retry makes it writable
             raise AccessError(f"{thing}: must be writable: {error.strerror}") from error
         raise StoreError(f"{thing}: {error.strerror or one_line(str(error))}") from error
-
-
-@contextmanager
-def working_folder(named: str | None) -> Iterator[Path]:
-    """WORKDIR, locked for this job alone; or a fresh folder that is gone afterwards."""
-    if named is None:
-        with disk_errors("TMPDIR, for want of a WORKDIR"):
-            fresh = Path(tempfile.mkdtemp(prefix="crowdlayer-"))
-        try:
-            yield fresh
-        finally:
-            for _ in range(10):  # a download that is not waited for may be making a file meanwhile
-                shutil.rmtree(fresh, ignore_errors=True)
-        return
-    path = Path(named)
-    with disk_errors(f"WORKDIR {named}"):
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise SettingsError(f"WORKDIR: must be a folder, a file is in its place: {named}") from error
-        lock = FileLock(path / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise StoreError(f"WORKDIR: must be this job's alone, another job is using {named}") from error
-    try:
-        yield path
-    finally:
-        lock.release()
 
 
 def safe_names(names: Sequence[str]) -> None:

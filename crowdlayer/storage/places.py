@@ -57,8 +57,11 @@ class Folder:
         self._made: set[Path] = set()
         self._making = threading.Lock()
 
-    def listing(self) -> list[Stored]:
+    def listing(self, entered: Callable[[str], bool] = lambda _: True) -> list[Stored]:
         """All files below, links followed, but not to a folder that the link is in.
+
+        Args:
+            entered: whether to look into a folder, by its name relative to this one: a disk's lost+found refuses it.
 
         Raises:
             SettingsError: no such folder.
@@ -66,27 +69,35 @@ class Folder:
         with disk_errors(self.location):
             if not self.path.is_dir():
                 raise SettingsError(f"{self.location}: must be a folder, an s3:// URI or an archive; there is none")
-            return list(self._below(self.path, "", frozenset()))
+        return list(self._below("", entered, frozenset()))
 
     def below(self, folder: str) -> list[Stored]:
         """The files below a folder of this one; none where there is no such folder."""
         with disk_errors(f"{self.location}/{folder}"):
-            path = self.path / folder
-            return list(self._below(path, f"{folder}/", frozenset())) if path.is_dir() else []
+            there = (self.path / folder).is_dir()
+        return list(self._below(f"{folder}/", lambda _: True, frozenset())) if there else []
 
-    def _below(self, folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[Stored]:
-        status = folder.stat()
-        this = (status.st_dev, status.st_ino)
-        if this in above:
-            return
-        with os.scandir(folder) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                if entry.is_symlink() and not Path(entry.path).exists():
-                    continue  # to nowhere, or to itself
-                if entry.is_dir():
-                    yield from self._below(Path(entry.path), f"{prefix}{entry.name}/", above | {this})
-                elif entry.is_file():
-                    yield Stored(prefix + entry.name, entry.stat().st_size, "")
+    def _below(
+        self, prefix: str, entered: Callable[[str], bool], above: frozenset[tuple[int, int]]
+    ) -> Iterator[Stored]:
+        folder = self.path / prefix
+        with disk_errors(str(folder)):
+            status = folder.stat()
+            this = (status.st_dev, status.st_ino)
+            if this in above:
+                return
+            with os.scandir(folder) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+        for entry in found:
+            name = prefix + entry.name
+            if entry.is_symlink() and not Path(entry.path).exists():
+                continue  # to nowhere, or to itself
+            if entry.is_dir():
+                if entered(name):
+                    yield from self._below(f"{name}/", entered, above | {this})
+            elif entry.is_file():
+                with disk_errors(entry.path):
+                    yield Stored(name, entry.stat().st_size, "")
 
     def find(self, name: str) -> Stored | None:
         with disk_errors(f"{self.location}/{name}"):
@@ -132,7 +143,12 @@ class Folder:
         with self._making:
             for path in (*reversed(folder.parents), folder):
                 if not path.exists():
-                    path.mkdir(exist_ok=True)
+                    try:
+                        path.mkdir(exist_ok=True)
+                    except NotADirectoryError as error:
+                        raise SettingsError(
+                            f"{self.location}: must be a folder, a file is in its place: {path.parent}"
+                        ) from error
                     self._made.add(path)
                     flush_folder(path.parent)
 

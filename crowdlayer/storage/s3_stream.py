@@ -10,6 +10,7 @@ from typing import Any
 import tenacity
 from botocore.exceptions import ClientError, FlexibleChecksumError, HTTPClientError, IncompleteReadError
 from botocore.exceptions import ConnectionError as NoConnectionError
+from botocore.httpchecksum import StreamingChecksumBody
 from urllib3.exceptions import HTTPError  # botocore lets some of these through from the middle of a body
 
 from ..errors import StoreError, one_line
@@ -53,7 +54,7 @@ class ObjectStream(io.RawIOBase):
         self._sha256 = hashlib.sha256()
         self._etag = EtagCheck(stored, first_part)
         self._checked = False
-        """Whether the store gives a checksum of its own, which botocore compares; there is none for a part of it."""
+        """Whether the store gives a checksum of its own that botocore compares: of all, and of a kind it knows."""
         self.fault: str | None = None
         """What is wrong with what came, as far as no second reading could make it right."""
 
@@ -90,9 +91,8 @@ class ObjectStream(io.RawIOBase):
                     self._ended = True
                     return b""
                 answer = self._get(self._position)
-                whole = not self._position and answer.get("ChecksumType") != "COMPOSITE"
-                self._checked = whole and any(name.startswith("Checksum") for name in answer)
                 self._body = answer["Body"]
+                self._checked = not self._position and isinstance(self._body, StreamingChecksumBody)
             chunk: bytes = self._body.read(n)
         except FlexibleChecksumError as error:
             self.fault, self._ended = one_line(str(error)), True

@@ -13,9 +13,9 @@ from ..machine.cpus import cpus
 from ..settings import ARCHIVES, is_archive
 from .buckets import sync_bucket
 from .files import disk_errors, enough_space, file_digest, safe_names
-from .places import place
+from .places import Folder, place
 from .unpacking import sync_archive
-from .workdir import bring, claim
+from .workdir import bring
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,9 @@ def sync(
 
 def _in_place(location: str, belongs: Callable[[str], bool]) -> dict[str, str]:
     """The SHA-256 of each file of a folder by its name."""
-    names = [stored.name for stored in place(location).listing() if belongs(stored.name)]
+    folder = Folder(Path(location))
+    listing = folder.listing(entered=lambda name: belongs(_picture_in(name)))
+    names = [stored.name for stored in listing if belongs(stored.name)]
 
     def digest(name: str) -> str:
         with disk_errors(f"{location}/{name}"):
@@ -102,8 +104,13 @@ def must_stay_apart(location: str, others: dict[str, str | None], belongs: Calla
     """
     for setting, other in others.items():
         inside = None if other is None else _inside(other, location)
-        if inside is not None and belongs(f"{inside}/picture.png"):
+        if inside is not None and belongs(_picture_in(inside)):
             raise SettingsError(f"{setting}: must not be among the images of {location}, is {other}")
+
+
+def _picture_in(folder: str) -> str:
+    """A name that belongs to a data set if images of that folder do."""
+    return f"{folder}/picture.png"
 
 
 def _inside(location: str, folder: str) -> str | None:
@@ -134,6 +141,5 @@ def fetch(location: str, workdir: Path, setting: str) -> tuple[Path, str]:
     safe_names([name])
     target = workdir / "files" / setting.lower() / name
     with disk_errors(str(workdir)):
-        claim(workdir)
         enough_space(workdir, stored.size)
         return target, bring(source, stored, target, workdir)

@@ -46,23 +46,25 @@ def sync_archive(location: str, workdir: Path, belongs: Callable[[str], bool], s
             memento.unlink(missing_ok=True)
         flush_folder(workdir)
         shutil.rmtree(root, ignore_errors=True)
-        digests = put_in_place(_unpacked(source, stored, location, workdir / "archive", belongs), root)
+        stripped = setting == "TASKS"
+        files = _unpacked(source, stored, location, workdir / "archive", belongs, stripped)
+        digests = put_in_place(files, root)
         shutil.rmtree(workdir / "archive")
         flush_disk(workdir)
-        files = {member: [size_of(root / member), digest] for member, digest in digests.items()}
+        sizes = {member: [size_of(root / member), digest] for member, digest in digests.items()}
         with whole(memory) as file:
-            file.write(json.dumps({"version": version, "files": files}).encode())
+            file.write(json.dumps({"version": version, "files": sizes}).encode())
         log.info("archive unpacked: %d files of %s", len(digests), location)
     return digests
 
 
 def _unpacked(
-    source: Place, stored: Stored, location: str, beside: Path, belongs: Callable[[str], bool]
+    source: Place, stored: Stored, location: str, beside: Path, belongs: Callable[[str], bool], stripped: bool
 ) -> list[Unpacked]:
     """The files of an archive, beside: of a tar in a bucket while it is downloaded, of a zip when it is there whole."""
 
     def use(stream: io.BufferedReader) -> list[Unpacked]:
-        return unpack(stream, stored.size, location, beside / "files", belongs)
+        return unpack(stream, stored.size, location, beside / "files", belongs, stripped)
 
     if stored.etag:
         enough_space(beside.parent, stored.size)

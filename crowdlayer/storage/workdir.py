@@ -1,36 +1,77 @@
-"""What is ours in a WORKDIR, and how a file comes to be there: whole, or not under its name."""
+"""The job's folder on this machine: what is ours in it, and how a file comes to be there, whole or not at all."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import SettingsError
-from .files import Stored
+from filelock import FileLock, Timeout
+
+from ..errors import SettingsError, StoreError
+from .files import Stored, disk_errors
 from .places import Place
 
+OURS = (
+    "archive", "archive.json", "cache", "data", "dry-run", "dry-run-killed", "files", "manifest.jsonl", "partial",
+    "predict", "predictions.csv", "predictions.parquet", "run", "run-killed",
+)  # fmt: skip
+"""What jobs make, replace and remove in a WORKDIR."""
 
-def claim(workdir: Path) -> None:
-    """Mark the folder as ours; all that is removed later is below names that were free then.
+
+@contextmanager
+def working_folder(named: str | None) -> Iterator[Path]:
+    """WORKDIR, locked for this job alone; or a fresh folder that is gone afterwards.
 
     Raises:
-        SettingsError: they are not free.
+        SettingsError: it is a file, or has something of another's under a name that is removed from it.
+        StoreError: another job has it.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
+    if named is None:
+        with disk_errors("TMPDIR, for want of a WORKDIR"):
+            fresh = Path(tempfile.mkdtemp(prefix="crowdlayer-"))
+        try:
+            yield fresh
+        finally:
+            for _ in range(10):  # a download that is not waited for may be making a file meanwhile
+                shutil.rmtree(fresh, ignore_errors=True)
+        return
+    path = Path(named)
+    with disk_errors(f"WORKDIR {named}"):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise SettingsError(f"WORKDIR: must be a folder, a file is in its place: {named}") from error
+        lock = FileLock(path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise StoreError(f"WORKDIR: must be this job's alone, another job is using {named}") from error
+    try:
+        with disk_errors(f"WORKDIR {named}"):
+            _claim(path)
+        yield path
+    finally:
+        lock.release()
+
+
+def _claim(workdir: Path) -> None:
+    """Mark the folder as ours; all that is removed later has names that were free then."""
     mark = workdir / ".crowdlayer"
     if mark.exists():
         return
-    taken = [name for name in ("data", "files", "partial", "archive") if (workdir / name).exists()]
+    taken = [name for name in OURS if (workdir / name).exists()]
     if taken:
-        raise SettingsError(f"WORKDIR: must be a folder for this job alone, {workdir} has {taken[0]}/ of another's")
+        raise SettingsError(f"WORKDIR: must be a folder for this job alone, {workdir} has {taken[0]} of another's")
     mark.touch()
 
 
 def tidy(workdir: Path) -> None:
     """Remove what a killed sync left half done."""
-    claim(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
     for folder in ("partial", "archive"):
         shutil.rmtree(workdir / folder, ignore_errors=True)
 
