@@ -7,6 +7,8 @@ import hashlib
 import logging
 import os
 import random
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -26,7 +28,7 @@ from crowdlayer.storage.files import CHUNK, Stored, disk_errors, file_digest
 from crowdlayer.storage.places import Folder, place
 from crowdlayer.storage.s3 import Bucket
 from crowdlayer.storage.workdir import working_folder
-from tests.conftest import Store, without_obstore
+from tests.conftest import ROOT, Store, without_obstore
 from tests.servers import (
     OTHER_USER,
     REAL_STORE,
@@ -302,6 +304,38 @@ def test_a_working_folder_is_free_when_its_job_has_ended(tmp_path: Path) -> None
             with pytest.raises(StoreError, match="another job is using"), working_folder(str(tmp_path)):
                 pass
             assert path == tmp_path
+
+
+KILLED = """
+import os, sys
+from crowdlayer.storage.workdir import working_folder
+with working_folder(None) as folder:
+    (folder / "data").touch()
+    print(folder, flush=True)
+    if sys.argv[1:]:
+        sys.stdin.read()
+    os._exit(9)
+"""
+
+
+def test_what_a_killed_job_has_left_is_removed_by_the_next_and_what_another_uses_is_not(tmp_path: Path) -> None:
+    def started(*arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", KILLED, *arguments]
+        environment = os.environ | {"TMPDIR": str(tmp_path)}
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT, env=environment)
+
+    (tmp_path / "crowdlayer-kept-x").mkdir()
+    with started("and waits") as living:
+        assert living.stdout is not None
+        used = Path(living.stdout.readline().strip())
+        with started() as killed:
+            left = Path(killed.communicate()[0].strip())
+        assert {path.name for path in tmp_path.iterdir()} == {used.name, left.name, "crowdlayer-kept-x"}
+        with started() as killed:
+            again = Path(killed.communicate()[0].strip())
+        assert {path.name for path in tmp_path.iterdir()} == {used.name, again.name, "crowdlayer-kept-x"}
+        assert (used / "data").exists()
 
 
 def test_a_thread_that_deletes_takes_no_folder_away_from_one_that_uploads(tmp_path: Path) -> None:

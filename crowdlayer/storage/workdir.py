@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -20,6 +22,7 @@ OURS = (
     "predict", "predictions.csv", "predictions.parquet", "run", "run-killed",
 )  # fmt: skip
 """What jobs make, replace and remove in a WORKDIR."""
+BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 @contextmanager
@@ -31,13 +34,8 @@ def working_folder(named: str | None) -> Iterator[Path]:
         StoreError: another job has it.
     """
     if named is None:
-        with disk_errors("TMPDIR, for want of a WORKDIR"):
-            fresh = Path(tempfile.mkdtemp(prefix="crowdlayer-"))
-        try:
+        with _fresh_folder() as fresh:
             yield fresh
-        finally:
-            for _ in range(10):  # a download that is not waited for may be making a file meanwhile
-                shutil.rmtree(fresh, ignore_errors=True)
         return
     path = Path(named)
     with disk_errors(f"WORKDIR {named}"):
@@ -56,6 +54,48 @@ def working_folder(named: str | None) -> Iterator[Path]:
         yield path
     finally:
         lock.release()
+
+
+@contextmanager
+def _fresh_folder() -> Iterator[Path]:
+    """A folder below TMPDIR, gone afterwards; gone are also those of jobs that were killed, since this machine is up.
+
+    A folder is locked before it has its name: who finds it unlocked under this name may remove it. The name has the
+    machine in it: others that see the same TMPDIR may not see its locks.
+    """
+    above, prefix = Path(tempfile.gettempdir()), f"crowdlayer-{_machine()}-"
+    with disk_errors("TMPDIR, for want of a WORKDIR"):
+        for left in above.glob(f"{prefix}*"):
+            with suppress(OSError), _locked(left):
+                shutil.rmtree(left, ignore_errors=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{prefix}", dir=above))
+    with ExitStack() as lock:
+        with suppress(OSError):  # of a disk that knows no locks: then nobody removes it
+            lock.enter_context(_locked(beside))
+        fresh = beside.rename(above / beside.name.removeprefix("."))
+        try:
+            yield fresh
+        finally:
+            for _ in range(10):  # a download that is not waited for may be making a file meanwhile
+                shutil.rmtree(fresh, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder; an OSError where another process does."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _machine() -> str:
+    """A name of this machine since it was started, the same in all of its containers; of no other where it has none."""
+    with suppress(OSError):
+        return BOOT.read_text()[:8]
+    return uuid.uuid4().hex[:8]
 
 
 def _claim(workdir: Path) -> None:
