@@ -625,8 +625,8 @@ def read_only(data: Path) -> None:
 
 
 PLACES = [
-    Case("an output that is a file", 74, "answers.json", {"OUTPUT": "{data}/answers.json"}),
-    Case("an output below a file", 74, "answers.json/out", {"OUTPUT": "{data}/answers.json/out"}),
+    Case("an output that is a file", 78, "answers.json", {"OUTPUT": "{data}/answers.json"}),
+    Case("an output below a file", 78, "answers.json/out", {"OUTPUT": "{data}/answers.json/out"}),
     Case("an output that no file can be made in", 74, "/proc", {"OUTPUT": "/proc/none"}),
     Case("an output among the images", 78, "OUTPUT: must not be among the images", {"OUTPUT": "{data}/train/out"}),
     Case("an output that is a split", 78, "OUTPUT: must not be among the images", {"OUTPUT": "{data}/val"}),
