@@ -18,7 +18,7 @@ from .learning.classifier import build_classifier
 from .learning.devices import precision, processes_here
 from .learning.experiment import Phases, log_dataset
 from .machine.launch import Launch
-from .settings import Settings, TrainingSettings
+from .settings import RunSettings, Settings, TrainingSettings
 from .storage.files import disk_errors
 from .storage.places import Place
 from .storage.sync import Synced, digest_of, fetch, sync
@@ -49,7 +49,7 @@ def check_possible(settings: TrainingSettings, formats: Sequence[Format] = ()) -
         check_export(model, settings.img_size, formats)
 
 
-def read_inputs(settings: Settings, workdir: Path, phases: Phases) -> Inputs:
+def read_inputs(settings: RunSettings, workdir: Path, phases: Phases) -> Inputs:
     """Sync and read all that the settings name.
 
     Raises:

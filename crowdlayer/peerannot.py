@@ -2,34 +2,54 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import ValidationError, field_validator
 from torch import Tensor, nn
 
 from . import logs
 from .data.images import CrowdLoader, ImageLoader, Rows
-from .data.layout import ANSWERS, belongs, read_dataset
 from .errors import SettingsError, listed
+from .inputs import probe, read_inputs
 from .learning.baselines import compare
 from .learning.classifier import has_small_stem
 from .learning.crowd_model import CrowdLoss, CrowdModel
 from .learning.devices import device_name
-from .learning.experiment import Experiment, Phases, load_images, log_dataset
+from .learning.experiment import Experiment, Phases, load_images
 from .learning.learner import Mover
 from .learning.progress import Progress
-from .learning.trainer import EVALUATION_BATCHES, Trainer
+from .learning.trainer import EVALUATION_BATCHES
 from .report.publishing import publish
 from .report.results import Finished, Provenance, headline, results_name
-from .settings import DataSettings, TrainingSettings, nearest, setting_complaints
+from .settings import FileName, RunSettings, is_archive, nearest, setting_complaints
 from .storage.places import Folder
-from .storage.sync import digest_of, fetch, sync
 
 DECIDED_BY_DATA = frozenset({"n_workers", "labels", "metadata_path", "n_params", "dataset", "strategy"})
 """What peerannot's command line hands over beside the settings; the data decide."""
+
+
+class Arguments(RunSettings):
+    """What the class takes."""
+
+    output_name: FileName = "crowdlayer"
+
+    @field_validator("answers", "path_remove", "pretrained", mode="before")
+    @classmethod
+    def _as_text(cls, value: object) -> object:
+        if isinstance(value, Mapping):
+            raise ValueError("must be the path of a file")
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+    @field_validator("answers", "path_remove", "pretrained")
+    @classmethod
+    def _as_absolute(cls, value: object) -> object:
+        """What was meant here: a notebook may go to another folder."""
+        return str(Path(value).absolute()) if isinstance(value, str) and not value.startswith("s3://") else value
 
 
 class Crowdlayer:
@@ -40,8 +60,8 @@ class Crowdlayer:
         L = 1/n_task Σ_i Σ_{j ∈ A(x_i)} CE(h_i^(j), y_i^(j)),   h_i^(j) = σ(π^(j) σ(z_i)).
 
     Args:
-        tasks_path: the folder with train/, and optionally val/, test/ and metadata.json.
-        answers: the JSON file {task: {worker: label}}.
+        tasks_path: the folder with train/, and optionally val/, test/ and metadata.json, or an archive of it.
+        answers: the path of the JSON file {task: {worker: label}}; None for `<tasks_path>/answers.json`.
         model: a classification model of torchvision.models, by name.
         n_classes: the number of classes; must agree with the data.
         optimizer: "sgd", "adam" or "adamw", any case.
@@ -51,8 +71,7 @@ class Crowdlayer:
         pretrained: start from torchvision's weights, or from a state dict's file.
         output_name: the prefix of the files written.
         kwargs: any other setting of the data set and of the training, by its name in small letters, as
-            crowdlayer/docs/settings.md has them: batch_size, lr, momentum, decay, scheduler, milestones, lr_decay,
-            img_size, data_augmentation, num_workers, freeze, seed, path_remove …
+            crowdlayer/docs/settings.md has them: batch_size, lr, scheduler, img_size, seed, path_remove …
 
     Raises:
         SettingsError: an argument is unknown or wrong.
@@ -74,7 +93,7 @@ class Crowdlayer:
     def __init__(
         self,
         tasks_path: str | Path,
-        answers: str | Path,
+        answers: str | Path | None,
         model: str,
         n_classes: int,
         optimizer: str,
@@ -85,74 +104,55 @@ class Crowdlayer:
         output_name: str = "crowdlayer",
         **kwargs: Any,
     ) -> None:
+        self._settings: Arguments
         self.tasks_path = Path(tasks_path).resolve()
-        self.output_name = output_name
-        self._given: dict[str, Any] = {
+        given: dict[str, Any] = {
             "tasks": str(self.tasks_path),
-            "answers": str(answers),
+            "answers": answers,
             "model": model,
             "n_classes": n_classes,
             "optimizer": optimizer,
             "n_epochs": n_epochs,
             "scale": scale,
             "verbose": verbose,
-            "pretrained": str(pretrained) if isinstance(pretrained, Path) else pretrained,
+            "pretrained": pretrained,
+            "output_name": output_name,
         }
-        self._trainer: Trainer | None = None
-        self._phases = Phases()
-        self.setup(**kwargs)
+        self._prepare(_checked(given | self._known(kwargs)))
 
     def setup(self, **kwargs: Any) -> None:
         """Make the training, validation and test loaders; with settings that differ, the network anew too."""
-        given = self._given | self._known(kwargs)
-        data, training = _checked(given)
-        before = None if self._trainer is None else (self._data, self._training)
-        self._given = given
-        self._data: DataSettings = data
-        self._training: TrainingSettings = training
-        if before != (data, training):
-            self._prepare()
+        settings = _checked(self._settings.model_dump(exclude_unset=True) | self._known(kwargs))
+        if settings.model_copy(update={"output_name": self.output_name}) != self._settings:
+            self._prepare(settings)
+        self._settings = settings
 
     def _known(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """`kwargs` without what the data decide; `output_name` and `tasks_path` may come again."""
-        names = {*DataSettings.model_fields, *TrainingSettings.model_fields} - {"tasks"}
-        also = {"tasks_path", "output_name"}
-        unknown = sorted(set(kwargs) - names - also - DECIDED_BY_DATA)
-        if unknown:
+        """`kwargs` without what the data decide; `tasks_path` may come again."""
+        names = Arguments.model_fields.keys() - {"tasks"}
+        if unknown := sorted(kwargs.keys() - names - DECIDED_BY_DATA - {"tasks_path"}):
             raise SettingsError(listed([f"{name}: is not a setting{nearest(name, names)}" for name in unknown]))
-        self.output_name = kwargs.get("output_name", self.output_name)
         if "tasks_path" in kwargs and Path(kwargs["tasks_path"]).resolve() != self.tasks_path:
             raise SettingsError(f"tasks_path: must stay {self.tasks_path}, got {kwargs['tasks_path']}")
-        return {
-            name: str(value) if isinstance(value, Path) else value for name, value in kwargs.items() if name in names
-        }
+        return {name: value for name, value in kwargs.items() if name in names}
 
-    def _prepare(self) -> None:
-        """Read, decode, build; the same steps that the job takes, on a folder."""
-        data, training = self._data, self._training
-        if training.baselines and str(training.pretrained).startswith("s3://"):
+    def _prepare(self, settings: Arguments) -> None:
+        """Read, decode, build; the same steps that the job takes. What fails on the way leaves all as it was."""
+        if settings.baselines and str(settings.pretrained).startswith("s3://"):
             raise SettingsError("pretrained: must be a file on this machine where there are baselines")
-        with logs.shown(training.verbose), tempfile.TemporaryDirectory() as workdir:
-            synced = sync(data.tasks, Path(workdir), belongs)
-            files = {"ANSWERS": data.answers or f"{data.tasks}/{ANSWERS}", "PATH_REMOVE": data.path_remove}
-            if isinstance(training.pretrained, str):
-                files["PRETRAINED"] = training.pretrained
-            paths = {name: fetch(at, Path(workdir), name) for name, at in files.items() if at is not None}
-            removed = paths["PATH_REMOVE"][0] if "PATH_REMOVE" in paths else None
-            self._digest = digest_of({"data": synced.digest()} | {name: digest for name, (_, digest) in paths.items()})
-            dataset = read_dataset(synced.root, synced.digests, data, paths["ANSWERS"][0], removed, training.seed)
-            log_dataset(dataset)
-            decoded = load_images(dataset, synced.root, training, data.max_bad_images, None)
-            weights = paths["PRETRAINED"][0] if "PRETRAINED" in paths else training.pretrained is True
-            self._experiment = Experiment(*decoded, training, weights)
-            self._trainer = self._experiment.trainer()
-
-    @property
-    def _ready(self) -> Trainer:
-        assert self._trainer is not None  # __init__ has called setup
-        return self._trainer
+        with logs.shown(settings.verbose), tempfile.TemporaryDirectory() as workdir:
+            inputs = read_inputs(settings, Path(workdir), Phases())
+            decoded = load_images(inputs.dataset, inputs.synced.root, settings, settings.max_bad_images, None)
+            experiment = Experiment(*decoded, settings, inputs.weights or settings.pretrained is True)
+            trainer = experiment.trainer()
+        self._settings, self._digest, self._experiment, self._trainer = settings, inputs.digest, experiment, trainer
+        self._begun = False
 
     # The names under which peerannot's object has its parts.
+
+    @property
+    def output_name(self) -> str:
+        return self._settings.output_name
 
     @property
     def n_classes(self) -> int:
@@ -165,43 +165,45 @@ class Crowdlayer:
 
     @property
     def n_epochs(self) -> int:
-        return self._training.n_epochs
+        return self._settings.n_epochs
 
     @property
     def crowdlayer_net(self) -> CrowdModel:
         """The classifier below its crowd layer; has `.classifier` and `.confusion`."""
-        return self._ready.learner.model
+        return self._trainer.learner.model
 
     @property
     def model(self) -> nn.Module:
         """The classifier."""
-        return self._ready.classifier
+        return self._trainer.classifier
 
     @property
     def criterion(self) -> CrowdLoss:
-        return self._ready.learner.criterion
+        return self._trainer.learner.criterion
 
     @property
     def optimizer(self) -> Any:
         """Moves the classifier and, as its second group, the workers' matrices."""
-        return self._ready.learner.optimizer
+        return self._trainer.learner.optimizer
 
     optimizer2 = optimizer
 
     @property
     def scheduler(self) -> Any:
-        return self._ready.learner.scheduler
+        return self._trainer.learner.scheduler
 
-    scheduler2 = scheduler
+    @property
+    def scheduler2(self) -> NoScheduler:
+        return NoScheduler()
 
     @property
     def trainloader(self) -> CrowdLoader:
-        return self._ready.train
+        return self._trainer.train
 
     @property
     def valloader(self) -> ImageLoader:
         """Validation images with labels, -1 where the tasks are held out and no truth is known."""
-        return self._loader(self._experiment.images.validation, self._ready.validation.labels)
+        return self._loader(self._experiment.images.validation, self._trainer.validation.labels)
 
     @property
     def testloader(self) -> ImageLoader | None:
@@ -212,13 +214,13 @@ class Crowdlayer:
         return self._loader(self._experiment.images.test, torch.from_numpy(test.labels))
 
     def _loader(self, images: Rows, labels: Tensor | None) -> ImageLoader:
-        size = EVALUATION_BATCHES * self._training.batch_size
-        return ImageLoader(images, labels, size, self._ready.accelerator.device)
+        return ImageLoader(images, labels, EVALUATION_BATCHES * self._settings.batch_size, self.trainloader.device)
 
     def run(self, **kwargs: Any) -> dict[str, Any]:
         """Train, evaluate on the test set, write the results and the best model; on a GPU when there is one.
 
-        Writes `<tasks_path>/results/<output_name>.json` and `<tasks_path>/best_models/<output_name>.pth`.
+        Writes `<tasks_path>/results/<output_name>.json` and `<tasks_path>/best_models/<output_name>.pth`, of
+        an archive beside it. A second run begins anew, like the first.
 
         Args:
             kwargs: settings that shall differ from those given before.
@@ -227,26 +229,25 @@ class Crowdlayer:
             What the results file holds.
         """
         self.setup(**kwargs)
-        trainer = self._ready
-        trainer.restart()
-        place = Folder(self.tasks_path)
-        with logs.shown(self._training.verbose) as log, tempfile.TemporaryDirectory() as folder:
-            experiment, phases = self._experiment, self._phases
+        if self._begun:
+            self._prepare(self._settings)
+        place = Folder(self.tasks_path.parent if is_archive(str(self.tasks_path)) else self.tasks_path)
+        settings, experiment, trainer, phases = self._settings, self._experiment, self._trainer, Phases()
+        with logs.shown(settings.verbose) as log, tempfile.TemporaryDirectory() as folder:
+            probe(place, settings.output_name, Path(folder))
+            self._begun = True
             outcome = compare(experiment, experiment.run(trainer, phases), trainer.watch, phases)
-            settings = self._data.model_dump(mode="json") | self._training.model_dump(mode="json")
             provenance = Provenance(
-                settings | {"output_name": self.output_name},
+                settings.model_dump(mode="json"),
                 self._digest,
                 [device_name(trainer.accelerator.device)],
                 has_small_stem(self.model),
-                dict.fromkeys(
-                    [*self._data.model_fields_set, *self._training.model_fields_set, "output_name"], "argument"
-                ),
+                dict.fromkeys(settings.model_fields_set, "argument"),
             )
             finished = Finished(experiment.dataset, experiment.images, outcome, provenance)
             results = publish(place, Path(folder), finished, phases)
             log.info(headline(results))
-            log.info("results at %s", self.tasks_path / results_name(self.output_name))
+            log.info("results at %s/%s", place.location, results_name(settings.output_name))
         return results
 
     def run_epoch(
@@ -264,11 +265,16 @@ class Crowdlayer:
         """
         progress = Progress(trainloader.epoch)
         moves = optimizer if optimizer2 is optimizer else _Both(optimizer, optimizer2)
-        learner = self._ready.learner.lent(model, criterion, moves)
-        loss = self._ready.train_epoch(learner, trainloader, progress)
+        learner = self._trainer.learner.lent(model, criterion, moves)
+        loss = self._trainer.train_epoch(learner, trainloader, progress)
         trainloader.epoch += 1
         logger.setdefault("train_loss", []).append(loss)
         return logger
+
+
+class NoScheduler:
+    def step(self) -> None:
+        """Nothing: peerannot has a scheduler per optimiser and steps both, here the first one moves all rates."""
 
 
 class _Both:
@@ -286,15 +292,9 @@ class _Both:
             optimizer.step()
 
 
-def _checked(given: dict[str, Any]) -> tuple[DataSettings, TrainingSettings]:
-    """The two groups of settings, all complaints at once."""
-    complaints: list[str] = []
-    made: list[Any] = []
-    for group in (DataSettings, TrainingSettings):
-        try:
-            made.append(group(**{name: value for name, value in given.items() if name in group.model_fields}))
-        except ValidationError as error:
-            complaints += setting_complaints(error)
-    if complaints:
-        raise SettingsError(listed(complaints))
-    return made[0], made[1]
+def _checked(given: dict[str, Any]) -> Arguments:
+    """The arguments, or all complaints at once."""
+    try:
+        return Arguments(**given)
+    except ValidationError as error:
+        raise SettingsError(listed(setting_complaints(error))) from error

@@ -23,6 +23,12 @@ def data(shapes: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(shapes, tmp_path / "data"))
 
 
+def small(tasks: Path, answers: str | Path | None = None, n_epochs: int = 1, **kwargs: Any) -> Crowdlayer:
+    """With a network that is soon made and trained."""
+    options = OPTIONS | {"img_size": 32, "small_images": "auto"} | kwargs
+    return Crowdlayer(tasks, answers, "shufflenet_v2_x0_5", 3, "sgd", n_epochs, **options)
+
+
 def test_a_notebook_for_peerannot_runs(data: Path) -> None:
     """The arguments of peerannot's command line, as its runner and its tutorials hand them over."""
     options: dict[str, Any] = {
@@ -137,6 +143,94 @@ def test_setup_with_other_settings_makes_other_loaders(data: Path) -> None:
     assert strategy.crowdlayer_net is network
     strategy.setup(batch_size=5)
     assert len(strategy.trainloader) == 5
+
+
+def test_a_call_that_failed_fails_again_and_leaves_all_as_it_was(data: Path) -> None:
+    """Not: the old network is trained, and the results say the new settings."""
+    strategy = small(data)
+    for _ in range(2):
+        with pytest.raises(SettingsError, match="PATH_REMOVE: must be a file"):
+            strategy.run(path_remove="nothing.txt", n_epochs=2, output_name="other")
+    assert (strategy.n_epochs, strategy.output_name) == (1, "crowdlayer")
+    results = strategy.run()
+    assert (len(results["train_loss"]), results["job"]["settings"]["path_remove"]) == (1, None)
+
+
+def test_a_second_run_is_what_a_first_one_is(data: Path) -> None:
+    strategy = small(data, n_epochs=2, scheduler="cosine")
+    first = strategy.run()
+    trained = strategy.model
+    second = strategy.run()
+    assert second["train_loss"] == first["train_loss"]
+    assert strategy.model is not trained
+    columns = (data / "results/crowdlayer/results.csv").read_text().splitlines()
+    assert float(columns[1].split(",")[columns[0].split(",").index("lr/pg0")]) == OPTIONS["lr"]
+
+
+def test_an_output_that_cannot_be_written_is_told_before_anything_is_trained(data: Path) -> None:
+    (data / "results").touch()
+    strategy = small(data)
+    before = strategy.crowdlayer_net.confusion.detach().clone()
+    with pytest.raises(SettingsError, match="must be a folder, a file is in its place"):
+        strategy.run()
+    assert torch.equal(strategy.crowdlayer_net.confusion, before)
+
+
+def test_of_an_archive_the_results_lie_beside_it(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "packed").mkdir()
+    archive = Path(shutil.make_archive(str(tmp_path / "packed/shapes"), "zip", data))
+    small(archive).run()
+    assert {path.name for path in archive.parent.iterdir()} == {"shapes.zip", "results", "best_models"}
+
+
+@pytest.mark.parametrize("name", ["run/1", "../up", "/tmp/run", "x" * 250, ""])
+def test_an_output_name_is_a_file_name(data: Path, name: str) -> None:
+    with pytest.raises(SettingsError, match="output_name: must be a file name"):
+        small(data, output_name=name)
+    strategy = small(data)
+    with pytest.raises(SettingsError, match="output_name: must be a file name"):
+        strategy.run(output_name=name)
+
+
+def test_another_output_name_keeps_the_network(data: Path) -> None:
+    strategy = small(data)
+    network = strategy.crowdlayer_net
+    strategy.setup(output_name="other")
+    assert strategy.crowdlayer_net is network
+    assert strategy.output_name == "other"
+
+
+def test_files_stay_those_that_were_named_when_the_program_goes_to_another_folder(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(data)
+    Path("removed.txt").write_text("0 0")
+    strategy = small(data, "answers.json", path_remove="removed.txt")
+    tasks = len(strategy.trainloader.dataset)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    Path("answers.json").write_text('{"1": {"stranger": 0}}')
+    strategy.setup(batch_size=8)
+    assert (strategy.n_workers, len(strategy.trainloader.dataset)) == (small(data).n_workers, tasks)
+
+
+def test_answers_are_a_path_or_those_of_the_data_set(data: Path) -> None:
+    assert small(data, None).n_workers == small(data, data / "answers.json").n_workers
+    votes: Any = {str(task): {"0": 0} for task in range(1000)}
+    with pytest.raises(SettingsError, match="answers: must be the path of a file") as caught:
+        small(data, votes)
+    assert len(str(caught.value)) < 300
+
+
+def test_peerannots_loop_lowers_the_rate_once_an_epoch(data: Path) -> None:
+    strategy = small(data, n_epochs=4, milestones=[2])
+    rates = []
+    for _ in range(strategy.n_epochs):
+        rates.append(strategy.optimizer.param_groups[0]["lr"])
+        strategy.optimizer.step()
+        strategy.scheduler.step()
+        strategy.scheduler2.step()
+    assert rates == pytest.approx([0.01, 0.01, 0.001, 0.001])
 
 
 def test_pretrained_works(data: Path, tmp_path: Path) -> None:

@@ -1,16 +1,18 @@
 """The settings: typed values, checked once, that everything above takes by name."""
 
 from .environment import PREFIX, Settings, load_settings, setting_complaints
-from .groups import NO_INFLUENCE, DataSettings, JobSettings, TrainingSettings, influential
+from .groups import NO_INFLUENCE, DataSettings, JobSettings, RunSettings, TrainingSettings, influential
 from .table import table
-from .values import ARCHIVES, as_location, is_archive, nearest, quoted
+from .values import ARCHIVES, FileName, as_location, is_archive, nearest, quoted
 
 __all__ = [
     "ARCHIVES",
     "NO_INFLUENCE",
     "PREFIX",
     "DataSettings",
+    "FileName",
     "JobSettings",
+    "RunSettings",
     "Settings",
     "TrainingSettings",
     "as_location",

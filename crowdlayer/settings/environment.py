@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ..errors import SettingsError, listed
 from ..machine.launch import array_index
-from .groups import DataSettings, JobSettings, SweepSettings, TrainingSettings
+from .groups import JobSettings, RunSettings, SweepSettings
 from .values import is_archive, nearest, quoted
 
 PREFIX = "CROWDLAYER_"
@@ -19,7 +19,7 @@ ENVIRONMENT = SettingsConfigDict(
 )
 
 
-class Settings(DataSettings, TrainingSettings, JobSettings, SweepSettings, BaseSettings):
+class Settings(RunSettings, JobSettings, SweepSettings, BaseSettings):
     """All settings, from the environment: CROWDLAYER_<NAME>."""
 
     model_config = ENVIRONMENT

@@ -146,6 +146,10 @@ class TrainingSettings(Group):
         return lower(value) if isinstance(value, str) and value.strip().lower() in {"true", "false"} else value
 
 
+class RunSettings(DataSettings, TrainingSettings):
+    """The groups that the job and the class `Crowdlayer` share."""
+
+
 class JobSettings(Group):
     """Where the results go and how the job speaks."""
 
