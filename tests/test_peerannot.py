@@ -233,6 +233,15 @@ def test_peerannots_loop_lowers_the_rate_once_an_epoch(data: Path) -> None:
     assert rates == pytest.approx([0.01, 0.01, 0.001, 0.001])
 
 
+def test_a_program_whose_numbers_are_double_trains_too(data: Path) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        results = small(data, data_augmentation=True, mixup=0.5).run()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert results["best_epoch"] == 1
+
+
 def test_pretrained_works(data: Path, tmp_path: Path) -> None:
     first = Crowdlayer(data, data / "answers.json", "resnet18", 3, "sgd", 1, **OPTIONS)
     torch.save(first.model.state_dict(), tmp_path / "w.pth")

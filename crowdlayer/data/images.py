@@ -132,7 +132,7 @@ class CrowdLoader:
     def _batches(self, epoch: int, first: int) -> Iterator[Batch]:
         order = torch.randperm(len(self.dataset), generator=stream(self.seed, epoch, STREAM_ORDER))
         noise = stream(self.seed, epoch, STREAM_AUGMENT)
-        theta = affine(torch.rand(len(self.dataset), DRAWS, generator=noise)) if self.augmented else None
+        theta = affine(torch.rand(len(self.dataset), DRAWS, generator=noise).float()) if self.augmented else None
         batches = order.tensor_split(len(self))[first:]
         for at in range(0, len(batches), BLOCK):
             yield from self._block(batches[at : at + BLOCK], theta)

@@ -68,7 +68,7 @@ def affine(draws: Tensor) -> Tensor:
     """
     n = len(draws)
     choice = (draws[:, 0] * 3).long()
-    theta = torch.zeros(n, 2, 3)
+    theta = draws.new_zeros(n, 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = 1
     angle = torch.deg2rad(draws[:, 1] * 30 - 15)
     theta[:, 0, 1] = torch.where(choice == 0, torch.tan(angle), 0)

@@ -50,7 +50,7 @@ def build_classifier(
     if freeze:
         model.requires_grad_(False)
         head(model).requires_grad_(True)
-    return model
+    return model.float()  # whatever the program's default is
 
 
 def head(model: nn.Module) -> nn.Module:
