@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,6 +103,49 @@ def test_what_is_no_image_is_named(tmp_path: Path) -> None:
         model.predict_proba("torn.jpg")
 
 
+@pytest.mark.parametrize(
+    "image", [None, b"bytes", io.BytesIO(), torch.zeros(8, 8, 3), np.zeros((8, 8, 3)), float("nan")]
+)
+def test_what_is_no_image_and_has_no_name_is_told_by_its_place(tmp_path: Path, image: Any) -> None:
+    written(tmp_path / "model")
+    with pytest.raises(DataError, match=r"^image 3: must be an image: "):
+        load(tmp_path / "model").predict_proba([*some_images(tmp_path, 3), image], batch_size=2)
+
+
+def test_an_image_without_pixels_is_none(tmp_path: Path) -> None:
+    written(tmp_path / "model")
+    for image in (np.zeros((0, 5, 3), np.uint8), Image.new("RGB", (9, 9)).crop((5, 5, 5, 5))):
+        with pytest.raises(DataError, match="image 0: must be an image: it has no pixels"):
+            load(tmp_path / "model").predict([image])
+
+
+def test_one_array_is_no_sequence_of_images(tmp_path: Path) -> None:
+    written(tmp_path / "model")
+    with pytest.raises(TypeError, match="must be a sequence of images, got one ndarray"):
+        load(tmp_path / "model").predict_proba(np.zeros((8, 8, 3), np.uint8))
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_has_at_least_one_image(tmp_path: Path, batch_size: int) -> None:
+    written(tmp_path / "model")
+    with pytest.raises(ValueError, match=f"batch_size: must be at least 1, got {batch_size}"):
+        load(tmp_path / "model").predict_proba(some_images(tmp_path, 1), batch_size)
+
+
+def test_a_callers_image_stays_as_it_is_and_may_be_there_twice(tmp_path: Path) -> None:
+    """Pillow reads a file when its pixels are asked for: threads that ask at once would tear it."""
+    written(tmp_path / "model")
+    model = load(tmp_path / "model")
+    pixels = np.random.default_rng(0).integers(0, 256, (640, 480, 3), dtype=np.uint8)
+    for name in ("x.jpg", "x.png", "x.webp"):
+        Image.fromarray(pixels).save(tmp_path / name)
+        for _ in range(3):
+            opened = Image.open(tmp_path / name)
+            found = model.predict_proba([opened] * 8)
+            assert opened.size == (480, 640)
+            np.testing.assert_allclose(found, found[:1].repeat(8, 0), atol=1e-6)
+
+
 def test_many_batches_keep_their_order(tmp_path: Path) -> None:
     written(tmp_path / "model")
     model, paths = load(tmp_path / "model"), some_images(tmp_path)
@@ -148,6 +193,25 @@ def test_a_model_that_prepares_images_in_another_way_is_refused(tmp_path: Path) 
     (tmp_path / "model.json").write_text(json.dumps(said))
     with pytest.raises(DataError, match="preprocessing must be what crowdlayer"):
         load(tmp_path)
+
+
+def test_a_model_is_found_from_within_its_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path / "best_models/run")
+    (tmp_path / "results").mkdir()
+    for folder, name in (("results", "run.json"), ("best_models", "run.pth"), ("best_models/run", ".")):
+        monkeypatch.chdir(tmp_path / folder)
+        assert load(name).classes == tuple(CLASSES)
+
+
+def test_a_model_is_single_precision_whatever_the_programs_numbers_are(tmp_path: Path) -> None:
+    written(tmp_path / "model")
+    image = some_images(tmp_path, 1)
+    wanted = load(tmp_path / "model").predict_proba(image)
+    torch.set_default_dtype(torch.float64)
+    try:
+        np.testing.assert_allclose(load(tmp_path / "model").predict_proba(image), wanted, atol=1e-6)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_loading_leaves_the_programs_random_numbers_alone(tmp_path: Path) -> None:

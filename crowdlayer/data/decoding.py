@@ -52,7 +52,9 @@ class BrokenImageError(ValueError):
 def decode(path: Path, size: int) -> np.ndarray:
     """(size, size, 3) uint8 RGB, the whole image resized as peerannot does (bilinear, aspect ratio not kept).
 
-    16-bit images keep their upper 8 bits; EXIF rotation is applied; of an animation it is the first picture.
+    16-bit images keep their upper 8 bits; EXIF rotation is applied; of an animation it is the first picture. A JPEG of
+    four times the size and more is decoded at a half, a quarter or an eighth of its own, which JPEG has for the asking,
+    still at least twice the size: two to six times as fast, and less than one level of 256 off on average.
 
     Raises:
         BrokenImageError: Pillow cannot read it, whatever its reason: decoders meet damage in many ways.
@@ -60,6 +62,7 @@ def decode(path: Path, size: int) -> np.ndarray:
     """
     try:
         with Image.open(path, formats=FORMATS) as opened, _one_at_a_time(opened.width * opened.height > LARGE):
+            opened.draft(None, (2 * size, 2 * size))
             return square(opened, size)
     except UnidentifiedImageError as error:
         raise BrokenImageError("it is of no known format") from error
@@ -70,13 +73,10 @@ def decode(path: Path, size: int) -> np.ndarray:
 
 
 def square(opened: Image.Image, size: int) -> np.ndarray:
-    """(size, size, 3) uint8 RGB of an open image, as `decode` says.
-
-    A JPEG of four times the size and more is decoded at a half, a quarter or an eighth of its own, which JPEG has for
-    the asking, still at least twice the size: two to six times as fast, and less than one level of 256 off on average.
-    """
-    opened.draft(None, (2 * size, 2 * size))
+    """(size, size, 3) uint8 RGB of an open image, which stays as it is, as `decode` says."""
     opened.load()
+    if not all(opened.size):
+        raise BrokenImageError("it has no pixels")
     upright = opened.getexif().get(ExifTags.Base.Orientation, 1) == 1
     image: Image.Image = opened if upright else ImageOps.exif_transpose(opened)  # a copy of what may be very large
     if image.mode.startswith("I;16"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +25,9 @@ from ..storage.places import place
 from .model_files import DESCRIPTION, WEIGHTS, Deployed, Description, read_model
 
 log = logging.getLogger(__name__)
+
+_loading = threading.Lock()
+"""Pillow reads an image when its pixels are first asked for, and it may be there twice."""
 
 ImageLike: TypeAlias = str | Path | Image.Image | npt.NDArray[np.uint8]
 Probabilities: TypeAlias = npt.NDArray[np.float32]
@@ -50,9 +54,9 @@ class Predictor:
             batch_size: images per step and device.
 
         Raises:
-            DataError: naming the image that cannot be read.
+            DataError: naming the image that cannot be read; one without a name by its place, from 0.
         """
-        if isinstance(images, str | Path | Image.Image):
+        if isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim in (2, 3)):
             raise TypeError(f"images: must be a sequence of images, got one {type(images).__name__}")
         parts = list(self.batches(images, batch_size))
         return np.concatenate(parts) if parts else np.empty((0, len(self.classes)), np.float32)
@@ -68,7 +72,9 @@ class Predictor:
 
         An image that cannot be read stops it with a DataError, or has NaN in its row and a warning in the log.
         """
-        rest = iter(images)
+        if batch_size < 1:
+            raise ValueError(f"batch_size: must be at least 1, got {batch_size}")
+        rest = enumerate(images)
         steps: deque[Future[Probabilities]] = deque()
         with (
             ThreadPoolExecutor(cpus()) as readers,
@@ -76,7 +82,7 @@ class Predictor:
         ):
             number = 0
             while chunk := list(islice(rest, batch_size)):
-                decoding = [readers.submit(self._square, image) for image in chunk]
+                decoding = [readers.submit(self._square, *item) for item in chunk]
                 replica = self._replicas[number % len(self._replicas)]
                 steps.append(devices.submit(self._step, replica, decoding, bad_images))
                 number += 1
@@ -104,12 +110,17 @@ class Predictor:
         probabilities[bad] = np.nan
         return probabilities
 
-    def _square(self, image: ImageLike) -> npt.NDArray[np.uint8]:
-        name = str(image) if isinstance(image, str | Path) else f"a {type(image).__name__}"
+    def _square(self, place: int, image: ImageLike) -> npt.NDArray[np.uint8]:
+        name = str(image) if isinstance(image, str | Path) else f"image {place}"
         try:
             if isinstance(image, str | Path):
                 return decode(Path(image), self.image_size)
-            return square(image if isinstance(image, Image.Image) else Image.fromarray(image), self.image_size)
+            opened = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+            if not isinstance(opened, Image.Image):
+                raise TypeError(f"it is a {type(image).__name__}, and no path, Pillow image or array")
+            with _loading:
+                opened.load()
+            return square(opened, self.image_size)
         except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
             raise DataError(f"{one_line(name)}: must be an image: {one_line(str(error))}") from error
 
@@ -135,7 +146,8 @@ def load(location: str | Path) -> Predictor:
         >>> probabilities.shape
         (2, 3)
     """
-    folder = model_folder(str(location))
+    name = str(location)
+    folder = model_folder(name if name.startswith("s3://") else str(Path(name).absolute()))
     if not folder.startswith("s3://"):
         return Predictor(*read_model(Path(folder)))
     with tempfile.TemporaryDirectory() as here:
