@@ -72,13 +72,13 @@ def only_errors() -> None:
 
 @contextmanager
 def shown(verbose: bool) -> Iterator[logging.Logger]:
-    """Show this package's log on standard error for a while, unless the program has set up logging itself."""
+    """Show this package's log for a while: on standard error, unless the program has said where and what it logs."""
     log = logging.getLogger("crowdlayer")
     handler = logging.StreamHandler(sys.stderr)
     before = log.level
-    ours = verbose and not log.hasHandlers()
-    if ours:
+    if verbose and not log.hasHandlers():
         log.addHandler(handler)
+    if verbose and before == logging.NOTSET:  # the root's, which is WARNING where nobody has set it
         log.setLevel(logging.INFO)
     try:
         yield log

@@ -137,3 +137,23 @@ def test_a_library_user_sees_no_log_unless_it_is_wanted(capsys: pytest.CaptureFi
     finally:
         logging.getLogger().handlers[:] = handlers
     assert capsys.readouterr().err == "loud\n"
+
+
+def test_a_program_that_has_logged_a_word_of_its_own_sees_a_verbose_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """`logging.warning` alone sets up the root, for warnings."""
+    root, ours = logging.getLogger(), logging.getLogger("crowdlayer")
+    before = root.handlers[:], root.level
+    root.handlers.clear()
+    root.setLevel(logging.WARNING)
+    try:
+        logging.warning("my own")
+        with logs.shown(True) as log:
+            log.info("loud")
+        with logs.shown(False) as log:
+            log.info("quiet")
+        logging.getLogger("another").info("quiet")
+        assert ours.level == logging.NOTSET
+    finally:
+        root.handlers[:] = before[0]
+        root.setLevel(before[1])
+    assert capsys.readouterr().err == "WARNING:root:my own\nINFO:crowdlayer:loud\n"
