@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import subprocess
@@ -76,6 +77,18 @@ def test_crowd_kit_and_pandas_read_the_long_table_without_a_word(answers: Path, 
         assert aggregation.MajorityVote().fit_predict(table)["x-9"] == "cat"
 
 
+def test_a_table_can_be_read_again_whatever_is_in_a_name(tmp_path: Path) -> None:
+    given = {"1": {"a\rb": "cat", 'q"r': "a,b"}, " x\n9 ": {"ö": "cat"}}
+    convert(exported(tmp_path, given, "answers.json"), tmp_path / "a.csv")
+    convert(tmp_path / "a.csv", tmp_path / "back.json")
+    assert json.loads((tmp_path / "back.json").read_text()) == given
+
+
+def test_a_byte_order_mark_is_no_part_of_the_answers(answers: Path, tmp_path: Path) -> None:
+    (tmp_path / "marked.json").write_bytes(codecs.BOM_UTF8 + answers.read_bytes())
+    assert set(answers_in(tmp_path / "marked.json")) == ROWS
+
+
 def test_the_command_converts_and_says_how_many(answers: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error", "-m", "crowdlayer.answers", "convert"]
     done = subprocess.run([*command, str(answers), str(tmp_path / "long.csv")], capture_output=True, text=True)
@@ -126,6 +139,20 @@ def test_an_export_gives_the_votes_of_its_annotators_for_the_images(tmp_path: Pa
         ("cat-12", "bob@example.org", "dog"),
         ("cat-13", "1", "dog"),
     }
+
+
+@pytest.mark.parametrize(
+    ("address", "task"),
+    [
+        ("https://host/a/my%20cat-7.jpg?size=3", "my cat-7"),
+        ("http://host/caf%C3%A9-3.png", "café-3"),
+        ("s3://bucket/my%20cat-7.jpg", "my%20cat-7"),
+        ("/data/local-files/?d=x/my%20cat-7.jpg", "my cat-7"),
+    ],
+)
+def test_an_address_is_decoded_as_its_kind_is(tmp_path: Path, address: str, task: str) -> None:
+    content = [{"id": 1, "data": {"image": address}, "annotations": [annotation(1, "cat")]}]
+    assert list(answers_in(exported(tmp_path, content))) == [(task, "1", "cat")]
 
 
 @pytest.mark.parametrize("form", ["json", "csv"])

@@ -84,7 +84,8 @@ def _write_json(target: Path, rows: Sequence[Row]) -> None:
 
 def _write_csv(target: Path, rows: Sequence[Row]) -> None:
     with target.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, lineterminator="\n")
+        bare = any("\r" in str(field) for row in rows for field in row)  # the writer leaves it so, no reader takes it
+        table = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL if bare else csv.QUOTE_MINIMAL)
         table.writerow(COLUMNS)
         table.writerows(rows)
 

@@ -11,12 +11,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import msgspec
 
 from ..errors import DataError, one_line
 from ..settings import is_archive
+from ..storage.files import decode_json
 
 Kind = TypeVar("Kind")
 
@@ -92,8 +93,8 @@ def read_export(path: Path) -> list[Vote] | None:
 
 def _from_json(path: Path) -> Iterator[Vote] | None:
     try:
-        items = msgspec.json.decode(path.read_bytes())
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        items = decode_json(path.read_bytes(), object)
+    except (OSError, ValueError) as error:
         raise DataError(f"{path.name}: must be JSON: {one_line(str(error))}") from error
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         return None
@@ -173,12 +174,16 @@ def _is_image(value: object) -> bool:
 
 
 def _path(value: str) -> str:
-    """The path in a URL of an image; of Label Studio's local files it is the query's d. None in what is no URL."""
+    """The path in a URL of an image; of Label Studio's local files it is the query's d. None in what is no URL.
+
+    A browser's URL has its odd letters encoded; a bucket's key is its object's name as it is.
+    """
     try:
         parts = urlsplit(value)
     except ValueError:
         return ""
-    return (parse_qs(parts.query).get("d") or [parts.path])[0]
+    path = unquote(parts.path) if parts.scheme in ("http", "https") else parts.path
+    return (parse_qs(parts.query).get("d") or [path])[0]
 
 
 def _image(file: str, data: dict[str, Any], number: object) -> str:
