@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +176,21 @@ def test_classes_come_from_the_setting_then_metadata_then_folders_then_numbers(r
     answers = {"1": {"0": 0}, "2": {"0": 1}}
     assert read(flat, answers, {"n_classes": 3}).classes == ["0", "1", "2"]
     assert read(flat, {"1": {"0": 0}, "2": {"0": 4}}, {}).classes == ["0", "1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"), [(range(12), True), (map(str, range(1, 12)), False), (map(str, range(11)), False)]
+)
+def test_folders_that_are_numbers_and_labels_that_count_them_are_said(
+    read: Read, caplog: pytest.LogCaptureFixture, labels: Iterable[int | str], said: bool
+) -> None:
+    """As text 10 goes before 2; labels that name the folders, as all of a .csv may, mean what they say."""
+    answers = {str(task): {"0": label} for task, label in enumerate(labels)}
+    images = names(train=[f"x-{task}.png" for task in answers], val=[f"{i}/v-{i}.png" for i in range(12)])
+    data = read(images, answers)
+    assert data.classes[:4] == ["0", "1", "10", "11"]
+    warning = "label 2 means class 10; if it shall mean 2, set CLASSES=0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11"
+    assert (warning in caplog.text) is said
 
 
 def test_n_workers_of_metadata_is_a_hint(read: Read, caplog: pytest.LogCaptureFixture) -> None:

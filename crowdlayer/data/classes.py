@@ -87,6 +87,7 @@ def find_classes(
         ]
         numbers = [number for number in numbers if number < MOST_CLASSES]
         classes = sorted(found) or [str(i) for i in range(wanted or max([*numbers, 1]) + 1)]
+        _warn_of_numbers(sorted(found), labels)
         if not labelled_folders and found and numbers and max(numbers) + 1 < len(found):
             log.warning(
                 "the %d folders of train/ are taken for the classes, the answers have the labels up to %d: where they "
@@ -113,6 +114,19 @@ def find_classes(
     if len(classes) < 2:
         raise DataError(f"the data set must have at least 2 classes, has {len(classes)} ({few(classes)})")
     return classes
+
+
+def _warn_of_numbers(classes: Sequence[str], labels: Sequence[int | str]) -> None:
+    """Say it where folders that are numbers sort otherwise as text, and labels count them instead of naming them."""
+    names = set(classes)
+    if all(isinstance(label, str) and composed(label) in names for label in labels):
+        return
+    if all(DECIMAL.fullmatch(name) for name in classes) and classes != (by_number := sorted(classes, key=int)):
+        label = next(i for i, name in enumerate(by_number) if name != classes[i])
+        log.warning(
+            "the class folders are numbers, and sorted as text: label %d means class %s; if it shall mean %s, set "
+            "CLASSES=%s", label, classes[label], by_number[label], few(by_number),
+        )  # fmt: skip
 
 
 def check_class_order(vote: Ints, truth: Ints, classes: Sequence[str]) -> None:
