@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from safetensors.torch import load_file
 
 from crowdlayer.data.decoding import decode
@@ -23,6 +23,7 @@ from crowdlayer.deployment.model_files import Deployed, Description, read_model,
 from crowdlayer.deployment.predictor import Predictor, load, model_folder
 from crowdlayer.errors import DataError, SettingsError, StoreError
 from crowdlayer.learning.classifier import build_classifier
+from tests.conftest import ROOT
 
 SIZE = 24
 CLASSES = ["cat", "dog", "a bird, perhaps"]
@@ -151,6 +152,19 @@ def test_many_batches_keep_their_order(tmp_path: Path) -> None:
     model, paths = load(tmp_path / "model"), some_images(tmp_path)
     once = model.predict_proba(paths)
     np.testing.assert_allclose(model.predict_proba(paths * 7, batch_size=3), np.tile(once, (7, 1)), atol=1e-6)
+
+
+def test_the_documents_recipe_prepares_a_photo_as_we_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A phone's: which way up it is stands in its EXIF data."""
+    exif, pixels = Image.Exif(), np.zeros((30, 40, 3), np.uint8)
+    exif[ExifTags.Base.Orientation], pixels[:15] = 6, (200, 30, 30)
+    Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    text = (ROOT / "crowdlayer/docs/using-the-model.md").read_text()
+    (line,) = [line for line in text.splitlines() if line.startswith("image = ")]
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"Image": Image, "ImageOps": ImageOps, "size": SIZE}
+    exec(line, names)
+    assert np.abs(np.asarray(names["image"]).astype(int) - decode(tmp_path / "a.jpg", SIZE)).max() <= 1
 
 
 def test_other_programs_find_all_they_need(tmp_path: Path) -> None:
