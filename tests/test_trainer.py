@@ -164,6 +164,20 @@ def test_every_worker_model_trains_is_chosen_and_comes_back(crowd_layer: str) ->
         assert torch.equal(trainer.learner.model.confusion, best.confusion)
 
 
+@pytest.mark.parametrize("options", [{}, {"loss_reduction": "answer"}, {"mixup": 0.5}])
+def test_a_tasks_label_counts_as_often_as_the_task_has_answers(options: dict[str, Any]) -> None:
+    """Of workers who are always right the labels teach what the answers do, to the bit: a step is as long with SGD."""
+    _, truth = coloured(33)
+    by_answers, by_labels = make(**options), make(**options)
+    by_answers.train = by_answers.train.with_answers(noisy(truth, right=1))
+    by_answers.learner.plain = True
+    by_labels.learn_labels(truth.numpy())
+    assert same(by_answers.fit(), by_labels.fit())
+    by_labels.learn_labels(np.where(truth == 0, -1, truth))
+    left = by_labels.train.answers
+    assert (set(left.task), set(left.label)) == (set(np.flatnonzero(truth)), {1, 2})
+
+
 @pytest.mark.parametrize("crowd_layer", ["matrix", "stochastic"])
 def test_it_learns_from_mixed_answers(crowd_layer: str) -> None:
     trainer = make(n=90, n_epochs=10, mixup=0.5, crowd_layer=crowd_layer)

@@ -34,8 +34,9 @@ class Asked(Watch):
 def compare(experiment: Experiment, outcome: Outcome, watch: Watch, phases: Phases) -> Outcome:
     """Train each of BASELINES as the run itself was, but on one hard label per task; `outcome` with their figures.
 
-    Same network, first weights, order of the tasks, epochs, learning rates and rule for the epoch; without val/ the
-    epoch is chosen on the held-out tasks' aggregated labels. The figures, by the name of the baseline:
+    Same network, first weights, order of the tasks, epochs, learning rates and rule for the epoch; a label counts as
+    often as its task has answers, so that a step is as long, and workers who are always right give no gain. Without
+    val/ the epoch is chosen on the held-out tasks' aggregated labels. The figures, by the name of the baseline:
     `label_accuracy` (percent of the aggregated labels that are right, where truth is known), `best_epoch`,
     `val_accuracy`, `test_loss`, `test_accuracy`, `test_ece`, and `gain` (see `gain`); None for all where the memory of
     the device does not suffice for a second network.

@@ -11,10 +11,9 @@ import itertools
 import logging
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -202,11 +201,13 @@ class Trainer:
     def learn_labels(self, labels: Ints) -> None:
         """From now on the classifier learns a label per task (tasks,), -1 for none, without the crowd layer.
 
-        The workers' matrices stay as they are.
+        Each answer of a task becomes its label: under either LOSS_REDUCTION the task weighs what it weighed, and a step
+        is as long. The workers' matrices stay as they are.
         """
-        (task,) = (labels >= 0).nonzero()
-        answers = Answers(len(labels), self.train.answers.n_workers, task, np.zeros_like(task), labels[task])
-        self.train = self.train.with_answers(answers)
+        given = self.train.answers
+        known = labels[given.task] >= 0
+        task, worker = given.task[known], given.worker[known]
+        self.train = self.train.with_answers(replace(given, task=task, worker=worker, label=labels[task]))
         self.learner.plain = True
         self.learner.rest()
 
