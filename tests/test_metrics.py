@@ -107,6 +107,19 @@ def test_the_temperature_undoes_a_factor_of_the_logits(factor: float) -> None:
     assert metrics.expected_calibration_error(logits / found, labels) < 0.02
 
 
+def test_a_few_images_that_are_all_right_do_not_make_the_classifier_certain() -> None:
+    """The likeliest temperature is then 0, and the first wrong image of the world would cost everything."""
+    logits = 2 * torch.eye(3, dtype=torch.float64).repeat(4, 1)
+    labels = logits.argmax(1)
+
+    def loss(temperature: float) -> float:
+        return metrics.cross_entropy(logits / temperature, labels)
+
+    assert metrics.best_temperature(loss) < 0.06
+    assert 0.3 < metrics.fitted_temperature(loss, len(labels)) < 1
+    assert metrics.fitted_temperature(loss, 10**9) < 0.1  # against many the one observation weighs nothing
+
+
 def test_the_confusion_matrix_has_the_truth_in_its_rows() -> None:
     predicted, labels = torch.tensor([0, 2, 1, 1]), torch.tensor([0, 0, 1, 2])
     assert metrics.confusion_matrix(predicted, labels, 3).tolist() == [[1, 0, 1], [0, 1, 0], [0, 1, 0]]

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from crowdlayer.answers import Answers, majority_vote
+from crowdlayer.data.dataset import CrowdImages, Dataset, LabelledImages
 from crowdlayer.learning import quality
+from crowdlayer.learning.inference import Predictions, infer
 from crowdlayer.learning.metrics import cross_entropy
 from crowdlayer.learning.quality import consensus
 from tests.crowds import Simulated, simulate
@@ -264,10 +266,10 @@ def test_the_first_rows_are_the_issues_then_the_doubtful() -> None:
 # --- the temperature -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("overconfidence", [1.0, 4.0])
-def test_the_answers_tell_how_far_to_believe_the_classifier(overconfidence: float) -> None:
+@pytest.mark.parametrize(("overconfidence", "least"), [(1.0, 1.0), (4.0, 1.0), (4.0, 0.05)])
+def test_the_answers_tell_how_far_to_believe_the_classifier(overconfidence: float, least: float) -> None:
     crowd = simulate(5, overconfidence=overconfidence)
-    found = quality.predictive_temperature(crowd.logits, start(crowd), crowd.answers, 1.0)
+    found = quality.predictive_temperature(crowd.logits, start(crowd), crowd.answers, least)
     assert overconfidence / 1.5 <= found <= overconfidence * 2
 
 
@@ -289,6 +291,19 @@ def test_a_classifier_that_has_seen_the_answers_is_believed_less() -> None:
 def test_of_single_answers_nothing_can_be_told() -> None:
     crowd = simulate(8, per_task=1, overconfidence=4)
     assert quality.predictive_temperature(crowd.logits, start(crowd), crowd.answers, 1.7) == 1.7
+
+
+@pytest.mark.parametrize("with_val", [True, False])
+def test_ten_images_without_an_error_leave_a_calibrated_classifier_about_as_it_is(with_val: bool) -> None:
+    """The likeliest temperature of both kinds is none at all, below which every wrong image is wrong for certain."""
+    crowd = simulate(11, n_tasks=310, signal=4)
+    names, task = [str(task) for task in range(310)], np.arange(310)
+    whole = CrowdImages(names, names, crowd.answers, crowd.truth)
+    train, held = whole.subset(task[:300]), whole.subset(task[300:])
+    val = LabelledImages(held.names, held.truth) if with_val else None
+    dataset = Dataset("made up", names[:10], names[:30], train, None if with_val else held, val, None)
+    temperature, _ = infer(dataset, Predictions(crowd.logits[:300], crowd.logits[300:], None), start(crowd))
+    assert 0.4 < temperature < 1.5
 
 
 def test_a_sample_of_the_answers_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:

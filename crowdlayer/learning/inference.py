@@ -56,13 +56,13 @@ class Inferred:
 def infer(dataset: Dataset, predictions: Predictions, likelihood: Tensor) -> tuple[float, Inferred]:
     """The classifier's temperature, and what it and the answers say about every task with answers.
 
-    The temperature is the one with the least log-loss on val/; without val/, on the answers of the held-out tasks,
-    given the workers' matrices that the other tasks show. `likelihood` is log P(answered | true, worker).
+    The temperature is fitted to the log-loss on val/; without val/, to that of the answers of the held-out tasks, given
+    the workers' matrices that the other tasks show. `likelihood` is log P(answered | true, worker).
     """
     train, validation = predictions.train, predictions.validation
     if dataset.val is not None:
         labels = torch.from_numpy(dataset.val.labels)
-        temperature = metrics.best_temperature(lambda t: metrics.cross_entropy(validation / t, labels))
+        temperature = metrics.fitted_temperature(lambda t: metrics.cross_entropy(validation / t, labels), len(labels))
         in_sample = predictive_temperature(train, likelihood, dataset.train.answers, temperature)
         logits = train / in_sample
     else:
@@ -70,7 +70,9 @@ def infer(dataset: Dataset, predictions: Predictions, likelihood: Tensor) -> tup
         held = dataset.held_out.answers
         in_sample = predictive_temperature(train, likelihood, dataset.train.answers, 1.0)
         matrices = confusion(consensus(train / in_sample, likelihood, dataset.train.answers).counts)
-        temperature = metrics.best_temperature(lambda t: answers_log_loss(validation / t, matrices, held))
+        temperature = metrics.fitted_temperature(
+            lambda t: answers_log_loss(validation / t, matrices, held), held.n_tasks
+        )
         in_sample = max(in_sample, temperature)
         logits = torch.cat([train / in_sample, validation / temperature])
     answers = dataset.answers

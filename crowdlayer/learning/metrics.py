@@ -98,6 +98,15 @@ def best_temperature(loss: Callable[[float], float], low: float = 0.05, high: fl
     return found if min(f_left, f_right) <= loss(1.0) else 1.0
 
 
+def fitted_temperature(loss: Callable[[float], float], n: int) -> float:
+    """The temperature with the least mean `loss` over `n` observations and one more, which speaks for about 1.
+
+    That one is a log-normal prior: where all n are right, the lower the temperature the lower the loss, and a handful
+    of images would make the classifier certain of everything.
+    """
+    return best_temperature(lambda temperature: loss(temperature) + math.log(temperature) ** 2 / (2 * n))
+
+
 def calibrated(loss: Callable[[float], float], steps: int = 40) -> float:
     """The least `loss(temperature)`."""
     return loss(best_temperature(loss, steps=steps))

@@ -28,8 +28,8 @@ CHUNK = 2**19
 """Answers handled at once: what is held beside the results is a few times (CHUNK, classes) float64."""
 ANSWERS_TO_FIT = 100_000
 """So many answers are enough to fit a temperature."""
-FACTORS = tuple(2 ** (step / 2) for step in range(10))
-"""The temperatures tried, in units of the least one: 1, 1.4, 2 … 22.6; between two of them little changes."""
+FACTORS = tuple(2 ** (step / 2) for step in range(18))
+"""The temperatures tried, in units of the least one, which may be 0.05: 1, 1.4, 2 … 362; between two little changes."""
 
 Evidence = Callable[[slice], Tensor]
 """For a slice of the answers, log P(answer | true class), (answers, classes)."""
