@@ -145,7 +145,7 @@ def test_the_posterior_can_be_believed() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_intervals_cover(kind: str) -> None:
-    """Over ten crowds: near 95 % of the true reliabilities are inside, whatever the crowd is like."""
+    """Over ten crowds: near 95 % of the true reliabilities are inside, whatever the crowd is; and none is wide."""
     inside, width = [], []
     for seed in range(10):
         crowd = simulate(100 + seed, **KINDS[kind])  # type: ignore[arg-type]
@@ -153,10 +153,20 @@ def test_the_intervals_cover(kind: str) -> None:
         share, low, high = quality.reliability(found.posterior, crowd.answers)
         truth = true_quality(crowd)
         inside += ((low <= truth) & (truth <= high)).tolist()
-        width += (high - low).tolist()
+        width += (high - low)[torch.bincount(torch.from_numpy(crowd.answers.worker), minlength=len(low)) >= 20].tolist()
         assert ((low <= share) & (share <= high)).all()
     assert np.mean(inside) >= 0.92
-    assert np.mean(width) < 0.5
+    assert np.max(width, initial=0) < 0.5
+
+
+@pytest.mark.parametrize("rights", [0.9, 0.99, 0.999, 0.9999, 1.0])
+@pytest.mark.parametrize("which", ["all right", "all wrong"])
+def test_the_best_and_the_worst_have_narrow_intervals(rights: float, which: str) -> None:
+    """Near certain that each of a hundred answers is right, or wrong, one knows the worker well."""
+    believed = torch.tensor([[rights, 1 - rights]] * 100, dtype=torch.float64)
+    believed = believed.flip(1) if which == "all wrong" else believed
+    _, low, high = quality.reliability(believed, answers_of([(task, 0, 0) for task in range(100)], 100, 1))
+    assert float((high - low)[0]) < (0.5 if rights == 0.9 else 0.1)
 
 
 def test_with_the_truth_known_the_interval_is_wilsons() -> None:

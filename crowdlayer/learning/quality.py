@@ -90,7 +90,8 @@ def reliability(posterior: Tensor, answers: Answers) -> tuple[Tensor, Tensor, Te
 
     The estimate is the share of its answers that the posterior holds right, with two answers of the crowd's mean.
     The interval is Wilson's, for as many answers as the uncertain truth leaves them worth: with r the probability
-    that an answer is right and p their mean, the share Σ r(1-r) / n p(1-p) of the information is missing (Louis 1982).
+    that an answer is right and p their mean, the share Σ r(1-r) / n p(1-p) of the information is missing (Louis 1982);
+    that p with an answer more of each kind, for where all are right or wrong hardly anything is missing.
     """
     task, worker, label = _tensors(answers)
     right = posterior[task, label]
@@ -98,7 +99,8 @@ def reliability(posterior: Tensor, answers: Answers) -> tuple[Tensor, Tensor, Te
     n = zero.index_add(0, worker, torch.ones_like(right))
     hits = zero.index_add(0, worker, right)
     share = hits / n.clamp_min(1)
-    missing = zero.index_add(0, worker, right * (1 - right)) / (n * share * (1 - share)).clamp_min(1e-12)
+    smooth = (hits + 1) / (n + 2)
+    missing = zero.index_add(0, worker, right * (1 - right)) / (n * smooth * (1 - smooth)).clamp_min(1e-12)
     known = (n * (1 - missing.clamp(0, 1))).clamp_min(1e-3)  # never none: an interval of 0 to 1 is enough said
     centre = (share + Z95**2 / (2 * known)) / (1 + Z95**2 / known)
     half = Z95 / (1 + Z95**2 / known) * (share * (1 - share) / known + Z95**2 / (4 * known**2)).sqrt()
@@ -173,8 +175,7 @@ class Labels:
 
 def judge_labels(posterior: Tensor, majority: Tensor) -> Labels:
     """All figures of the labels."""
-    score, label = posterior.max(1)
-    issue = label_issues(posterior, majority)
+    (score, label), issue = posterior.max(1), label_issues(posterior, majority)
     return Labels(label, score, torch.special.entr(posterior).sum(1), issue, review_order(posterior, issue))
 
 
@@ -303,6 +304,5 @@ def _chunks(answers: Answers) -> Iterator[slice]:
 
 
 def _tensors(answers: Answers, rows: slice = slice(None)) -> tuple[Tensor, Tensor, Tensor]:
-    parts = (answers.task[rows], answers.worker[rows], answers.label[rows])
-    task, worker, label = map(torch.from_numpy, parts)
+    task, worker, label = (torch.from_numpy(part[rows]) for part in (answers.task, answers.worker, answers.label))
     return task, worker, label
