@@ -35,16 +35,29 @@ def test_labels_are_aggregated_by_name() -> None:
     assert right["dawid-skene"] > right["majority"] + 0.2
 
 
-def test_the_interval_of_the_gain_covers_the_true_difference() -> None:
-    rng = torch.Generator().manual_seed(0)
-    inside = 0
-    for _ in range(200):
-        labels = torch.randint(0, 2, (400,), generator=rng)
-        right = torch.rand(2, 400, generator=rng) < torch.tensor([[0.8], [0.7]])
-        ours, theirs = (F.one_hot(torch.where(row, labels, 1 - labels), 2).float() for row in right)
-        found = gain(ours, theirs, labels)
-        inside += found["low"] <= 10 <= found["high"]
-    assert 180 <= inside <= 199
+@pytest.mark.parametrize(
+    ("n", "won", "lost"), [(20, 0.1, 0.05), (100, 0.02, 0.0), (200, 0.02, 0.01), (400, 0.24, 0.14)]
+)
+def test_the_interval_of_the_gain_covers_the_true_difference(n: int, won: float, lost: float) -> None:
+    """Of few images, and of two that hardly differ, too; `won` and `lost` are right by one of them alone."""
+    rng = np.random.default_rng(0)
+    labels, found = torch.zeros(n, dtype=torch.int64), []
+    for _ in range(400):
+        kind = rng.choice(4, size=n, p=[won, lost, 0.5, 0.5 - won - lost])
+        ours, theirs = (F.one_hot(torch.from_numpy(~np.isin(kind, own) * 1), 2).float() for own in ((0, 2), (1, 2)))
+        found.append(gain(ours, theirs, labels))
+    assert np.mean([one["low"] <= 100 * (won - lost) <= one["high"] for one in found]) >= 0.94
+    assert np.mean([one["points"] for one in found]) == pytest.approx(100 * (won - lost), abs=1)
+
+
+def test_the_interval_of_the_gain_is_bonetts_and_prices() -> None:
+    """By hand for 10 images of which one alone has 3 right, the other 1: 4/12 - 2/12 ± 1.96 √((6/12 - 1/36) / 12)."""
+    right = [[0] * 3 + [1] + [0] * 6, [1] * 3 + [0] + [0] * 6]
+    ours, theirs = (F.one_hot(torch.tensor(row), 2).float() for row in right)
+    found = gain(ours, theirs, torch.zeros(10, dtype=torch.int64))
+    assert list(found.values()) == pytest.approx([20, -22.2144, 55.5478], abs=1e-3)
+    alike = gain(ours[:1], ours[:1], torch.zeros(1, dtype=torch.int64))
+    assert alike == {"points": 0, "low": pytest.approx(-92.3953, abs=1e-3), "high": pytest.approx(92.3953, abs=1e-3)}
 
 
 def run(environment: pytest.MonkeyPatch, tasks: Path, **settings: str) -> dict[str, Any]:
