@@ -21,6 +21,7 @@ import yaml
 from PIL import Image
 
 from crowdlayer import job
+from crowdlayer.answers import Answers
 from crowdlayer.data.dataset import CrowdImages, Dataset, LabelledImages
 from crowdlayer.data.decoding import Decoded
 from crowdlayer.data.held import Held
@@ -32,7 +33,7 @@ from crowdlayer.report import html as report
 from crowdlayer.report.view import MOST_WORKERS, view
 from crowdlayer.settings import load_settings
 from tests.conftest import QUICK, ROOT
-from tests.crowds import simulate, write_shapes
+from tests.crowds import Crowd, Simulated, simulate, write_shapes
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Dialog, Page, Request
@@ -428,9 +429,9 @@ def test_without_scripts_the_table_is_there(browser: Browser, beside: Path) -> N
 # --- size ------------------------------------------------------------------------------------------------------------
 
 
-def made_up(n_tasks: int, n_workers: int, n_classes: int, per_task: int) -> tuple[Dataset, Outcome, Images]:
+def made_up(crowd: Simulated) -> tuple[Dataset, Outcome, Images]:
     """A finished run on a simulated crowd, with names as long as they come."""
-    crowd = simulate(0, n_classes=n_classes, n_tasks=n_tasks, n_workers=n_workers, per_task=per_task)
+    n_tasks, (n_workers, n_classes, _) = len(crowd.truth), crowd.confusion.shape
     rng = np.random.default_rng(0)
     names = [f"train/class/an image with a rather long name {task}.jpg" for task in range(n_tasks)]
     train = CrowdImages(names, [str(task) for task in range(n_tasks)], crowd.answers, crowd.truth)
@@ -465,7 +466,8 @@ def document(dataset: Dataset, outcome: Outcome, images: Images) -> dict[str, An
     [(2000, 60, 10, 1.5), (100_000, 12_000, 10, 5.0), (2000, 50, 200, 5.0)],
 )
 def test_the_page_stays_a_page(n_tasks: int, n_workers: int, n_classes: int, megabytes: float) -> None:
-    dataset, outcome, images = made_up(n_tasks, n_workers, n_classes, 3)
+    crowd = simulate(0, n_classes=n_classes, n_tasks=n_tasks, n_workers=n_workers, per_task=3)
+    dataset, outcome, images = made_up(crowd)
     shown = json.loads(json.dumps(view(dataset, outcome, images, document(dataset, outcome, images))))
     assert len(report.page(shown).encode()) < megabytes * 1e6
     assert len(shown["workers"]) == min(n_workers, MOST_WORKERS)
@@ -473,6 +475,24 @@ def test_the_page_stays_a_page(n_tasks: int, n_workers: int, n_classes: int, meg
     assert {dataset.workers[int(at)] for at in (found.order[0], found.n.argmax())} <= {
         row[0] for row in shown["workers"]
     }
+
+
+@pytest.mark.parametrize(("n_classes", "right"), [(2, 0.6), (10, 0.2), (10, 0.3)])
+def test_honest_work_that_is_seldom_right_is_not_called_spam(n_classes: int, right: float) -> None:
+    """Five a task who are right more often than chance, and else anything; of twenty workers two answer at random."""
+    rng = np.random.default_rng(0)
+    truth = rng.integers(n_classes, size=3000)
+    eye = np.eye(n_classes)
+    confusion = np.stack([right * eye + (1 - right) / (n_classes - 1) * (1 - eye)] * 18 + [0 * eye + 1 / n_classes] * 2)
+    votes = Crowd(confusion).answers(truth, 5, rng)
+    given = [(task, int(worker), label) for task, vote in enumerate(votes) for worker, label in vote.items()]
+    answers = Answers(3000, 20, *np.array(given).T.copy())
+    logits = rng.standard_normal((3000, n_classes))
+    logits[np.arange(3000), truth] += 6
+    dataset, outcome, images = made_up(Simulated(truth, confusion, answers, torch.from_numpy(6 * logits)))
+    shown = view(dataset, outcome, images, document(dataset, outcome, images))
+    assert {row[0] for row in shown["workers"] if row[8]} == set(dataset.workers[18:])
+    assert shown["suspects"]["count"] == 2
 
 
 # --- several runs ----------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ THUMBNAIL = 96
 LEVELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 """A probability as a character: 64 steps from 0 to 1."""
 SPAMMER = 0.9
-"""From this spammer score on a worker is suspected, given SPAMMER_ANSWERS."""
+"""From this spammer score on a worker is suspected, given SPAMMER_ANSWERS, who may be no better than guessing."""
 SPAMMER_ANSWERS = 10
 
 
@@ -68,8 +68,14 @@ def view(dataset: Dataset, outcome: Outcome, images: Images, results: dict[str, 
 
 
 def _suspected(outcome: Outcome) -> Tensor:
-    workers = outcome.inferred.workers
-    return (workers.spam >= SPAMMER) & (workers.n >= SPAMMER_ANSWERS)
+    """(n_workers,) bool. Of many classes honest work has a high score too, if seldom right: it is better than guessing.
+
+    One who guesses each class as often as the worker answers it is right by chance as often as that class comes.
+    """
+    workers, counts = outcome.inferred.workers, outcome.inferred.consensus.counts
+    answered, true = counts.sum(1), counts.sum((0, 2))
+    chance = (answered / answered.sum(1, keepdim=True).clamp_min(1)) @ (true / true.sum())
+    return (workers.spam >= SPAMMER) & (workers.n >= SPAMMER_ANSWERS) & (workers.low <= chance)
 
 
 def _confused(table: Tensor, classes: Sequence[str]) -> dict[str, Any]:
