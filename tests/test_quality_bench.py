@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,11 @@ import pytest
 import torch
 
 from crowdlayer.answers import Answers
+from crowdlayer.settings import PREFIX
 from tests.bench import quality, quality_tables
 from tests.bench.crowds import Pool, answered, at_most, share
-from tests.bench.quality_variants import CONDITIONS, Condition
+from tests.bench.quality_variants import BUDGET, CONDITIONS, RECOMMENDED, VARIANTS, Condition
+from tests.conftest import ROOT
 
 
 def pool(n: int = 60) -> Pool:
@@ -102,6 +105,14 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.
     assert all(
         one["test_accuracy"] == json.loads(text)["test_accuracy"] for one, text in zip(again, whole, strict=True)
     )
+
+
+def test_the_recommended_settings_are_those_that_were_measured() -> None:
+    text = (ROOT / "crowdlayer" / "docs" / "quality.md").read_text()
+    block = dict(re.findall(rf"^{PREFIX}(\w+)=(\S+)", text, re.MULTILINE))
+    measured = BUDGET | VARIANTS[RECOMMENDED] | {"select_by": "last"}
+    budget = ("n_epochs", "batch_size")  # as large as the data set wants
+    assert block == {name.upper(): str(value) for name, value in measured.items() if name not in budget}
 
 
 def test_an_interval_is_students() -> None:
