@@ -158,6 +158,35 @@ def test_the_model_card_is_markdown_that_no_name_breaks(beside: Path, results: d
     assert "<img" not in re.sub(r"\\.", "", body)
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, ["end to end", "those of val/ chose the epoch and the temperature."]),
+        ({"select_by": "last"}, ["end to end", "those of val/ chose the temperature."]),
+        ({"freeze": True}, ["the last layer alone", "those of val/ chose the epoch and the temperature."]),
+    ],
+)
+def test_the_model_card_says_what_was_trained_and_what_chosen(
+    results: dict[str, Any], settings: dict[str, Any], said: list[str]
+) -> None:
+    results["job"]["settings"] |= settings
+    card = " ".join(report.card(results).split())
+    assert [text for text in said if text not in card] == []
+    results["temperature_fitted_on"] = "held-out answers"
+    if settings.get("select_by") == "last":
+        assert "held out to choose the temperature by their answers" in " ".join(report.card(results).split())
+
+
+def test_the_page_says_which_try_collapsed(beside: Path) -> None:
+    """With GUARD the figures are those of the second; without, of the one that there was."""
+    shown = json.loads((beside / "report.json").read_text())
+    assert "collapsed" not in report.page(shown)
+    shown["results"] |= {"collapsed": True, "collapsed_since": 12}
+    assert "A first try collapsed.</strong> From its epoch 12 on" in report.page(shown)
+    shown["results"]["job"]["settings"]["guard"] = False
+    assert "The run collapsed.</strong> From epoch 12 on" in report.page(shown)
+
+
 def test_no_cell_of_a_table_is_a_formula(beside: Path) -> None:
     for name in ("labels.csv", "workers.csv", "confusion.csv"):
         table = pandas.read_csv(beside / name, dtype=str, keep_default_na=False)
