@@ -17,20 +17,23 @@ from crowdlayer.settings import TrainingSettings
 SOUND: dict[str, Any] = {"n_epochs": 100, "milestones": (50,), "batch_size": 64, "img_size": 32}
 
 
-def crowd(n_tasks: int, n_workers: int) -> CrowdImages:
-    """A task each, three answers each, shared out evenly."""
-    task = np.repeat(np.arange(n_tasks), 3)
+def crowd(n_tasks: int, n_workers: int, per_task: int = 3) -> CrowdImages:
+    """Tasks of as many answers each, shared out evenly."""
+    task = np.repeat(np.arange(n_tasks), per_task)
     worker = np.arange(len(task)) % n_workers
     names = [f"train/{i}.png" for i in range(n_tasks)]
     answers = Answers(n_tasks, n_workers, task, worker, np.zeros_like(task))
     return CrowdImages(names, [str(i) for i in range(n_tasks)], answers, np.full(n_tasks, -1))
 
 
-def data(n_tasks: int = 1000, n_workers: int = 20, n_classes: int = 10, n_held_out: int | None = None) -> Dataset:
+def data(
+    n_tasks: int = 1000, n_workers: int = 20, n_classes: int = 10, n_held_out: int | None = None, per_task: int = 3
+) -> Dataset:
     val = LabelledImages(["val/0/a.png"], np.array([0])) if n_held_out is None else None
     held_out = None if n_held_out is None else crowd(n_held_out, n_workers)
     classes = [str(i) for i in range(n_classes)]
-    return Dataset("d", classes, [str(i) for i in range(n_workers)], crowd(n_tasks, n_workers), held_out, val, None)
+    train = crowd(n_tasks, n_workers, per_task)
+    return Dataset("d", classes, [str(i) for i in range(n_workers)], train, held_out, val, None)
 
 
 def warnings_before(dataset: Dataset, **settings: Any) -> list[str]:
@@ -40,6 +43,7 @@ def warnings_before(dataset: Dataset, **settings: Any) -> list[str]:
 def test_a_sound_run_has_no_warnings() -> None:
     assert warnings_before(data()) == []
     assert warnings_before(data(n_held_out=100)) == []
+    assert warnings_before(data(per_task=2)) == []
 
 
 @pytest.mark.parametrize(
@@ -50,6 +54,7 @@ def test_a_sound_run_has_no_warnings() -> None:
         (data(), {"img_size": 224}, "1000 images are few to train resnet18 from scratch: consider PRETRAINED=true"),
         (data(n_held_out=10), {}, "10 held-out tasks, which are few: add val/, or raise VAL_FRACTION"),
         (data(n_held_out=100), {"crowd_layer": "stochastic"}, "consider SELECT_BY=last with SCHEDULER=cosine"),
+        (data(per_task=1), {}, "the qualities in workers.csv are too high: consider several answers for each task"),
         (data(n_workers=600), {}, "600 of 600 workers gave fewer answers than there are classes"),
     ],
 )

@@ -187,6 +187,12 @@ def test_the_page_says_which_try_collapsed(beside: Path) -> None:
     assert "The run collapsed.</strong> From epoch 12 on" in report.page(shown)
 
 
+def test_the_page_says_that_scores_are_upper_bounds(beside: Path, results: dict[str, Any]) -> None:
+    per_task = results["n_answers"] / results["n_tasks"]
+    said = f"Scores are upper bounds, the more so the fewer answers a task has (here {per_task:.1f} in the mean)"
+    assert said in (beside / "report.html").read_text()
+
+
 def test_no_cell_of_a_table_is_a_formula(beside: Path) -> None:
     for name in ("labels.csv", "workers.csv", "confusion.csv"):
         table = pandas.read_csv(beside / name, dtype=str, keep_default_na=False)

@@ -36,6 +36,11 @@ def before(dataset: Dataset, settings: TrainingSettings) -> Iterator[str]:
         )
     if settings.pretrained is False and n < FEW_IMAGES and settings.img_size >= LARGE_IMAGES:
         yield f"PRETRAINED=false: {n} images are few to train {settings.model} from scratch: consider PRETRAINED=true"
+    if len(dataset.train.answers) == n:
+        yield (
+            "one answer per task: the classifier learns it and then bears it out, so that the scores in labels.csv "
+            "and the qualities in workers.csv are too high: consider several answers for each task"
+        )
     if dataset.held_out is not None and len(dataset.held_out.names) < FEW_HELD_OUT:
         yield (
             f"the epoch is chosen by {len(dataset.held_out.names)} held-out tasks, which are few: "

@@ -162,8 +162,8 @@ def judge_workers(found: Consensus, answers: Answers) -> Workers:
 class Labels:
     """Figures of each task, (tasks,) each.
 
-    `label`, the likeliest class, right with probability `score`; `entropy` of the posterior in nats; `issue`, whether
-    the majority's label is more likely wrong than right; `order`, the tasks to look at again first.
+    `label`, the likeliest class; `score`, what the posterior gives it; `entropy` of the posterior in nats; `issue`,
+    whether the majority's label is more likely wrong than right; `order`, the tasks to look at again first.
     """
 
     label: Tensor
@@ -202,10 +202,9 @@ def review_order(posterior: Tensor, issues: Tensor) -> Tensor:
 def predictive_temperature(logits: Tensor, likelihood: Tensor, answers: Answers, least: float) -> float:
     """The temperature, `least` or more, with which the classifier best predicts each answer beside the others.
 
-    A classifier is too sure of the images it was trained on, for it has seen their answers: to be combined with these,
-    its logits need a higher temperature than on validation. The criterion, the mean of
-    log P(answer | image, the task's other answers), needs no true label. Where no task has two answers there is nothing
-    to go by, and `least` comes out.
+    The criterion, the mean of log P(answer | image, the task's other answers), needs no true label. Of the images that
+    a classifier was trained on it is too sure, and it predicts their answers, which it has learnt, too well for the
+    criterion to see all of that: the posterior is an upper bound. Where no task has two answers `least` comes out.
     """
     chosen = np.flatnonzero(np.diff(answers.starts_at) > 1)
     share = ANSWERS_TO_FIT / max(len(answers), 1)

@@ -61,8 +61,9 @@ def write_table(path: Path, names: Sequence[str], rows: Iterable[Iterable[Cell]]
 def write_labels(path: Path, dataset: Dataset, inferred: Inferred) -> None:
     """labels.csv: per task the label that classifier and answers together make likeliest; look at the first rows again.
 
-    `consensus_quality_score` is the probability that it is right; `is_label_issue` is True where the majority's label
-    is more likely wrong than right; `entropy` in nats; `rank` 1 is to be looked at first; `posterior_<class>` add to 1.
+    `consensus_quality_score` is how sure they are of it, an upper bound; `is_label_issue` is True where they hold the
+    majority's label more likely wrong than right; `entropy` in nats; `rank` 1 is to be looked at first;
+    `posterior_<class>` add to 1.
     """
     labels = inferred.labels
     columns = ["task", "consensus_label", "consensus_quality_score", "majority_label", "entropy", "is_label_issue"]
