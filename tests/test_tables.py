@@ -8,6 +8,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import pandas
 import pytest
 import yaml
 
@@ -20,6 +21,14 @@ TRICKY = ["plain", "a,b", 'say "hi"', "two\nlines", " edges ", "a;b", "ünï", "
 @pytest.mark.parametrize("text", TRICKY)
 def test_text_comes_back_as_it_was(text: str) -> None:
     assert next(csv.reader(io.StringIO(f"{cell(text)},x\n", newline=""))) == [text, "x"]
+
+
+def test_pandas_reads_classes_whose_names_mean_nothing_to_it_as_the_docs_say(tmp_path: Path) -> None:
+    names = ["None", "NA", "nan", "null"]
+    write_table(tmp_path / "t.csv", ["class", "prob"], [[name, 0.5] for name in names])
+    assert pandas.read_csv(tmp_path / "t.csv")["class"].isna().all()
+    read = pandas.read_csv(tmp_path / "t.csv", keep_default_na=False)
+    assert (read["class"].tolist(), read["prob"].tolist()) == (names, [0.5] * 4)
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "＝1", "-", "--1"])
