@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from crowdlayer.learning.experiment import Images, Outcome
 from crowdlayer.learning.inference import Predictions, infer
 from crowdlayer.learning.progress import Best, History
 from crowdlayer.report import html as report
+from crowdlayer.report.pictures import write_pictures
 from crowdlayer.report.view import MOST_WORKERS, view
 from crowdlayer.settings import load_settings
 from tests.conftest import QUICK, ROOT
@@ -146,6 +148,15 @@ def test_the_pictures_are_pictures(beside: Path) -> None:
             with Image.open(beside / name) as picture:
                 assert min(picture.size) > 100
                 assert len(picture.convert("RGB").getcolors(10**7) or []) > 20
+
+
+def test_a_class_whose_letters_the_pictures_lack_is_its_number_there(tmp_path: Path) -> None:
+    dataset, outcome, images = made_up(simulate(0, n_classes=3, n_tasks=200, n_workers=10, per_task=2))
+    for folder, classes in (("named", ["cat", "Bär", "猫"]), ("numbered", ["cat", "#1", "#2"])):
+        (tmp_path / folder).mkdir()
+        names = write_pictures(tmp_path / folder, replace(dataset, classes=classes), outcome, images)
+    for name in names:
+        assert (tmp_path / "named" / name).read_bytes() == (tmp_path / "numbered" / name).read_bytes()
 
 
 def test_the_model_card_is_markdown_that_no_name_breaks(beside: Path, results: dict[str, Any]) -> None:

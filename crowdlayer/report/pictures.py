@@ -28,7 +28,7 @@ MOST_CLASSES = 200
 
 def write_pictures(folder: Path, dataset: Dataset, outcome: Outcome, images: Images) -> list[str]:
     """Write all pictures into `folder`; returns their names."""
-    history, classes = outcome.history, dataset.classes
+    history, classes = outcome.history, legible(dataset.classes)
     drawn = [charts.curves("loss", {"train": history.train_loss, "val": history.val_loss}, outcome.best.epoch, "loss")]
     if any(value is not None for value in history.val_accuracy):
         drawn.append(charts.curves("accuracy", {"val accuracy": history.val_accuracy}, outcome.best.epoch, "%"))
@@ -59,6 +59,14 @@ def _titled(drawing: Drawing, split: str, normalised: bool) -> Drawing:
     drawing.add(Text(8, drawing.height + 8, f"{split}/, {what}"))
     drawing.height += 20
     return drawing
+
+
+def legible(names: Sequence[str]) -> list[str]:
+    """The names as a picture can show them: one with a letter that its font lacks is its number, `#2`, from 0."""
+    font = ImageFont.load_default(13)
+    box = bytes(font.getmask("\uffff"))  # no letter, and what all look like that are not there
+    missing = {letter for letter in set("".join(names)) if bytes(font.getmask(letter)) == box}
+    return [name if missing.isdisjoint(name) else f"#{number}" for number, name in enumerate(names)]
 
 
 def sheet(images: Decoded, labels: Tensor, classes: Sequence[str]) -> Image.Image:
