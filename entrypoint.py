@@ -7,10 +7,14 @@ import signal
 if __name__ == "__main__":  # kept until they are listened to; PID 1 would lose them, others would die of them
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1))
 
+import io
+import logging
 import os
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
 from crowdlayer.errors import (
     CrowdlayerError,
@@ -22,6 +26,8 @@ from crowdlayer.errors import (
 )
 from crowdlayer.machine import interruption
 from crowdlayer.machine.memory import enough_to_start
+
+log = logging.getLogger("crowdlayer")
 
 TERMINATION_LOG = Path("/dev/termination-log")
 
@@ -50,11 +56,11 @@ def main(arguments: list[str]) -> int:
         match arguments:
             case ["--help"] | ["-h"]:
                 signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # for `--help | head`
-                print(usage())
+                say(usage(), sys.stdout)
             case ["--version"]:
                 from crowdlayer import __version__
 
-                print(__version__)
+                say(__version__, sys.stdout)
             case [] | ["--check"] | ["--dry-run"] | ["predict"]:
                 from crowdlayer import logs
                 from crowdlayer.settings import load_settings
@@ -78,7 +84,7 @@ def main(arguments: list[str]) -> int:
                     case _:
                         location = job.train(settings)
                 if location:  # the first process and node have one
-                    print(location, flush=True)
+                    say(location, sys.stdout)
             case _:
                 known = "predict, --check, --dry-run, --help, --version or none"
                 raise SettingsError(f"arguments: must be {known}, got {' '.join(arguments)}")
@@ -88,23 +94,31 @@ def main(arguments: list[str]) -> int:
     except MemoryError as error:
         return failed(f"out of memory: {one_line(str(error))}", DeviceMemoryError.exit_code)
     except BaseException as error:  # the one place that sees everything, to give it its exit code
-        print(without_secrets(traceback.format_exc()), file=sys.stderr, end="")
+        say(without_secrets(traceback.format_exc()).rstrip("\n"), sys.stderr)
         return failed(f"a fault of the program: {type(error).__name__}: {one_line(str(error))}", 70)
 
 
 def failed(line: str, code: int) -> int:
-    """Say why, as the last line of standard error and where Kubernetes looks for it."""
-    line = without_secrets(f"crowdlayer: {line}")
-    print(line, file=sys.stderr, flush=True)
+    """Say why, where Kubernetes looks for it and as the last line of standard error."""
+    last = without_secrets(f"crowdlayer: {line}")
     if TERMINATION_LOG.is_file():
-        try:
-            TERMINATION_LOG.write_bytes(line.encode()[:4096])  # of more, Kubernetes would show the end
-        except OSError:
-            pass  # a read-only one is not worth another failure
+        with suppress(OSError):  # a read-only one is not worth another failure
+            TERMINATION_LOG.write_bytes(last.encode()[:4096])  # of more, Kubernetes would show the end
+    if log.hasHandlers():  # the log has started
+        log.error(line, extra={"exit_code": code})
+    say(last, sys.stderr)
     return code
 
 
+def say(text: str, stream: TextIO) -> None:
+    """Print it, if anybody reads it still: neither what has been done nor the exit code depends on that."""
+    with suppress(OSError, ValueError):
+        print(text, file=stream, flush=True)
+
+
 if __name__ == "__main__":
-    code = main(sys.argv[1:])
-    sys.stdout.flush()
-    os._exit(code)  # neither threads that wait for a store nor torch's teardown may keep a job that has ended
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a location has any characters, and those bytes that are none
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+    os._exit(
+        main(sys.argv[1:])
+    )  # neither threads that wait for a store nor torch's teardown may keep a job that has ended

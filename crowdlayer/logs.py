@@ -59,6 +59,7 @@ def start(log_format: Literal["text", "json"]) -> None:
         )
     else:
         handler.setFormatter(LineFormatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
+        handler.addFilter(lambda record: not hasattr(record, "exit_code"))  # the job's last line says it to people
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("crowdlayer").setLevel(logging.INFO)
     logging.captureWarnings(True)

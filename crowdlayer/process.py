@@ -9,6 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from .errors import CrowdlayerError, DeviceMemoryError, InterruptedRunError, one_line
@@ -41,8 +42,9 @@ def _code(folder: Path, launch: Launch, leave: Callable[[str, int], int]) -> int
     except MemoryError as error:
         words = LastWords(f"out of memory: {one_line(str(error))}", DeviceMemoryError.exit_code)
     except BaseException as error:  # the one place that sees everything, to give it its exit code
-        traceback.print_exc()
         words = LastWords(f"a fault of the program: {type(error).__name__}: {one_line(str(error))}", 70)
+        with suppress(OSError, ValueError):  # standard error's reader may be gone
+            traceback.print_exc()
     words.write(folder, _peers(launch).rank)
     logging.shutdown()
     return words.code

@@ -192,13 +192,41 @@ def test_kubernetes_finds_the_last_line_in_the_termination_log(
     assert not log.exists()
 
 
+@contextmanager
+def without_a_reader() -> Iterator[int]:
+    """A pipe whose other end is closed, as `… 2>&1 | tee log` leaves it on Ctrl-C."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    yield writer
+    os.close(writer)
+
+
+@pytest.mark.usefixtures("_as_it_was")
+def test_who_reads_the_logs_may_be_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "termination-log"
+    log.touch()
+    monkeypatch.setattr(entrypoint, "TERMINATION_LOG", log)
+    with without_a_reader() as pipe:
+        monkeypatch.setattr(sys, "stderr", os.fdopen(pipe, "w", closefd=False))
+        assert entrypoint.main(["--chek"]) == 78
+    assert "arguments: must be" in log.read_text()
+
+    program = [sys.executable, str(ROOT / "entrypoint.py")]
+    with without_a_reader() as pipe:
+        assert subprocess.run([*program, "--chek"], stderr=pipe).returncode == 78
+        done = subprocess.run([*program, "--version"], stdout=pipe, stderr=subprocess.PIPE)
+        assert (done.returncode, done.stderr) == (0, b"")
+
+
 # --- 0 ---------------------------------------------------------------------------------------------------------------
 
 
 def test_a_run_says_where_its_results_are_and_a_second_one_has_nothing_to_do(
-    shapes: Path, tmp_path: Path, tmpdir_of_job: Path
+    shapes: Path, tmp_path: Path, tmpdir_of_job: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "out"
+    """In any characters, wherever a log is said to take ASCII alone."""
+    out = tmp_path / "résultats"
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
 
     first = quick_job(TASKS=str(shapes), OUTPUT=str(out), VERBOSE="false")
 
@@ -321,7 +349,10 @@ def test_75_a_signal_stops_the_training(
         done, seconds = job.signalled(number)
 
     assert_failed(done, 75, number.name)
-    assert all(json.loads(line)["message"] for line in done.stderr.splitlines()[:-1])
+    records = [json.loads(line) for line in done.stderr.splitlines()[:-1]]
+    assert all(record["message"] for record in records)
+    assert records[-1]["exit_code"] == 75
+    assert done.last_line == f"crowdlayer: {records[-1]['message']}"
     assert seconds < GRACE / 2
     assert left_in(tmpdir_of_job) == []
     assert not (out / "results" / "crowdlayer.json").exists()
