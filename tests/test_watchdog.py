@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 
 from tests.conftest import ROOT
 
@@ -54,6 +55,26 @@ with interruption.deferred():
 """)
     assert done.returncode == 75
     assert done.stdout == "SIGTERM: the run was interrupted, and did not stop within GRACE=0.5 seconds\n"
+
+
+def test_the_grace_is_the_end_though_nobody_reads_the_last_line() -> None:
+    """A collector that has stalled leaves a pipe that is full."""
+    started = time.monotonic()
+    done = run("""
+import os, signal
+reader, writer = os.pipe()
+os.set_blocking(writer, False)
+try:
+    while os.write(writer, b"x" * 4096): pass
+except BlockingIOError: os.set_blocking(writer, True)
+os.dup2(writer, 1)
+interruption.set_grace(0.2)
+with interruption.deferred():
+    os.kill(os.getpid(), signal.SIGTERM)
+    while True: os.write(writer, b"x")
+""")
+    assert done.returncode == 75
+    assert time.monotonic() - started < 60
 
 
 def test_outside_training_a_signal_is_an_exception_and_later_ones_are_nothing() -> None:
