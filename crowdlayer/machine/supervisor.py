@@ -71,7 +71,8 @@ def supervise(module: str, folder: Path, n: int, launch: Launch, port: int, time
     }
     shared.setdefault("OMP_NUM_THREADS", str(max(cpus() // n, 1)))
     with interruption.deferred():
-        gang = _Gang([sys.executable, "-c", program, str(folder)], n, launch.node * n, shared, folder, timeout)
+        command = [sys.executable, "-P", "-c", program, str(folder)]  # -P: no modules of the current folder's
+        gang = _Gang(command, n, launch.node * n, shared, folder, timeout)
         try:
             gang.wait()
         finally:
