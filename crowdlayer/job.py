@@ -86,8 +86,9 @@ def dry_run(settings: Settings) -> None:
         cache = start.folder  # not that of a run's images
         plan = Plan(one, few, synced.root, synced.digests, inputs.weights, cache, spool, Found().parts)
         trained = _train(start, plan, plan.images())
-        if trained is not None:
-            log.info("dry run passed: a step on %s", ", ".join(trained.devices))
+        with start.lead.publishing():
+            if trained is not None:
+                log.info("dry run passed: a step on %s", ", ".join(trained.devices))
 
 
 @contextmanager
@@ -140,8 +141,9 @@ def _train_and_publish(start: Start, inputs: Inputs, identity: Identity, checkpo
         with start.phases("decode"):
             decoded = plan.images()
         trained = _train(start, plan, decoded)
-        if publishes and trained is not None:
-            _publish(start, trained, decoded[1], checkpoints.output, identity)
+        with start.lead.publishing():
+            if publishes and trained is not None:
+                _publish(start, trained, decoded[1], checkpoints.output, identity)
 
 
 @contextmanager
@@ -187,6 +189,7 @@ def _follow(settings: Settings, launch: Launch) -> None:
         meeting.part(launch.peers.world, host=False)
     else:
         train_together(take(Path(folder) / PLAN, Plan), Phases(), meeting, launch, launch.peers)
+        meeting.published(launch.peers.world)
 
 
 def _nothing_to_do(start: Start) -> None:

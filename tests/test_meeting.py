@@ -132,6 +132,66 @@ def test_who_has_the_store_goes_last() -> None:
     assert not leaving.is_alive()
 
 
+FIRST = """
+import sys, time
+from crowdlayer.machine.launch import Launch
+from crowdlayer.machine.meeting import Lead
+with Lead(Launch("kubernetes", 2, 0, port=int(sys.argv[1])), 300) as lead:
+    lead.ready()
+    with lead.publishing():
+        print("publishes", flush=True)
+        time.sleep(300)
+"""
+
+
+def two_nodes(port: int, timeout: float) -> list[Lead]:
+    return [Lead(Launch("kubernetes", 2, node, port=port), timeout) for node in range(2)]
+
+
+def test_the_others_stay_until_the_first_has_published() -> None:
+    """Twice the time-out, here."""
+    ended: list[str] = []
+    first, other = two_nodes(free_port(), 2.0)
+
+    def stay() -> None:
+        with other, other.publishing():
+            pass
+        ended.append("other")
+
+    thread = threading.Thread(target=stay)
+    with first:
+        first.ready()
+        thread.start()
+        with first.publishing():
+            time.sleep(4.0)
+            ended.append("published")
+    ended.append("first")
+    thread.join(LONG)
+    assert ended[0] == "published"
+    assert sorted(ended[1:]) == ["first", "other"]
+
+
+def test_a_first_that_is_lost_while_it_publishes_is_missed(started: list[subprocess.Popen[str]]) -> None:
+    port = free_port()
+    started.append(
+        subprocess.Popen([sys.executable, "-c", FIRST, str(port)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    )
+    wait_for(started[0], "publishes")
+    _, other = two_nodes(port, LONG)
+    killing = threading.Timer(0.5, started[0].kill)
+    killing.start()
+    with pytest.raises(PeerError, match="gone or silent"), other, other.publishing():
+        pass
+    killing.join()
+
+
+def test_who_has_published_does_not_fail_for_a_node_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crowdlayer.machine.meeting.PARTING", 0.3)
+    first, _ = two_nodes(free_port(), LONG)
+    with first, first.publishing():
+        pass
+
+
 def test_another_attempt_of_a_launcher_hears_nothing_of_the_one_before(tmp_path: Path) -> None:
     port = free_port()
     store = Meeting.host(Launch(port=port), LONG)

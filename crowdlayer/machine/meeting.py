@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from types import TracebackType
 from typing import TypeVar
@@ -29,6 +29,9 @@ LOOK = 0.1
 """Seconds between two looks."""
 BEAT = 1.0
 """Seconds between two signs of life."""
+PARTING = 10.0
+"""Seconds that who has the store stays at the end for those who have only to hear that it is the end."""
+PUBLISHED = "published"
 
 
 @contextmanager
@@ -124,39 +127,54 @@ class Meeting:
                 f"{'another process' if heard is None else heard.name}: the run was interrupted before it began"
             )
 
-    def part(self, count: int, host: bool) -> None:
+    def part(self, count: int, host: bool, within: float | None = None) -> None:
         """Leave; who has the store goes last of `count`."""
         with lost_peers():
             self.store.add("gone", 1)
         if host:
-            self._wait(lambda: True if self.store.add("gone", 0) == count else None, f"{count} processes to leave")
+            what = f"{count} processes to leave"
+            self._wait(lambda: True if self.store.add("gone", 0) == count else None, what, within)
 
-    def _wait(self, look: Callable[[], T | None], what: str) -> T:
-        signs, since = 0, time.monotonic()
+    def published(self, count: int) -> None:
+        """Stay until the run's first of `count` has put the results: should it fail, all are needed once more.
+
+        Raises:
+            PeerError: it is gone, or silent.
+        """
+        self.told(PUBLISHED)
+        self.part(count, host=False)
+
+    def _wait(self, look: Callable[[], T | None], what: str, timeout: float | None = None) -> T:
+        signs, since, longest = 0, time.monotonic(), self.timeout if timeout is None else timeout
         with lost_peers():
             while (found := look()) is None:
                 if (seen := self.store.add("signs", 0)) != signs:
                     signs, since = seen, time.monotonic()
-                elif time.monotonic() - since > self.timeout:
-                    raise PeerError(f"{what}: must be there within TIMEOUT={self.timeout:g} s of the last sign of life")
+                elif time.monotonic() - since > longest:
+                    raise PeerError(f"{what}: must be there within TIMEOUT={longest:g} s of the last sign of life")
                 time.sleep(LOOK)
         return found
 
 
 class Lead:
-    """A node's first process: until it is `ready` with the node's data, it gives signs of life to all who wait."""
+    """A node's first process: until it is `ready` with the node's data, it gives signs of life to all who wait.
+
+    So does the run's first while it publishes, and the others stay until it has.
+    """
 
     def __init__(self, launch: Launch, timeout: float) -> None:
         self._launch = launch
         self._timeout = timeout
+        self._count = launch.n_nodes if launch.peers is None else launch.peers.world
+        self._among_others = launch.n_nodes > 1 or launch.peers is not None
         self._over = threading.Event()
         self._meeting: Meeting | None = None
 
     def __enter__(self) -> Lead:
-        if self._launch.n_nodes > 1 or self._launch.peers is not None:
+        if self._among_others:
             if hosts_the_store(self._launch):
                 self._meeting = Meeting.host(self._launch, self._timeout)
-            threading.Thread(target=self._give_signs, name="signs of life", daemon=True).start()
+            self._begin_signs()
         return self
 
     def __exit__(
@@ -171,14 +189,41 @@ class Lead:
             PeerError: the first is not there.
         """
         self._over.set()
-        if self._meeting is None and hosts_the_store(self._launch):
-            return Meeting.host(self._launch, self._timeout)
-        return self._meeting or Meeting.join(self._launch, self._timeout)
+        if self._meeting is None:
+            come = Meeting.host if hosts_the_store(self._launch) else Meeting.join
+            self._meeting = come(self._launch, self._timeout)
+        return self._meeting
 
-    def _give_signs(self) -> None:
+    @contextmanager
+    def publishing(self) -> Iterator[None]:
+        """What is inside is the end of the run, which its first process puts; the others stay until it has.
+
+        Raises:
+            PeerError: the first is gone, or silent.
+        """
+        if not self._among_others:
+            yield
+            return
+        meeting = self.ready()
+        if not self._launch.publishes:
+            yield
+            meeting.published(self._count)
+            return
+        self._begin_signs()
+        yield
+        self._over.set()
+        with suppress(PeerError):  # all is put: who is gone will find it done
+            meeting.tell(PUBLISHED, "")
+            meeting.part(self._count, hosts_the_store(self._launch), PARTING)
+
+    def _begin_signs(self) -> None:
+        self._over = threading.Event()
+        threading.Thread(target=self._give_signs, args=(self._over,), name="signs of life", daemon=True).start()
+
+    def _give_signs(self, over: threading.Event) -> None:
         meeting = self._meeting
         try:
-            while not self._over.wait(BEAT):
+            while not over.wait(BEAT):
                 if meeting is None and _answers(self._launch.address, self._launch.port or 0):
                     meeting = Meeting.join(self._launch, self._timeout)
                 if meeting is not None:
