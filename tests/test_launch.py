@@ -19,6 +19,7 @@ TORCHRUN = {
     "MASTER_PORT": "29400",
     "TORCHELASTIC_USE_AGENT_STORE": "True",
 }
+KUBEFLOW = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "train-master-0", "MASTER_PORT": "23456"}
 BATCH_MAIN = {
     "AWS_BATCH_JOB_NUM_NODES": "3",
     "AWS_BATCH_JOB_NODE_INDEX": "1",
@@ -60,19 +61,31 @@ SLURM_PER_GPU = SLURM | {
         (TORCHRUN, Launch("torchrun", 2, 1, "node-0", 29400, Peers(3, 4, 1, 2))),
         (TORCHRUN | {"NNODES": "2", "NODE_RANK": "1"}, Launch("torchrun", 2, 1, "node-0", 29400, Peers(3, 4, 1, 2))),
         (
+            TORCHRUN | {"TORCHELASTIC_RUN_ID": "a"},
+            Launch("torchrun", 2, 1, "node-0", 29400, Peers(3, 4, 1, 2), run="a"),
+        ),
+        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, Launch("torchrun", port=29500, peers=Peers(0, 1, 0, 1))),
+        (KUBEFLOW, Launch("explicit", 2, 1, "train-master-0", 23456)),
+        (KUBEFLOW | {"WORLD_SIZE": "1", "RANK": "0"}, Launch()),
+        (
             {"NNODES": "4", "JOB_COMPLETION_INDEX": "2", "MASTER_ADDR": "train-0.train"},
             Launch("kubernetes", 4, 2, "train-0.train", 29500),
         ),
         ({"JOB_COMPLETION_INDEX": "2"}, Launch()),  # an array: every pod a run of its own
         (BATCH_MAIN, Launch("aws-batch", 3, 0, "127.0.0.1", 29500)),
         (BATCH_CHILD, Launch("aws-batch", 3, 2, "10.0.0.7", 29500)),
-        (SLURM, Launch("slurm", 2, 1, "gpu07", 21234)),
-        (SLURM | {"MASTER_ADDR": "b", "MASTER_PORT": "5000"}, Launch("slurm", 2, 1, "b", 5000)),
-        (SLURM_PER_GPU, Launch("slurm", 2, 1, "gpu07", 21234, Peers(6, 8, 2, 4))),
+        (SLURM, Launch("slurm", 2, 1, "gpu07", 21234, run="slurm-1234.0")),
+        (SLURM | {"SLURM_STEP_ID": "3"}, Launch("slurm", 2, 1, "gpu07", 24261, run="slurm-1234.3")),
+        (SLURM | {"SLURM_NTASKS": "2"}, Launch("slurm", 2, 1, "gpu07", 21234, run="slurm-1234.0")),
+        (
+            SLURM | {"MASTER_ADDR": "b", "MASTER_PORT": "5000"},
+            Launch("slurm", 2, 1, "b", 5000, run="slurm-1234.0"),
+        ),
+        (SLURM_PER_GPU, Launch("slurm", 2, 1, "gpu07", 21234, Peers(6, 8, 2, 4), run="slurm-1234.0")),
         ({"SLURM_JOB_ID": "7", "SLURM_NNODES": "1"}, Launch("slurm")),  # a batch script without srun
         (
             SLURM | {"SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NUM_TASKS": "1", "SLURM_NODEID": "0"},
-            Launch("slurm", 1, 0, "gpu07"),
+            Launch("slurm", 1, 0, "gpu07", run="slurm-1234.0"),
         ),
     ],
 )
@@ -104,9 +117,13 @@ def test_the_first_pod_is_found_by_the_name_of_this_one(monkeypatch: pytest.Monk
         ),
         (TORCHRUN | {"NNODES": "3"}, "NNODES: must agree with WORLD_SIZE=4 and LOCAL_WORLD_SIZE=2, got 3"),
         (TORCHRUN | {"MASTER_ADDR": ""}, "MASTER_ADDR: must be set beside RANK and WORLD_SIZE"),
+        (TORCHRUN | {"LOCAL_WORLD_SIZE": ""}, "LOCAL_WORLD_SIZE: must be set"),
+        (KUBEFLOW | {"MASTER_ADDR": ""}, "MASTER_ADDR: must be set beside RANK and WORLD_SIZE"),
+        (KUBEFLOW | {"RANK": "2"}, "explicit: node 2 must be one of 0 … 1"),
         (TORCHRUN | {"RANK": "4"}, "must be one of its world"),
         (BATCH_CHILD | {"AWS_BATCH_JOB_MAIN_NODE_PRIVATE_IPV4_ADDRESS": ""}, "IPV4_ADDRESS: must be set"),
         ({"SLURM_JOB_ID": "7", "SLURM_NNODES": "2"}, "SLURM_NNODES: 2 nodes need srun"),
+        (SLURM | {"SLURM_NTASKS": "1"}, "SLURM_STEP_NUM_TASKS: must be SLURM_NTASKS=1 in a step of srun, got 2"),
         (SLURM | {"SLURM_STEP_NUM_TASKS": "3", "SLURM_STEP_TASKS_PER_NODE": "2,1"}, "must be as many on each"),
     ],
 )

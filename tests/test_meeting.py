@@ -199,3 +199,11 @@ def test_another_attempt_of_a_launcher_hears_nothing_of_the_one_before(tmp_path:
     again = Meeting.join(Launch(port=port, attempt=1), 0.3)
     with pytest.raises(PeerError):
         again.told("plan")
+
+
+def test_a_run_hears_nothing_of_another_at_its_port() -> None:
+    port = free_port()
+    store = Meeting.host(Launch(port=port, run="slurm-7.0"), LONG)
+    store.tell("plan", "another's")
+    with pytest.raises(PeerError):
+        Meeting.join(Launch(port=port, run="slurm-7.1"), 0.3).told("plan")

@@ -8,6 +8,8 @@ The platforms in the order in which they are asked, and what is theirs:
                  is made from this pod's host name, which a headless Service and `subdomain` give a domain
     aws-batch    AWS_BATCH_JOB_NUM_NODES …; the main node is not told its own address
     slurm        a step's variables: one task per node, or one per GPU, which are the processes then
+    explicit     RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT without LOCAL_RANK: Kubeflow's PyTorchJob and Volcano start
+                 one process in each pod
 """
 
 from __future__ import annotations
@@ -50,6 +52,8 @@ class Launch:
     peers: Peers | None = None
     attempt: int = 0
     """Of a launcher that starts the processes again, and keeps the store at which they meet."""
+    run: str = ""
+    """What the launcher calls the run: another may be on the same machines."""
 
     def __str__(self) -> str:
         where = f"node {self.node} of {self.n_nodes}" if self.n_nodes > 1 else "one node"
@@ -83,6 +87,8 @@ def recognise(variables: Mapping[str, str] = os.environ) -> Launch:
         launch = _aws_batch(env)
     elif env.any("SLURM_JOB_ID"):
         launch = _slurm(env)
+    elif env.all("RANK", "WORLD_SIZE") and env.number("WORLD_SIZE") > 1:
+        launch = _one_per_node(env)
     else:
         launch = Launch()
     if not 0 <= launch.node < launch.n_nodes:
@@ -153,23 +159,30 @@ class _Variables:
 
 
 def _torchrun(env: _Variables) -> Launch:
-    peers = Peers(
-        env.number("RANK"),
-        env.number("WORLD_SIZE"),
-        env.number("LOCAL_RANK"),
-        env.number("LOCAL_WORLD_SIZE", env.number("WORLD_SIZE")),
-    )
+    world = env.number("WORLD_SIZE")
+    local_world = env.number("LOCAL_WORLD_SIZE", 1 if world == 1 else None)
+    peers = Peers(env.number("RANK"), world, env.number("LOCAL_RANK"), local_world)
     n_nodes = max(peers.world // max(peers.local_world, 1), 1)
     if env.any("NNODES") and env.number("NNODES") != n_nodes:
         raise SettingsError(
             f"NNODES: must agree with WORLD_SIZE={peers.world} and LOCAL_WORLD_SIZE={peers.local_world}, "
             f"got {env.number('NNODES')}"
         )
-    if peers.world > 1 and not env.any("MASTER_ADDR"):
-        raise SettingsError("MASTER_ADDR: must be set beside RANK and WORLD_SIZE")
     node = env.number("GROUP_RANK", peers.rank // max(peers.local_world, 1))
     attempt = env.number("TORCHELASTIC_RESTART_COUNT", 0)
-    return Launch("torchrun", n_nodes, node, env.text("MASTER_ADDR", "127.0.0.1"), env.port(), peers, attempt)
+    run = env.text("TORCHELASTIC_RUN_ID")
+    return Launch("torchrun", n_nodes, node, _master(env, peers.world), env.port(), peers, attempt, run)
+
+
+def _one_per_node(env: _Variables) -> Launch:
+    world = env.number("WORLD_SIZE")
+    return Launch("explicit", world, env.number("RANK"), _master(env, world), env.port())
+
+
+def _master(env: _Variables, world: int) -> str:
+    if world > 1 and not env.any("MASTER_ADDR"):
+        raise SettingsError("MASTER_ADDR: must be set beside RANK and WORLD_SIZE")
+    return env.text("MASTER_ADDR", "127.0.0.1")
 
 
 def _explicit(env: _Variables) -> Launch:
@@ -212,12 +225,21 @@ def _slurm(env: _Variables) -> Launch:
             raise SettingsError(f"SLURM_NNODES: {n_nodes} nodes need srun, which starts the job on each")
         return Launch("slurm")
     tasks, n_nodes = env.number("SLURM_STEP_NUM_TASKS"), env.number("SLURM_STEP_NUM_NODES", 1)
+    if env.number("SLURM_NTASKS", tasks) != tasks:
+        raise SettingsError(
+            f"SLURM_STEP_NUM_TASKS: must be SLURM_NTASKS={env.number('SLURM_NTASKS')} in a step of srun, got {tasks}; "
+            "left over from another step it must be unset"
+        )
     node = env.number("SLURM_NODEID", 0)
     hosts = env.text("SLURM_STEP_NODELIST") or env.text("SLURM_JOB_NODELIST")
     address = env.text("MASTER_ADDR") or _first_host(hosts) or "127.0.0.1"
-    port = env.port(20000 + env.number("SLURM_JOB_ID") % 20000)  # nodes may be shared between jobs
+    job, step = env.number("SLURM_JOB_ID"), env.number("SLURM_STEP_ID", 0)
+    port = env.port(
+        20000 + (job + 1009 * step) % 20000
+    )  # jobs may share nodes, and a job's steps run beside each other
+    run = f"slurm-{job}.{step}"
     if tasks == n_nodes:
-        return Launch("slurm", n_nodes, node, address, port if n_nodes > 1 else None)
+        return Launch("slurm", n_nodes, node, address, port if n_nodes > 1 else None, run=run)
     per_node = _tasks_per_node(env.text("SLURM_STEP_TASKS_PER_NODE"))
     if node >= len(per_node) or sum(per_node) != tasks or len(set(per_node)) > 1:
         raise SettingsError(
@@ -225,7 +247,7 @@ def _slurm(env: _Variables) -> Launch:
             f"got {env.text('SLURM_STEP_TASKS_PER_NODE')!r}"
         )
     peers = Peers(env.number("SLURM_PROCID"), tasks, env.number("SLURM_LOCALID"), per_node[node])
-    return Launch("slurm", n_nodes, node, address, port, peers)
+    return Launch("slurm", n_nodes, node, address, port, peers, run=run)
 
 
 def _first_host(hosts: str) -> str:

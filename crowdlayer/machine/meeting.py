@@ -56,10 +56,10 @@ def lost_peers() -> Iterator[None]:
 class Meeting:
     """The store, as one process sees it."""
 
-    def __init__(self, store: TCPStore, timeout: float, attempt: int = 0) -> None:
-        """`attempt`: of a launcher that starts the processes again, and keeps the store."""
+    def __init__(self, store: TCPStore, timeout: float, launch: Launch) -> None:
+        """What other runs say there, and another attempt of this one, is not heard."""
         self.port: int = store.port
-        self.store: Store = PrefixStore(f"crowdlayer/{attempt}", store)
+        self.store: Store = PrefixStore(f"crowdlayer/{launch.run}/{launch.attempt}", store)
         self.timeout = timeout
 
     @classmethod
@@ -69,7 +69,7 @@ class Meeting:
         Raises:
             PeerError: the port is not free.
         """
-        return cls(_store("127.0.0.1", launch.port or 0, timeout, host=True), timeout, launch.attempt)
+        return cls(_store("127.0.0.1", launch.port or 0, timeout, host=True), timeout, launch)
 
     @classmethod
     def join(cls, launch: Launch, timeout: float) -> Meeting:
@@ -84,7 +84,7 @@ class Meeting:
             if time.monotonic() > deadline:
                 raise PeerError(f"{address}:{port}: the run's first process must answer within TIMEOUT={timeout:g} s")
             time.sleep(LOOK)
-        return cls(_store(address, port, timeout), timeout, launch.attempt)
+        return cls(_store(address, port, timeout), timeout, launch)
 
     def sign(self) -> None:
         """Give a sign of life to those who wait."""

@@ -68,6 +68,7 @@ def supervise(module: str, folder: Path, n: int, launch: Launch, port: int, time
         "MASTER_PORT": str(port),
         "WORLD_SIZE": str(launch.n_nodes * n),
         "LOCAL_WORLD_SIZE": str(n),
+        "TORCHELASTIC_RUN_ID": launch.run,
     }
     shared.setdefault("OMP_NUM_THREADS", str(max(cpus() // n, 1)))
     with interruption.deferred():
