@@ -29,6 +29,7 @@ from .learning.trainer import EVALUATION_BATCHES, Trainer, Watch
 from .logs import duration
 from .machine.launch import Launch, recognise
 from .report.results import done_before
+from .run_folder import workdir_of
 from .settings import Settings
 from .storage.files import disk_errors
 from .storage.places import place
@@ -107,7 +108,7 @@ def check(settings: Settings) -> None:
     table.ok("settings", f"{len(named)} set ({', '.join(name.upper() for name in named)}), the others as they are")
     launch = table.attempt("nodes", lambda: _nodes(table, settings))
     table.attempt("model", lambda: _model(table, settings))
-    with working_folder(settings.workdir) as workdir:
+    with working_folder(workdir_of(settings.workdir, launch or Launch())) as workdir:
         table.attempt("output", lambda: _output(table, settings, workdir))
         phases = Phases()
         inputs = table.attempt("data set", lambda: _inputs(table, settings, workdir, phases))

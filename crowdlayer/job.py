@@ -16,12 +16,12 @@ from .learning.checkpoint import Checkpoints, Found
 from .learning.experiment import Images, Phases
 from .learning.spool import Identity, Spool
 from .learning.uploads import Uploads
-from .machine.launch import Launch, recognise
+from .machine.launch import Launch, array_index, recognise
 from .machine.meeting import Lead, Meeting
 from .machine.supervisor import supervise
 from .report.publishing import publish
 from .report.results import Finished, Provenance, done_before, headline, results_name
-from .run_folder import DRY_RUN, RUN, SPOOL, STAGED, kept, put_kept, run_folder
+from .run_folder import DRY_RUN, RUN, SPOOL, STAGED, kept, put_kept, run_folder, workdir_of
 from .settings import Settings
 from .storage.files import disk_errors
 from .storage.handover import hand, take
@@ -61,6 +61,9 @@ def train(settings: Settings) -> str:
         return ""
     if settings.sweep_index is not None and settings.sweep:
         log.info("entry %d of %d of SWEEP: %s", settings.sweep_index, len(settings.sweep), settings.output_name)
+    if not settings.sweep and (element := array_index()) is not None and element[0] != "SLURM_ARRAY_TASK_ID":
+        name = settings.output_name  # in Slurm a script may have given each its own
+        log.warning("%s=%d without SWEEP: all elements of the array put OUTPUT_NAME=%s", *element, name)
     output = place(settings.output_location)
     must_be_there(settings.tasks)
     must_stay_apart(settings.tasks, {"OUTPUT": settings.output, "WORKDIR": settings.workdir}, belongs)
@@ -97,7 +100,7 @@ def _started(settings: Settings, launch: Launch, name: str) -> Iterator[Start]:
     check_possible(settings, settings.export)
     n_processes = processes_to_start(settings, launch)
     lead = Lead(launch, settings.timeout)
-    with lead, working_folder(settings.workdir) as workdir, run_folder(workdir, name) as folder:
+    with lead, working_folder(workdir_of(settings.workdir, launch)) as workdir, run_folder(workdir, name) as folder:
         yield Start(settings, launch, lead, n_processes, workdir, folder, Phases())
 
 
@@ -137,7 +140,8 @@ def _train_and_publish(start: Start, inputs: Inputs, identity: Identity, checkpo
     plan = Plan(
         settings, inputs.dataset, synced.root, synced.digests, inputs.weights, start.workdir, spool, found.parts
     )
-    with kept(start.folder, settings.workdir), _putting(spool, checkpoints if publishes else None, settings):
+    keep_in, put_to = workdir_of(settings.workdir, start.launch), checkpoints if publishes else None
+    with kept(start.folder, keep_in), _putting(spool, put_to, settings):
         with start.phases("decode"):
             decoded = plan.images()
         trained = _train(start, plan, decoded)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .learning.checkpoint import Checkpoints
 from .learning.spool import Identity
+from .machine.launch import Launch
 from .storage.durable import flush_disk
 from .storage.files import disk_errors
 
@@ -20,6 +21,11 @@ STAGED, SPOOL = "results", "checkpoints"
 """Folders of a run: what is to be put to the output, and its checkpoints."""
 RUN, DRY_RUN, KILLED, KEPT = "run", "dry-run", "-killed", "crowdlayer-kept-"
 """Folders of WORKDIR: this run's; how that of one that was killed ends, and those begin that could not put all."""
+
+
+def workdir_of(named: str | None, launch: Launch) -> str | None:
+    """WORKDIR on this node: of several, each has a folder in it, for it may be on a file system that they share."""
+    return named if named is None or launch.n_nodes == 1 else f"{named}/node-{launch.node}"
 
 
 @contextmanager

@@ -571,6 +571,25 @@ def test_a_working_folder_in_use_by_another_job_is_refused(shapes: Path, tmp_pat
     assert (tmp_path / "out" / RESULTS).is_file()
 
 
+@pytest.mark.parametrize(
+    ("variable", "warned"),
+    [("AWS_BATCH_JOB_ARRAY_INDEX", True), ("JOB_COMPLETION_INDEX", True), ("SLURM_ARRAY_TASK_ID", False)],
+)
+def test_elements_of_an_array_that_all_put_the_same_are_warned_about(
+    variable: str,
+    warned: bool,
+    tmp_path: Path,
+    train: Job,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv(variable, "3")
+    with pytest.raises(SettingsError):
+        train(TASKS=str(tmp_path / "nothing"))
+    said = f"{variable}=3 without SWEEP: all elements of the array put OUTPUT_NAME=crowdlayer"
+    assert (said in caplog.text) == warned
+
+
 def test_a_working_folder_that_is_a_file_is_told_without_a_traceback(shapes: Path, tmp_path: Path, train: Job) -> None:
     (tmp_path / "work").touch()
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from crowdlayer.errors import EndedError, StoreError
-from crowdlayer.run_folder import RUN, SPOOL, kept, run_folder
+from crowdlayer.machine.launch import Launch
+from crowdlayer.run_folder import RUN, SPOOL, kept, run_folder, workdir_of
+from crowdlayer.storage.workdir import working_folder
 
 
 def killed(workdir: Path, *files: str) -> None:
@@ -43,3 +45,11 @@ def test_whatever_ends_a_run_what_it_has_not_put_is_kept(error: Exception, tmp_p
         raise error
     (left,) = tmp_path.rglob("*.json")
     assert left.parent.parent.name.startswith("crowdlayer-kept-")
+
+
+def test_nodes_that_share_a_file_system_have_a_working_folder_each(tmp_path: Path) -> None:
+    first, second = (workdir_of(str(tmp_path), Launch("explicit", 2, node)) for node in range(2))
+    with working_folder(first), working_folder(second):
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["node-0", "node-1"]
+    assert workdir_of(str(tmp_path), Launch()) == str(tmp_path)
+    assert workdir_of(None, Launch("explicit", 2, 1)) is None

@@ -68,8 +68,9 @@ def _split(value: object) -> object:
 
 
 def _is_path(value: str) -> bool:
-    """Whether `value` is a path, and no URI: a folder named s3: would go with the container."""
-    return bool(value.strip()) and not re.match(r"s3:|\w+://", value, re.IGNORECASE) and not NO_TEXT.search(value)
+    """Whether `value` is a path, and no URI: a folder named s3: would go with the container, as one in quotes would."""
+    other = r"""[\s"']*(s3:|\w+://)|(["']).*\2$"""
+    return bool(value.strip()) and not re.match(other, value, re.IGNORECASE) and not NO_TEXT.search(value)
 
 
 def _file(value: str) -> str:
