@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import SettingsError
+from .network import interface_towards
 
 PORT = 29500
 """Of the first node, where nobody says otherwise; torch's own default."""
@@ -100,9 +101,18 @@ def recognise(variables: Mapping[str, str] = os.environ) -> Launch:
     return launch
 
 
+def announced(launch: Launch) -> dict[str, str]:
+    """What tells gloo by which interface the other nodes reach this one, unless the environment does."""
+    variable = "GLOO_SOCKET_IFNAME"
+    if launch.n_nodes == 1 or _Variables(os.environ).any(variable):
+        return {}
+    name = interface_towards(launch.address)
+    return {} if name is None else {variable: name}
+
+
 def as_torchrun(launch: Launch, peers: Peers) -> None:
     """Tell libraries that know torchrun's variables alone."""
-    os.environ |= {
+    os.environ |= announced(launch) | {
         "MASTER_ADDR": launch.address,
         "MASTER_PORT": str(launch.port or PORT),
         "RANK": str(peers.rank),

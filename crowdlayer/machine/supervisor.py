@@ -21,7 +21,7 @@ from ..errors import EndedError, InterruptedRunError, PeerError
 from . import interruption
 from .cpus import cpus
 from .last_words import LastWords
-from .launch import Launch
+from .launch import Launch, announced
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,8 @@ def supervise(module: str, folder: Path, n: int, launch: Launch, port: int, time
     """
     home = str(Path(__file__).resolve().parents[2])
     program = f"import sys; sys.path.insert(0, {home!r}); from crowdlayer.{module} import main; main()"
-    shared = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")} | {
+    shared = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    shared |= announced(launch) | {
         "MASTER_ADDR": launch.address if launch.node else "127.0.0.1",
         "MASTER_PORT": str(port),
         "WORLD_SIZE": str(launch.n_nodes * n),
