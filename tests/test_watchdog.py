@@ -44,6 +44,22 @@ print("done")
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
 
 
+def test_a_process_that_was_suspended_goes_on() -> None:
+    """As `docker pause` and `scontrol suspend` do it, for longer than it may go without progress."""
+    done = run("""
+import os, signal, subprocess, sys, time
+from crowdlayer.machine.watchdog import Watchdog
+again = f"import os, signal, time; time.sleep(3.5); os.kill({os.getpid()}, signal.SIGCONT)"
+with Watchdog(2.0).watching():
+    other = subprocess.Popen([sys.executable, "-c", again])
+    os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(1.0)
+other.wait()
+print("done")
+""")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
 def test_the_grace_is_the_end_whatever_a_process_does() -> None:
     done = run("""
 import os, signal, time

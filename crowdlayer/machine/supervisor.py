@@ -22,6 +22,7 @@ from . import interruption
 from .cpus import cpus
 from .last_words import LastWords
 from .launch import Launch, announced
+from .watchdog import overslept
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +123,10 @@ class _Gang:
             if interruption.nearly_over(RESERVE):
                 log.warning("%d processes have not stopped in time", len(self._alive))
                 return
+            asked = time.monotonic()
             time.sleep(POLL)
+            suspended = overslept(asked, POLL)  # they were too, perhaps
+            self._lives = {rank: (sign, seen + suspended) for rank, (sign, seen) in self._lives.items()}
 
     def _all_live(self) -> None:
         for rank in self._alive:

@@ -10,8 +10,13 @@ from contextlib import contextmanager
 
 from .interruption import leave
 
-LAST_RESORT = 60.0
-"""Seconds after which the interpreter's own timer ends a process whose every Python thread is held up."""
+LOOK = 1.0
+"""Seconds between two looks."""
+LAST_RESORT = 24 * 3600.0
+"""Seconds after which the interpreter's own timer ends a process whose every Python thread is held up.
+
+So many because it takes a process that was suspended, for a night perhaps, for such a one.
+"""
 
 
 class Watchdog:
@@ -43,7 +48,15 @@ class Watchdog:
         while (left := self._last + self._timeout - time.monotonic()) > 0:
             # Needs neither the lock of the interpreter nor this thread; put off as long as there is progress.
             faulthandler.dump_traceback_later(left + LAST_RESORT, exit=True)
-            if self._over.wait(min(left, LAST_RESORT)):
+            asked = time.monotonic()
+            if self._over.wait(min(left, LOOK)):
                 return
+            self._last += overslept(asked, min(left, LOOK))
         faulthandler.dump_traceback(all_threads=True)
         leave(f"a fault of the program: no progress for TIMEOUT={self._timeout:g} seconds, stacks above", 70)
+
+
+def overslept(since: float, asked: float) -> float:
+    """Seconds for which who has slept `since` then, and `asked` for so many, was suspended, as by `docker pause`."""
+    late = time.monotonic() - since - asked
+    return late if late > LOOK else 0.0
