@@ -19,6 +19,7 @@ import torch
 
 from tests.conftest import ROOT
 from tests.crowds import write_shapes
+from tests.servers import free_port
 
 SETTINGS = {
     "MODEL": "shufflenet_v2_x0_5",
@@ -42,6 +43,7 @@ class Job:
     n_epochs: int
     n_processes: int = 2
     timeout: int = 1800
+    variables: dict[str, str] = field(default_factory=dict)
     log: list[str] = field(default_factory=list)
     started: ClassVar[list[subprocess.Popen[str]]] = []
 
@@ -57,7 +59,7 @@ class Job:
         environment = dict(os.environ) | {f"CROWDLAYER_{name}": value for name, value in settings.items()}
         process = subprocess.Popen(
             [sys.executable, str(ROOT / "entrypoint.py")],
-            env=environment | {"OMP_NUM_THREADS": "1"},
+            env=environment | {"OMP_NUM_THREADS": "1"} | self.variables,
             cwd=self.data,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -233,6 +235,32 @@ def test_twenty_kills_at_random_moments_change_nothing(data: Path, tmp_path: Pat
             job = Job(data, tmp_path / f"out-{ends}", n_epochs)
     assert job.finish() == DONE, "\n".join(job.log)
     assert_same(job, whole)
+
+
+@pytest.mark.slow
+def test_a_node_is_there_again_when_the_first_could_not_publish(data: Path, tmp_path: Path) -> None:
+    """Two of an Indexed Job, which starts no index again that has ended with 0; they share a file system."""
+    address = {"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    first, other = (
+        Job(data, tmp_path / "out", n_epochs=2, n_processes=1, variables=address | {"JOB_COMPLETION_INDEX": index})
+        for index in "01"
+    )
+    publishing, staying = first.start(), other.start()
+    wait_for(publishing, "epoch 2/2", first)
+    while True:
+        try:
+            training_process(publishing, rank=0)
+        except (AssertionError, ProcessLookupError):
+            break
+        time.sleep(0.02)
+    publishing.send_signal(signal.SIGTERM)
+    assert first.ended(publishing) == INTERRUPTED, "\n".join(first.log)
+    assert other.ended(staying) in (74, INTERRUPTED), "\n".join(other.log)
+
+    publishing, staying = first.start(), other.start()
+    assert first.ended(publishing) == DONE, "\n".join(first.log)
+    assert other.ended(staying) == DONE, "\n".join(other.log)
+    assert first.results()["best_epoch"]
 
 
 @pytest.mark.slow
