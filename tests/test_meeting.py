@@ -185,6 +185,23 @@ def test_a_first_that_is_lost_while_it_publishes_is_missed(started: list[subproc
     killing.join()
 
 
+def test_a_first_that_is_stopped_while_it_publishes_is_not_waited_for_longer_than_the_time_out(
+    started: list[subprocess.Popen[str]],
+) -> None:
+    """Its host answers nothing any more, as one that is cut off: torch would wait for as long as the system does."""
+    port = free_port()
+    started.append(
+        subprocess.Popen([sys.executable, "-c", FIRST, str(port)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    )
+    wait_for(started[0], "publishes")
+    other = Lead(Launch("kubernetes", 2, 1, port=port), 2.0)
+    stopping = threading.Timer(0.5, started[0].send_signal, (signal.SIGSTOP,))
+    stopping.start()
+    with pytest.raises(PeerError, match="must answer within TIMEOUT=2 s"), other, other.publishing():
+        pass
+    stopping.join()
+
+
 def test_who_has_published_does_not_fail_for_a_node_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("crowdlayer.machine.meeting.PARTING", 0.3)
     first, _ = two_nodes(free_port(), LONG)

@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from types import TracebackType
@@ -147,13 +148,31 @@ class Meeting:
     def _wait(self, look: Callable[[], T | None], what: str, timeout: float | None = None) -> T:
         signs, since, longest = 0, time.monotonic(), self.timeout if timeout is None else timeout
         with lost_peers():
-            while (found := look()) is None:
-                if (seen := self.store.add("signs", 0)) != signs:
+            while True:
+                found, seen = self._asked(lambda: (look(), self.store.add("signs", 0)))
+                if found is not None:
+                    return found
+                if seen != signs:
                     signs, since = seen, time.monotonic()
                 elif time.monotonic() - since > longest:
                     raise PeerError(f"{what}: must be there within TIMEOUT={longest:g} s of the last sign of life")
                 time.sleep(LOOK)
-        return found
+
+    def _asked(self, question: Callable[[], T]) -> T:
+        """What the store answers; in a thread, for torch would wait for a host that is cut off, and hear no signal."""
+        answer: Future[T] = Future()
+
+        def ask() -> None:
+            try:
+                answer.set_result(question())
+            except BaseException as error:  # to be raised where it was asked
+                answer.set_exception(error)
+
+        threading.Thread(target=ask, name="question to the store", daemon=True).start()
+        try:
+            return answer.result(self.timeout)
+        except TimeoutError:
+            raise PeerError(f"the run's first process must answer within TIMEOUT={self.timeout:g} s") from None
 
 
 class Lead:
