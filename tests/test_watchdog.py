@@ -50,10 +50,10 @@ def test_a_process_that_was_suspended_goes_on() -> None:
 import os, signal, subprocess, sys, time
 from crowdlayer.machine.watchdog import Watchdog
 again = f"import os, signal, time; time.sleep(3.5); os.kill({os.getpid()}, signal.SIGCONT)"
-with Watchdog(2.0).watching():
+with Watchdog(2.5).watching():
     other = subprocess.Popen([sys.executable, "-c", again])
     os.kill(os.getpid(), signal.SIGSTOP)
-    time.sleep(1.0)
+    time.sleep(0.2)
 other.wait()
 print("done")
 """)
