@@ -119,6 +119,5 @@ def say(text: str, stream: TextIO) -> None:
 if __name__ == "__main__":
     if isinstance(sys.stdout, io.TextIOWrapper):  # a location has any characters, and those bytes that are none
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
-    os._exit(
-        main(sys.argv[1:])
-    )  # neither threads that wait for a store nor torch's teardown may keep a job that has ended
+    code = main(sys.argv[1:])
+    os._exit(code)  # neither threads that wait for a store nor torch's teardown may keep a job that has ended
