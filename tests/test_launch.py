@@ -123,7 +123,6 @@ def test_the_first_pod_is_found_by_the_name_of_this_one(monkeypatch: pytest.Monk
         (TORCHRUN | {"RANK": "4"}, "must be one of its world"),
         (BATCH_CHILD | {"AWS_BATCH_JOB_MAIN_NODE_PRIVATE_IPV4_ADDRESS": ""}, "IPV4_ADDRESS: must be set"),
         ({"SLURM_JOB_ID": "7", "SLURM_NNODES": "2"}, "SLURM_NNODES: 2 nodes need srun"),
-        (SLURM | {"SLURM_NTASKS": "1"}, "SLURM_STEP_NUM_TASKS: must be SLURM_NTASKS=1 in a step of srun, got 2"),
         (SLURM | {"SLURM_STEP_NUM_TASKS": "3", "SLURM_STEP_TASKS_PER_NODE": "2,1"}, "must be as many on each"),
     ],
 )

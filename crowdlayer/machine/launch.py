@@ -235,18 +235,11 @@ def _slurm(env: _Variables) -> Launch:
             raise SettingsError(f"SLURM_NNODES: {n_nodes} nodes need srun, which starts the job on each")
         return Launch("slurm")
     tasks, n_nodes = env.number("SLURM_STEP_NUM_TASKS"), env.number("SLURM_STEP_NUM_NODES", 1)
-    if env.number("SLURM_NTASKS", tasks) != tasks:
-        raise SettingsError(
-            f"SLURM_STEP_NUM_TASKS: must be SLURM_NTASKS={env.number('SLURM_NTASKS')} in a step of srun, got {tasks}; "
-            "left over from another step it must be unset"
-        )
     node = env.number("SLURM_NODEID", 0)
     hosts = env.text("SLURM_STEP_NODELIST") or env.text("SLURM_JOB_NODELIST")
     address = env.text("MASTER_ADDR") or _first_host(hosts) or "127.0.0.1"
     job, step = env.number("SLURM_JOB_ID"), env.number("SLURM_STEP_ID", 0)
-    port = env.port(
-        20000 + (job + 1009 * step) % 20000
-    )  # jobs may share nodes, and a job's steps run beside each other
+    port = env.port(20000 + (job + 1009 * step) % 20000)  # jobs may share nodes, and steps of a job run side by side
     run = f"slurm-{job}.{step}"
     if tasks == n_nodes:
         return Launch("slurm", n_nodes, node, address, port if n_nodes > 1 else None, run=run)
