@@ -76,7 +76,6 @@ SLURM_PER_GPU = SLURM | {
         (BATCH_CHILD, Launch("aws-batch", 3, 2, "10.0.0.7", 29500)),
         (SLURM, Launch("slurm", 2, 1, "gpu07", 21234, run="slurm-1234.0")),
         (SLURM | {"SLURM_STEP_ID": "3"}, Launch("slurm", 2, 1, "gpu07", 24261, run="slurm-1234.3")),
-        (SLURM | {"SLURM_NTASKS": "2"}, Launch("slurm", 2, 1, "gpu07", 21234, run="slurm-1234.0")),
         (
             SLURM | {"MASTER_ADDR": "b", "MASTER_PORT": "5000"},
             Launch("slurm", 2, 1, "b", 5000, run="slurm-1234.0"),
