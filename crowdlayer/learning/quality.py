@@ -175,7 +175,8 @@ class Labels:
 
 def judge_labels(posterior: Tensor, majority: Tensor) -> Labels:
     """All figures of the labels."""
-    (score, label), issue = posterior.max(1), label_issues(posterior, majority)
+    score, label = posterior.max(1)
+    issue = label_issues(posterior, majority)
     return Labels(label, score, torch.special.entr(posterior).sum(1), issue, review_order(posterior, issue))
 
 

@@ -12,10 +12,10 @@ from .interruption import leave
 
 LOOK = 1.0
 """Seconds between two looks."""
-LAST_RESORT = 24 * 3600.0
+LAST_RESORT = 60.0
 """Seconds after which the interpreter's own timer ends a process whose every Python thread is held up.
 
-So many because it takes a process that was suspended, for a night perhaps, for such a one.
+It knows no suspension, and takes one that was longer than both times together for such a process.
 """
 
 

@@ -72,7 +72,8 @@ def _fresh_folder() -> Iterator[Path]:
     with ExitStack() as lock:
         with suppress(OSError):  # of a disk that knows no locks: then nobody removes it
             lock.enter_context(_locked(beside))
-        fresh = beside.rename(above / beside.name.removeprefix("."))
+        with disk_errors(str(beside)):
+            fresh = beside.rename(above / beside.name.removeprefix("."))
         try:
             yield fresh
         finally:
