@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -70,3 +72,18 @@ def test_a_folder_that_is_not_there_cannot_be_flushed(tmp_path: Path) -> None:
     for flush in (flush_folder, flush_disk):
         with pytest.raises(FileNotFoundError):
             flush(tmp_path / "x")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="takes two users")
+def test_what_another_users_process_has_left_stays_and_is_in_nobodys_way() -> None:
+    with tempfile.TemporaryDirectory() as named:
+        left = Path(named, f".x.{'0' * 32}")
+        left.write_bytes(b"half")
+        Path(named).chmod(0o777)
+        os.seteuid(65534)
+        try:
+            with whole(Path(named, "x")) as file:
+                file.write(b"all")
+        finally:
+            os.seteuid(0)
+        assert {path.name: path.read_bytes() for path in Path(named).iterdir()} == {left.name: b"half", "x": b"all"}

@@ -52,6 +52,13 @@ def test_what_is_no_place_for_an_archive_is_refused(shapes: Path, archive: str) 
         pack(str(shapes), archive)
 
 
+def test_a_name_that_no_archive_may_have_is_not_packed(tmp_path: Path) -> None:
+    (tmp_path / "a/train").mkdir(parents=True)
+    (tmp_path / "a/train/x\\y-1.png").touch()
+    with pytest.raises(DataError, match="a name must have no backslash"):
+        pack(str(tmp_path / "a"), str(tmp_path / "a.tar"))
+
+
 def test_a_folder_without_a_data_set_is_not_packed(tmp_path: Path) -> None:
     with pytest.raises(DataError):
         pack(str(tmp_path), str(tmp_path / "x.tar"))

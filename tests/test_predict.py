@@ -15,7 +15,7 @@ import pytest
 import crowdlayer
 from crowdlayer import job
 from crowdlayer.errors import DataError, SettingsError
-from crowdlayer.predict import predict
+from crowdlayer.predict import is_image, predict
 from crowdlayer.settings import Settings, load_settings
 from tests.conftest import QUICK, Store, run_job
 from tests.crowds import write_shapes
@@ -65,6 +65,13 @@ def test_every_image_gets_a_row_with_its_label_and_probabilities(shapes: Path, t
     right = [row["label"] == row["image"].split("/")[0] for row in found]
     accuracy = json.loads((trained / "results" / "crowdlayer.json").read_text())["test_accuracy"]
     assert 100 * np.mean(right) == pytest.approx(accuracy)
+
+
+@pytest.mark.parametrize(
+    "name", ["x.PNG", "a/x.jpg", ".x.png", "a/.b/x.png", "__MACOSX/x.png", "lost+found/x.png", "x.txt"]
+)
+def test_what_is_hidden_or_the_systems_own_is_no_image(name: str) -> None:
+    assert is_image(name) == (name in ("x.PNG", "a/x.jpg"))
 
 
 def test_of_several_nodes_the_first_labels_all(shapes: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

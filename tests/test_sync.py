@@ -188,6 +188,24 @@ def test_a_file_that_may_not_be_read_is_named(forbidden: str) -> None:
                 os.seteuid(0)
 
 
+def test_a_folder_of_the_disks_own_may_be_closed() -> None:
+    """lost+found is root's, where a job is another user; so is another's waste basket."""
+    with tempfile.TemporaryDirectory() as named, tempfile.TemporaryDirectory() as workdir:
+        folder = write(Path(named), TREE | {"lost+found/x": b"", "train/.Trash-0/x.png": b""})
+        folder.chmod(0o755)
+        for closed in ("lost+found", "train/.Trash-0"):
+            (folder / closed).chmod(0)
+        if root := os.geteuid() == 0:
+            os.seteuid(65534)
+        try:
+            assert sync(named, Path(workdir), belongs).digests == digests(TREE)
+        finally:
+            if root:
+                os.seteuid(0)
+            for closed in ("lost+found", "train/.Trash-0"):
+                (folder / closed).chmod(0o700)
+
+
 def test_a_folder_without_a_file_of_a_data_set_is_unusable(tmp_path: Path, workdir: Path) -> None:
     folder = write(tmp_path / "data", STRANGERS)
     with pytest.raises(DataError, match=r"data: must hold train/ and answers.json, holds no such file"):
