@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..answers import Answers, majority_vote
+from ..data.pixels import sent
 from ..machine.processes import Processes
 from ..settings import TrainingSettings
 
@@ -25,6 +26,9 @@ PATIENCE = 3, 0.1
 """So many suspicious epochs in a row, and so large a part of all epochs, are a collapse …"""
 GROWTH = 2.0
 """… unless diversity grows by this factor meanwhile: then the classifier is only slow, and the count starts again."""
+
+TOGETHER = 32
+"""So many steps are counted together: a GPU takes as long to be told of ten small sums as for half a layer."""
 
 
 def fallback(settings: TrainingSettings) -> TrainingSettings:
@@ -62,20 +66,34 @@ class Guard:
         agreed = (majority[torch.from_numpy(answers.task)] == label).sum()
         self.majority = self._figures(voted, agreed, len(label))
         self._seen = nothing(n_classes)
+        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
         self.figures: dict[str, float] = {}
         """Of the last epoch that was judged, under their names in results.csv."""
 
     def see(self, logits: Tensor, task: Tensor, label: Tensor) -> None:
         """One process's share of a step: (tasks, classes) logits, and its (answers,) tasks and labels."""
-        predicted = logits.detach().argmax(1)
+        self._waiting.append((logits.detach().argmax(1), task, label))
+        if len(self._waiting) == TOGETHER:
+            self._count()
+
+    def _count(self) -> None:
+        """Count what has been seen."""
+        if not self._waiting:
+            return
+        predictions, tasks, labels = zip(*self._waiting, strict=True)
+        self._waiting = []
+        predicted, label = torch.cat(predictions), torch.cat(labels)
+        n = torch.tensor([len(part) for part in predictions])
+        before = torch.repeat_interleave(n.cumsum(0) - n, torch.tensor([len(part) for part in tasks]))
         seen = self._seen.to(predicted.device)
         seen[:-2].index_add_(0, predicted, torch.ones_like(predicted))
-        seen[-2].add_((predicted[task] == label).sum())
+        seen[-2].add_((predicted[torch.cat(tasks) + sent(before, predicted.device)] == label).sum())
         seen[-1].add_(len(label))
         self._seen = seen
 
     def collapsed(self, epoch: int) -> bool:
         """The verdict after `epoch` (from 1): since `suspicious_since`, or not. Collective."""
+        self._count()
         seen = self.processes.gather(self._seen.unsqueeze(0)).sum(0)
         agreement, diversity = self._figures(seen[:-2], seen[-2], int(seen[-1]))
         self._seen = nothing(len(seen) - 2)
@@ -94,12 +112,14 @@ class Guard:
 
     def state_dict(self) -> dict[str, Any]:
         """What the next verdict depends on; collective."""
+        self._count()
         seen = self.processes.gather(self._seen.unsqueeze(0)).sum(0)
         return {"suspicious_since": self.suspicious_since, "diversity_then": self._diversity_then, "seen": seen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave, on any number of processes: the first has all the sums."""
         self.suspicious_since, self._diversity_then = state["suspicious_since"], state["diversity_then"]
+        self._waiting = []
         self._seen = state["seen"] if self.processes.index == 0 else torch.zeros_like(state["seen"])
 
     def _figures(self, predicted: Tensor, agreed: Tensor, n_answers: int) -> tuple[float, float]:
