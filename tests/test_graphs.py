@@ -66,7 +66,7 @@ def test_no_batch_has_more_answers_than_the_most() -> None:
 def test_where_room_for_the_most_answers_would_cost_nothing_is_recorded() -> None:
     """Whatever the step, so that none runs without a graph where the graphs of others hold the memory."""
     trainer = make()
-    graphs = Graphs(trainer.learner._gradients, list(trainer.learner.model.parameters()))
+    graphs = Graphs(trainer.learner._gradients, trainer.learner._gradients, list(trainer.learner.model.parameters()))
     batch = next(trainer.train.batches(0))
     mixed = trainer.learner._mixed(batch)
     for _ in range(TRIALS + 1):  # here, where there is no GPU, a recording would fail
@@ -97,7 +97,7 @@ def test_an_evaluation_that_finds_no_memory_ends_the_graphs_and_tries_again(
 ) -> None:
     trainer = make()
     trainer.classifier.features.append(Lacking(times))  # type: ignore[operator, union-attr]
-    graphs = Graphs(trainer.learner._gradients, list(trainer.learner.model.parameters()))
+    graphs = Graphs(trainer.learner._gradients, trainer.learner._gradients, list(trainer.learner.model.parameters()))
     trainer.learner.graphs = graphs if there else None
     images = trainer.train.dataset[:]
     if enough:
@@ -110,7 +110,7 @@ def test_an_evaluation_that_finds_no_memory_ends_the_graphs_and_tries_again(
 
 def test_a_shape_is_tried_before_it_is_recorded() -> None:
     trainer = make()
-    graphs = Graphs(trainer.learner._gradients, list(trainer.learner.model.parameters()))
+    graphs = Graphs(trainer.learner._gradients, trainer.learner._gradients, list(trainer.learner.model.parameters()))
     batch = next(trainer.train.batches(0))
     for _ in range(TRIALS):
         logits, _ = graphs(trainer.learner._mixed(batch), batch.most_answers, batch.mean_answers)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 from torch import Tensor, nn
@@ -20,6 +22,16 @@ class CrowdModel(nn.Module):
         super().__init__()
         self.classifier = classifier
         self.crowd_layer = crowd_layer
+        self._network: Callable[[Tensor], Tensor] | None = None
+
+    @contextmanager
+    def run_by(self, network: Callable[[Tensor], Tensor] | None) -> Iterator[None]:
+        """Call this, where there is one, in the classifier's place: the same function of the same weights."""
+        self._network = network
+        try:
+            yield
+        finally:
+            self._network = None
 
     @property
     def confusion(self) -> Tensor:
@@ -28,7 +40,7 @@ class CrowdModel(nn.Module):
 
     def forward(self, images: Tensor, task: Tensor, worker: Tensor) -> tuple[Tensor, Tensor]:
         """Images (tasks, 3, size, size) and their answers → logits (tasks, classes), scores (answers, classes)."""
-        logits: Tensor = self.classifier(images)
+        logits: Tensor = (self._network or self.classifier)(images)
         return logits, self.crowd_layer(logits, task, worker)
 
 

@@ -40,18 +40,20 @@ class _Recording:
 
 
 class Graphs:
-    """The same as `gradients`, from graphs: one for each shape that steps come in, all in the same memory.
+    """The same as `gradients`, from graphs of `recorded`: one for each shape of a step, all in the same memory.
 
     What it returns is overwritten by the next call, and so are the gradients. What cannot be recorded runs as it always
     did. Not for gradients of single rows: answers are padded to the most that a step has, and a worker whom a padding
     names would be moved.
     """
 
-    def __init__(self, gradients: Gradients, weights: Sequence[nn.Parameter]) -> None:
+    def __init__(self, recorded: Gradients, gradients: Gradients, weights: Sequence[nn.Parameter]) -> None:
+        self._recorded = recorded
         self._gradients = gradients
         self._weights = weights
         self._recordings: dict[tuple[torch.Size, int], _Recording] = {}
         self._pool: Any = None
+        self._stream: torch.cuda.Stream | None = None
         self._possible = True
 
     def __len__(self) -> int:
@@ -91,7 +93,7 @@ class Graphs:
         if recording.trials < TRIALS:
             recording.trials += 1
             self._release()  # a trial needs as much; the other shape is recorded again when it comes
-            return self._gradients(recording.given)
+            return self._recorded(recording.given)
         if recording.graph is None and not self._record(recording):
             return self._gradients(mixed)
         assert recording.graph is not None
@@ -109,10 +111,12 @@ class Graphs:
         seed = random.initial_seed()
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
+        if self._stream is None:  # one for all: what memory one has given back another may have, on the same stream
+            self._stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]  # before what is beside
         try:
             # another thread may send the next images meanwhile
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                recording.result = self._gradients(recording.given)
+            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+                recording.result = self._recorded(recording.given)
         except RuntimeError as error:  # out of memory is one, too
             log.info("no CUDA graph of this network, its kernels are launched one by one: %s", one_line(str(error)))
             # what was broken off leaves both in the midst of a recording
@@ -149,9 +153,8 @@ def fill(given: Mixed, mixed: Mixed) -> None:
     assert isinstance(given.n_answers, Tensor)
     given.n_answers.fill_(max(mixed.n_answers, 1))
     given.images.copy_(mixed.images)
-    given.task[:n] = mixed.task
-    given.worker[:, :n] = mixed.worker
-    given.label[:, :n] = mixed.label
+    rooms = [given.task[:n], given.worker[:, :n], given.label[:, :n]]
+    torch._foreach_copy_(rooms, [mixed.task, mixed.worker, mixed.label])
     given.label[:, n:] = IGNORED
     if given.weight is not None and mixed.weight is not None:
         given.weight[:n] = mixed.weight

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -22,6 +23,7 @@ from .graphs import Graphs
 from .mixup import Mixed, mix, unmixed
 from .optimization import Average, hold, make_optimizer, make_scheduler
 from .progress import Best
+from .recorded import Recorded, recorded
 from .regularizers import Regularizer
 from .rows import share_rows
 
@@ -69,7 +71,9 @@ class Learner:
         self.replica, prepared = accelerator.prepare(self.model, optimizer)
         # only fp16 needs the wrapper, which looks for packages on the disk at every step
         self.optimizer = optimizer if accelerator.scaler is None else prepared
-        self.graphs = Graphs(self._gradients, list(self.model.parameters())) if self._recordable() else None
+        self.graphs: Graphs | None = None
+        if self._recordable():
+            self.graphs = Graphs(self._recorded, self._gradients, list(self.model.parameters()))
         self.regularizer: Regularizer | None = None
         if settings.scale > 0:
             answers_of = torch.from_numpy(answers.worker).bincount(minlength=crowd_layer.n_workers)
@@ -138,6 +142,17 @@ class Learner:
             objective = objective + self.settings.scale * self.regularizer(self.bare.crowd_layer, logits)
         self.accelerator.backward(objective)
         return logits.detach(), loss.detach()
+
+    def _recorded(self, mixed: Mixed) -> tuple[Tensor, Tensor]:
+        """The same, in the way that is worth recording."""
+        with self.bare.run_by(self._network):
+            return self._gradients(mixed)
+
+    @cached_property
+    def _network(self) -> Recorded | None:
+        """The classifier as recorded steps run it, where they do in another way than others; in training."""
+        apart = self.settings.compile == "auto" and self.accelerator.mixed_precision == "bf16"
+        return recorded(self.model.classifier, self.accelerator.device) if apart else None
 
     def _loss(self, mixed: Mixed) -> tuple[Tensor, Tensor]:
         """The logits of a step and its loss, this process's part of it."""

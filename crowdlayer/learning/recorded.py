@@ -1,0 +1,265 @@
+"""A network as recorded steps run it: the same layers on the same weights, with fewer kernels, two of them at a time.
+
+What a recorded step costs is the kernels themselves, and the time from one to the next. So weights get their copies in
+lower precision in one kernel, and their gradients get back in one; the gradient of a convolution's weights, for which
+nothing waits, is found beside all the rest; batch norm, the sum with a shortcut and ReLU are one (`kernels`).
+"""
+
+from __future__ import annotations
+
+import logging
+import operator
+from collections import Counter
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from ..errors import one_line
+from .kernels import BatchNorm, MaxPool, fit, normable, poolable
+
+log = logging.getLogger(__name__)
+
+
+class Beside:
+    """A second stream of a GPU, for work that nothing waits for until `join`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._in_use: tuple[Tensor, ...] = ()
+
+    def run(self, work: Callable[[], Tensor], *given: Tensor) -> Tensor:
+        """Begin when all is there that the current stream has begun; one piece of work at a time.
+
+        What it is given stays until the current stream has waited for it: its memory would go to others else.
+        """
+        if self._stream is None:
+            return work()
+        self.join()
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        with torch.cuda.stream(self._stream):
+            done = work()
+        self._in_use = given
+        return done
+
+    def join(self) -> None:
+        """Have the current stream wait for what was begun."""
+        if self._stream is not None and self._in_use:
+            torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
+            self._in_use = ()
+
+
+class Lowered(torch.autograd.Function):
+    """Copies of the weights in bfloat16, as autocast makes one by one; back, their gradients in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, beside: Beside, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.beside = beside
+        return _converted(weights, torch.bfloat16)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.beside.join()
+        return None, *_converted(gradients, torch.float32)
+
+
+def _converted(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    copies = tuple(torch.empty_like(tensor, dtype=dtype) for tensor in tensors)
+    torch._foreach_copy_(copies, tuple(tensors))
+    return copies
+
+
+class Convolution(torch.autograd.Function):
+    """A convolution whose weights' gradient is found beside all that needs its input's."""
+
+    @staticmethod
+    def forward(ctx: Any, beside: Beside, conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.beside, ctx.has_bias = beside, bias is not None
+        ctx.options = (conv.stride, conv.padding, conv.dilation, False, [0, 0], conv.groups)
+        y: Tensor = torch.ops.aten.convolution(x, weight, bias, *ctx.options)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        dy, biases = gradient[0], [len(weight)] if ctx.has_bias else None
+
+        def of(*wanted: bool) -> tuple[Tensor | None, Tensor, Tensor | None]:
+            found: tuple[Tensor | None, Tensor, Tensor | None] = torch.ops.aten.convolution_backward(
+                dy, x, weight, biases, *ctx.options, wanted
+            )
+            return found
+
+        dweight = ctx.beside.run(lambda: of(False, True, False)[1], dy, x, weight)
+        dx, _, dbias = of(ctx.needs_input_grad[2], False, ctx.has_bias)
+        return None, None, dx, dweight, dbias
+
+
+@dataclass(frozen=True)
+class Awaited:
+    """A batch norm of `x` whose arithmetic waits for what follows it."""
+
+    norm: nn.BatchNorm2d
+    x: Tensor
+    residual: Tensor | None = None
+
+
+class Twice(list[Tensor]):
+    """A value for each of the two who use it."""
+
+
+class Recorded(fx.Interpreter):
+    """The classifier in training and under autocast to bfloat16: images (n, 3, size, size) → logits (n, classes)."""
+
+    def __init__(self, classifier: nn.Module, device: torch.device) -> None:
+        """Trace the classifier, one of torchvision's: a trace knows nothing of a value that changes under two names.
+
+        Raises:
+            Exception: of any kind, where its layers cannot be told without running them.
+        """
+        super().__init__(classifier, graph=_traced(classifier))
+        self._beside = Beside(device)
+        self._weights: list[nn.Parameter] = []
+        self._lowered: dict[Tensor, Tensor] = {}
+        self._moved: list[Tensor] = []
+        self._ways = self._planned()
+
+    def __call__(self, images: Tensor) -> Tensor:
+        self._lowered = dict(zip(self._weights, Lowered.apply(self._beside, *self._weights), strict=True))
+        self._moved = []
+        logits: Tensor = self.run(images)
+        if self._moved:
+            torch._foreach_add_(self._moved, 1)
+        self._lowered, self.env = {}, {}  # what is kept would keep the step's gradients' graph, and its stream
+        return logits
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n not in self._ways:
+            return super().run_node(n)
+        arguments, _ = self.fetch_args_kwargs_from_env(n)
+        return self._ways[n](*arguments)
+
+    def map_nodes_to_values(self, args: Any, n: fx.Node) -> Any:
+        def value(node: fx.Node) -> Any:
+            found = self.env[node]
+            return found.pop() if isinstance(found, Twice) else found
+
+        return fx.node.map_arg(args, value)
+
+    # --- which layers run in another way ---
+
+    def _planned(self) -> dict[fx.Node, Callable[..., Any]]:
+        ways: dict[fx.Node, Callable[..., Any]] = {}
+        modules = {node: self.fetch_attr(str(node.target)) for node in self.graph.nodes if node.op == "call_module"}
+        times = Counter(weight for module in modules.values() for weight in module.parameters())
+        for node, module in modules.items():
+            if len(node.args) != 1 or node.kwargs or module._forward_hooks or module._forward_pre_hooks:
+                continue
+            if isinstance(module, nn.Conv2d | nn.Linear) and getattr(module, "padding_mode", "zeros") == "zeros":
+                # of a weight that is used twice the two gradients would be added up before the second one is there
+                once = all(weight.requires_grad and times[weight] == 1 for weight in module.parameters())
+                if once and type(module) in (nn.Conv2d, nn.Linear):
+                    self._weights += module.parameters()
+                    ways[node] = partial(self._layer, module)
+            elif type(module) is nn.BatchNorm2d and normable(module):
+                ways |= self._norm_and_what_follows(node, module, modules, ways)
+            elif type(module) is nn.MaxPool2d and poolable(module):
+                ways[node] = partial(_pooled, module)
+        return ways
+
+    def _norm_and_what_follows(
+        self, node: fx.Node, norm: nn.BatchNorm2d, modules: dict[fx.Node, nn.Module], taken: Container[fx.Node]
+    ) -> dict[fx.Node, Callable[..., Any]]:
+        """The norm, or up to two nodes after it: nothing else sees what is between them."""
+
+        def is_relu(node: fx.Node) -> bool:
+            return type(modules.get(node)) is nn.ReLU or node.target is F.relu
+
+        then = next(iter(node.users)) if len(node.users) == 1 else node
+        if then is node.next and is_relu(then):
+            return {node: partial(Awaited, norm), then: partial(self._normed, True, _has_two(then))}
+        given = node.args[0]
+        alone = isinstance(given, fx.Node) and len(given.users) == 1  # what waits must not change meanwhile
+        if then in taken or not (alone and _is_sum(then)):
+            return {node: lambda x: self._normed(False, _has_two(node), Awaited(norm, x))}
+        last = next(iter(then.users)) if len(then.users) == 1 else then
+        if last is then.next and is_relu(last):
+            return {node: partial(Awaited, norm), then: _summed, last: partial(self._normed, True, _has_two(last))}
+        return {node: partial(Awaited, norm), then: lambda a, b: self._normed(False, _has_two(then), _summed(a, b))}
+
+    # --- how they run ---
+
+    def _layer(self, layer: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor:
+        weight, *biases = (self._lowered[part] for part in layer.parameters())
+        bias = biases[0] if biases else None
+        if isinstance(layer, nn.Linear):
+            return F.linear(x, weight, bias)
+        x = x.to(weight.dtype)
+        if isinstance(layer.padding, str):
+            return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+        y: Tensor = Convolution.apply(self._beside, layer, x, weight, bias)
+        return y
+
+    def _normed(self, relu: bool, twice: bool, awaited: Awaited) -> Tensor | Twice:
+        norm, x, residual = awaited.norm, awaited.x, awaited.residual
+        if fit(x) if residual is None else fit(x, residual):
+            self._moved += [] if norm.num_batches_tracked is None else [norm.num_batches_tracked]
+            y, *again = BatchNorm.apply(x, residual, norm, relu, twice, norm.weight, norm.bias)
+        else:
+            y = norm(x) if residual is None else norm(x) + residual
+            y = F.relu(y) if relu else y
+            again = [y]
+        return Twice([y, *again]) if twice else y
+
+
+def _traced(network: nn.Module) -> fx.Graph:
+    """Its layers, but for those that do nothing: they would hide who uses what."""
+    graph = fx.Tracer().trace(network)
+    for node in list(graph.nodes):
+        if node.op == "call_module" and type(network.get_submodule(node.target)) is nn.Identity:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+    return graph
+
+
+def _pooled(pool: nn.MaxPool2d, x: Tensor) -> Tensor:
+    y: Tensor = MaxPool.apply(x, pool) if fit(x) else pool(x)
+    return y
+
+
+def _has_two(node: fx.Node) -> bool:
+    """Whether two nodes use this one, each of them once."""
+    return len(node.users) == 2 and all(user.args.count(node) == 1 and not user.kwargs for user in node.users)
+
+
+def _is_sum(node: fx.Node) -> bool:
+    """Whether the node is one value + another; += is traced as that, too."""
+    return (
+        node.op == "call_function"
+        and node.target in (operator.add, torch.add)
+        and len(node.args) == 2
+        and not node.kwargs
+        and all(isinstance(part, fx.Node) for part in node.args)
+        and node.args[0] is not node.args[1]
+    )
+
+
+def _summed(a: Awaited | Tensor, b: Awaited | Tensor) -> Awaited:
+    awaited, residual = (a, b) if isinstance(a, Awaited) else (b, a)
+    assert isinstance(awaited, Awaited)
+    assert isinstance(residual, Tensor)
+    return replace(awaited, residual=residual)
+
+
+def recorded(classifier: nn.Module, device: torch.device) -> Recorded | None:
+    """The classifier as recorded steps run it; None where its layers cannot be told, which the log says."""
+    try:
+        return Recorded(classifier, device)
+    except Exception as error:  # whatever a network does with what is no tensor
+        log.info("the network is recorded as it is, its layers cannot be told: %s", one_line(str(error)))
+        return None
