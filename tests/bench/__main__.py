@@ -5,8 +5,8 @@
     python -m tests.bench --peerannot PYTHON                 # an interpreter that has peerannot, for its class
 
 Contenders are processes (`contenders.py`) that do one unit of work in turn, round after round, so that what else the
-machine does meets all alike. Shown are medians over the rounds, the first left out, and the most memory a contender
-had. On a busy machine CPU seconds can be trusted, and ratios of them; wall seconds cannot.
+machine does meets all alike. Shown are medians over the rounds, the first left out (two on a GPU), and the most
+memory a contender had. On a busy machine CPU seconds can be trusted, and ratios of them; wall seconds cannot.
 """
 
 from __future__ import annotations
@@ -100,10 +100,14 @@ class Bench:
     rows: list[Row]
 
     def race(self, group: str, condition: str, contenders: list[Contender], count: int = 0) -> None:
-        """Let the contenders do a unit in turn; `count` is how many things a unit has."""
+        """Let the contenders do a unit in turn; `count` is how many things a unit has.
+
+        The first round is left out, and on a GPU the second, in which the first graph of a step is recorded anew.
+        """
+        unready = 2 if self.gpu else 1
         with ExitStack() as stack:
             units = [(one.name, stack.enter_context(one.ready(self.threads))) for one in contenders]
-            rounds = [[unit() for _, unit in units] for _ in range(self.rounds + 1)][1:]
+            rounds = [[unit() for _, unit in units] for _ in range(self.rounds + unready)][unready:]
         for at, (name, _) in enumerate(units):
             wall, cpu = (statistics.median(said[at][what] for said in rounds) for what in ("wall", "cpu"))
             peak = int(max(said[at]["peak"] for said in rounds))
