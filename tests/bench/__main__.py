@@ -3,6 +3,7 @@
     python -m tests.bench                                    # all of it, minutes to an hour
     python -m tests.bench --only crowd,answers --rounds 5 --json bench.json
     python -m tests.bench --peerannot PYTHON                 # an interpreter that has peerannot, for its class
+    python -m tests.bench --only training --where "32 px"    # a part, where a GPU is lent by the minute
 
 Contenders are processes (`contenders.py`) that do one unit of work in turn, round after round, so that what else the
 machine does meets all alike. Shown are medians over the rounds, the first left out (two on a GPU), and the most
@@ -20,10 +21,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +99,17 @@ class Bench:
     folder: Path
     plot: Path
     rows: list[Row]
+    where: str = ""
+    without: Sequence[str] = ()
 
     def race(self, group: str, condition: str, contenders: list[Contender], count: int = 0) -> None:
         """Let the contenders do a unit in turn; `count` is how many things a unit has.
 
         The first round is left out, and on a GPU the second, in which the first graph of a step is recorded anew.
         """
+        if self.where not in condition:
+            return
+        contenders = [one for one in contenders if one.name not in self.without]
         unready = 2 if self.gpu else 1
         with ExitStack() as stack:
             units = [(one.name, stack.enter_context(one.ready(self.threads))) for one in contenders]
@@ -298,8 +304,15 @@ def machine(threads: int) -> dict[str, Any]:
     names = ("torch", "torchvision", "accelerate", "numpy", "pillow", "msgspec", "boto3", "obstore")
     return {
         "cpu": cpu, "cpus": os.cpu_count(), "threads": threads, "gpu": gpu, "load": os.getloadavg()[0],
-        "python": platform.python_version(), "libraries": {name: version(name) for name in names},
+        "python": platform.python_version(), "libraries": {name: _version(name) for name in names},
     }  # fmt: skip
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # an extra
+        return None
 
 
 def _lines(path: str) -> list[str]:
@@ -312,12 +325,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="that count, of every contender")
     parser.add_argument("--threads", type=int, default=1, help="per contender")
     parser.add_argument("--peerannot", help="a Python that has peerannot")
+    parser.add_argument("--where", default="", help="conditions with this in their names alone; not for growth")
+    parser.add_argument("--without", default="", help="contenders to leave out, with semicolons")
     parser.add_argument("--json", type=Path, default=Path("bench.json"))
     given = parser.parse_args()
     print(f"{'group':<10} {'condition':<34} {'contender':<22} {'wall ms':>10} {'CPU ms':>10} {'peak MB':>8}")
     with tempfile.TemporaryDirectory() as folder:
         gpu, plotted = torch.cuda.is_available(), given.json.with_suffix(".svg")
         bench = Bench(given.rounds, given.threads, gpu, given.peerannot, Path(folder), plotted, [])
+        bench.where, bench.without = given.where, given.without.split(";")
         for name in given.only.split(","):
             GROUPS[name](bench)
             document = {"machine": machine(given.threads), "rows": [asdict(row) for row in bench.rows]}
