@@ -178,7 +178,7 @@ class Recorded(fx.Interpreter):
         """The norm, or up to two nodes after it: nothing else sees what is between them."""
 
         def is_relu(node: fx.Node) -> bool:
-            return type(modules.get(node)) is nn.ReLU or node.target is F.relu
+            return len(node.args) == 1 and (type(modules.get(node)) is nn.ReLU or node.target is F.relu)
 
         then = next(iter(node.users)) if len(node.users) == 1 else node
         if then is node.next and is_relu(then):
