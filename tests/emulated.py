@@ -22,8 +22,10 @@ class Emulated:
 
     def __init__(self, library: ctypes.CDLL, name: str) -> None:
         self._launch = library[f"launch_{name}"]
+        self.launches = 0
 
     def __call__(self, blocks: Sequence[int], threads: Sequence[int], arguments: Sequence[object]) -> None:
+        self.launches += 1
         given = [(ctypes.c_int * 3)(*blocks), (ctypes.c_int * 3)(*threads)]
         self._launch(*given, *(_argument(argument) for argument in arguments))
 

@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 from torchvision import models
 
 from crowdlayer.learning import kernels
-from crowdlayer.learning.kernels import BatchNorm, MaxPool, fit
+from crowdlayer.learning.kernels import BatchNorm, fit
 from crowdlayer.learning.recorded import Recorded
+from tests.exact import apart, check_batch_norm, check_max_pool, check_what_is_no_number, drawn
 from tests.test_gpu import epochs, recorded
 from tests.test_trainer import make
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
 GPU = torch.device("cuda")
-
-
-def drawn(*shape: int) -> Tensor:
-    """Such numbers as rounding leaves alone, far from 0."""
-    return (3 + 2 * torch.randn(*shape, device=GPU)).bfloat16().to(memory_format=torch.channels_last)
-
-
-def found(ys: Sequence[Tensor], gradient: Tensor, *given: Tensor) -> list[Tensor]:
-    """The outputs and the gradients, from a step that has kernels of torch's behind."""
-    sum(((k * y) * gradient.to(y.dtype)).sum() for k, y in enumerate(ys, 1)).backward()  # type: ignore[union-attr]
-    return [*(y.detach() for y in ys), *(part.grad for part in given if part.grad is not None)]
-
-
-def apart(ours: Tensor, exact: Tensor) -> float:
-    return float((ours.double() - exact.double()).norm() / exact.double().norm())
 
 
 # n, channels, side: one row more than a block has, columns that fill no warp, more than one tile of them, one pixel
@@ -47,49 +32,27 @@ SHAPES = [(3, 8, 7), (16, 64, 8), (5, 24, 7), (64, 64, 32), (7, 512, 4), (3, 204
 def test_batch_norm_is_as_exact_as_its_numbers_can_be(
     shape: tuple[int, int, int], added: bool, relu: bool, twice: bool
 ) -> None:
-    torch.manual_seed(0)
-    n, channels, side = shape
-    x, residual, gradient = (drawn(n, channels, side, side) for _ in range(3))
-    norm = nn.BatchNorm2d(channels, eps=1e-3, momentum=0.3).to(GPU)
-    with torch.no_grad():
-        norm.weight.uniform_(-2, 2)
-        norm.bias.uniform_(-1, 1)
-    exact = copy.deepcopy(norm).double()
-    one, other = (part.clone().requires_grad_() for part in (x, residual))
-    assert fit(one, other)
-    y = BatchNorm.apply(one, other if added else None, norm, relu, twice, norm.weight, norm.bias)
-    ours = found(y, gradient, one, other, norm.weight, norm.bias)
-    one, other = (part.double().requires_grad_() for part in (x, residual))
-    z = exact(one) + other if added else exact(one)
-    z = F.relu(z) if relu else z
-    theirs = found((z, z) if twice else (z,), gradient, one, other, exact.weight, exact.bias)
-    assert len(ours) == len(theirs)
-    for a, b in zip(ours, theirs, strict=True):
-        assert apart(a, b) < (6e-3 if a.dtype == torch.bfloat16 else 1e-3)
-    assert apart(norm.running_mean, exact.running_mean) < 1e-6  # type: ignore[arg-type]
-    assert apart(norm.running_var, exact.running_var) < 1e-5  # type: ignore[arg-type]
+    check_batch_norm(GPU, shape, relu, added, twice, 1e-3)
 
 
 def test_batch_norm_has_the_same_bits_every_time() -> None:
     norm = nn.BatchNorm2d(64).to(GPU)
-    x = drawn(64, 64, 32, 32)
+    x = drawn(GPU, 64, 64, 32, 32)
     outputs = []
     for _ in range(5):
         norm.zero_grad()
         one = x.clone().requires_grad_()
-        y = BatchNorm.apply(one, None, norm, True, False, norm.weight, norm.bias)
-        outputs.append(found(y, x, one, norm.weight))
+        (y,) = BatchNorm.apply(one, None, norm, True, False, norm.weight, norm.bias)
+        (y * x).sum().backward()
+        assert one.grad is not None
+        assert norm.weight.grad is not None
+        outputs.append([y.detach(), one.grad, norm.weight.grad])
     for again in outputs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(outputs[0], again, strict=True))
 
 
 def test_what_is_no_number_stays_seen() -> None:
-    norm = nn.BatchNorm2d(8).to(GPU)
-    x = drawn(4, 8, 4, 4)
-    x[0, 3, 0, 0] = torch.nan
-    (y,) = BatchNorm.apply(x, None, norm, True, False, norm.weight, norm.bias)
-    assert y.isnan().any(dim=(0, 2, 3)).tolist() == [channel == 3 for channel in range(8)]
-    assert MaxPool.apply(x, nn.MaxPool2d(3, 2, 1)).isnan().sum() == nn.MaxPool2d(3, 2, 1)(x).isnan().sum() > 0
+    check_what_is_no_number(GPU)
 
 
 POOLS = [(2, 2, 0), (3, 2, 1), (3, 2, 0), (3, 1, 1), (5, 3, 2), (2, 3, 0)]
@@ -98,17 +61,7 @@ POOLS = [(2, 2, 0), (3, 2, 1), (3, 2, 0), (3, 1, 1), (5, 3, 2), (2, 3, 0)]
 @pytest.mark.parametrize("window", POOLS, ids=str)
 @pytest.mark.parametrize("shape", [(3, 8, 7), (2, 64, 16), (5, 24, 13)], ids=str)
 def test_max_pooling_is_torchs(shape: tuple[int, int, int], window: tuple[int, int, int]) -> None:
-    """Of equals, of which bfloat16 has many, the same one gets the gradient."""
-    torch.manual_seed(0)
-    n, channels, side = shape
-    x = F.relu(drawn(n, channels, side, side) - 3).contiguous(memory_format=torch.channels_last)
-    pool = nn.MaxPool2d(*window)
-    mine, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
-    expected = pool(theirs)
-    gradient = torch.randn_like(expected)
-    ours, exact = found([MaxPool.apply(mine, pool)], gradient, mine), found([expected], gradient, theirs)
-    assert torch.equal(ours[0], exact[0])
-    assert apart(ours[1], exact[1]) < 4e-3  # rounded after each window, or once
+    check_max_pool(GPU, shape, window)
 
 
 NETWORKS = ["resnet18", "resnet50", "densenet121", "mobilenet_v2", "efficientnet_b0", "vgg11_bn", "googlenet"]
@@ -160,7 +113,7 @@ def test_without_kernels_torchs_do_as_well(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(kernels, "NAMES", ("none",))
     kernels.kernels.cache_clear()
     try:
-        assert not fit(drawn(4, 8, 4, 4))
+        assert not fit(drawn(GPU, 4, 8, 4, 4))
         assert recorded(epochs(make(mixed_precision="bf16"), 3)) == 2
     finally:
         kernels.kernels.cache_clear()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pytest
@@ -15,9 +14,10 @@ from torch.nn import functional as F
 from torchvision import models
 
 from crowdlayer.learning import kernels
-from crowdlayer.learning.kernels import BatchNorm, MaxPool, poolable
+from crowdlayer.learning.kernels import poolable
 from crowdlayer.learning.recorded import Recorded, recorded
 from tests.emulated import Emulated, emulated
+from tests.exact import apart, check_batch_norm, check_max_pool, check_what_is_no_number
 
 CPU = torch.device("cpu")
 
@@ -147,15 +147,6 @@ def ours(library: dict[str, Emulated], monkeypatch: pytest.MonkeyPatch) -> None:
     """A device with five multiprocessors that has our kernels."""
     monkeypatch.setattr(kernels, "kernels", lambda _: library)
     monkeypatch.setattr(kernels, "_multiprocessors", lambda _: 5)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-
-
-def drawn(*shape: int) -> Tensor:
-    return (3 + 2 * torch.randn(*shape)).bfloat16().to(memory_format=torch.channels_last)
-
-
-def apart(ours: Tensor, exact: Tensor) -> float:
-    return float((ours.detach().double() - exact.detach().double()).norm() / exact.detach().double().norm())
 
 
 # more rows than a block has; columns that fill no warp; more than one tile of them
@@ -167,56 +158,18 @@ HOW = [(False, False, False), (True, True, True), (True, True, False), (True, Fa
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.usefixtures("ours")
 def test_batch_norm_and_what_follows(shape: tuple[int, int, int], relu: bool, added: bool, twice: bool) -> None:
-    torch.manual_seed(0)
-    n, channels, side = shape
-    x, residual, gradient = (drawn(n, channels, side, side) for _ in range(3))
-    norm = nn.BatchNorm2d(channels, eps=1e-3, momentum=0.3)
-    with torch.no_grad():
-        norm.weight.uniform_(-2, 2)
-        norm.bias.uniform_(-1, 1)
-        norm.weight[3] = norm.bias[3] = 0  # what is 0 before a ReLU has no gradient
-    exact = copy.deepcopy(norm).double()
-    one, other = (part.clone().requires_grad_() for part in (x, residual))
-    ys = BatchNorm.apply(one, other if added else None, norm, relu, twice, norm.weight, norm.bias)
-    torch.autograd.backward(ys, [gradient] * len(ys))
-    x, residual = (part.double().requires_grad_() for part in (x, residual))
-    y = exact(x) + residual if added else exact(x)
-    y = F.relu(y) if relu else y
-    y.backward(len(ys) * gradient.double())
-    assert all(apart(part, y) < 4e-3 for part in ys)
-    pairs = [(one.grad, x.grad), *([(other.grad, residual.grad)] if added else [])]
-    assert all(apart(a, b) < 6e-3 for a, b in pairs if a is not None and b is not None)
-    for name in ("weight", "bias"):
-        assert apart(getattr(norm, name).grad, getattr(exact, name).grad) < 1e-4
-    assert apart(norm.running_mean, exact.running_mean) < 1e-6  # type: ignore[arg-type]
-    assert apart(norm.running_var, exact.running_var) < 1e-6  # type: ignore[arg-type]
+    check_batch_norm(CPU, shape, relu, added, twice, 1e-4)
 
 
 @pytest.mark.usefixtures("ours")
 def test_what_is_no_number_stays_seen() -> None:
-    norm, x = nn.BatchNorm2d(8), drawn(4, 8, 4, 4)
-    x[0, 3, 0, 0] = torch.nan
-    (y,) = BatchNorm.apply(x, None, norm, True, False, norm.weight, norm.bias)
-    assert y.isnan().any(dim=3).any(dim=2).any(dim=0).tolist() == [channel == 3 for channel in range(8)]
+    check_what_is_no_number(CPU)
 
 
 @pytest.mark.parametrize("window", [(2, 2, 0), (3, 2, 1), (3, 1, 1), (5, 3, 2)], ids=str)
 @pytest.mark.usefixtures("ours")
 def test_max_pooling(window: tuple[int, int, int]) -> None:
-    """Of equals, of which there are many, the same one gets the gradient."""
-    torch.manual_seed(0)
-    x = F.relu(drawn(2, 24, 9, 9) - 3).contiguous(memory_format=torch.channels_last)
-    x[0, 5, 4, 4] = torch.nan
-    pool = nn.MaxPool2d(*window)
-    mine, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
-    y, expected = MaxPool.apply(mine, pool), pool(theirs)
-    gradient = torch.randn_like(expected)
-    y.backward(gradient)
-    expected.backward(gradient)
-    assert torch.equal(y.nan_to_num(99), expected.nan_to_num(99))
-    assert mine.grad is not None
-    assert theirs.grad is not None
-    assert apart(mine.grad, theirs.grad) < 6e-3
+    check_max_pool(CPU, (2, 24, 9), window)
 
 
 def test_windows_that_are_torchs_to_pool() -> None:
@@ -232,7 +185,7 @@ def test_windows_that_are_torchs_to_pool() -> None:
 
 
 @pytest.mark.usefixtures("ours")
-def test_a_whole_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_network(library: dict[str, Emulated]) -> None:
     """Held against float64, no further from it than torch's own kernels: forks, shortcuts and pooling included."""
     network = made("resnet18").to(memory_format=torch.channels_last)
     for module in network.modules():  # layers of few channels, as each block is 512 threads here
@@ -247,12 +200,12 @@ def test_a_whole_network(monkeypatch: pytest.MonkeyPatch) -> None:
         return logits
 
     reference = stepped(exact.double(), precise)
-    used: list[str] = []
-    on_cpu = partial(_fit_here, used)
-    monkeypatch.setattr("crowdlayer.learning.recorded.fit", on_cpu)
+    before = {name: kernel.launches for name, kernel in library.items()}
     run = Recorded(mine, CPU)
     ours = stepped(mine, lambda images: run(images.to(memory_format=torch.channels_last)))
-    assert len(used) > 10
+    launches = {name: kernel.launches - before[name] for name, kernel in library.items()}
+    norms = sum(isinstance(module, nn.BatchNorm2d) for module in mine.modules())
+    assert launches == dict.fromkeys(kernels.NAMES[:4], norms) | dict.fromkeys(kernels.NAMES[4:], 1)
     n = len(list(network.parameters()))
     for first, last in ((0, 1), (1, 1 + n), (1 + n, len(ours))):
         flat, theirs, right = (
@@ -261,10 +214,11 @@ def test_a_whole_network(monkeypatch: pytest.MonkeyPatch) -> None:
         assert apart(flat, right) <= 1.2 * apart(theirs, right) + 1e-6
 
 
-def _fit_here(used: list[str], *tensors: Tensor) -> bool:
-    """`fit`, but for the device."""
-    one = tensors[0]
-    found = all(t.dtype == torch.bfloat16 and t.is_contiguous(memory_format=torch.channels_last) for t in tensors)
-    found = found and one.shape[1] % 8 == 0 and one.shape[1] < one.numel()
-    used += ["kernel"] if found else []
-    return found
+def test_without_torchs_way_to_the_compiler_there_are_none(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is a private one."""
+    caplog.set_level("INFO")
+    monkeypatch.delattr("torch.cuda._utils._nvrtc_compile")
+    assert kernels.kernels.__wrapped__(torch.device("cuda", 0)) is None
+    assert "_nvrtc_compile" in caplog.text

@@ -28,7 +28,7 @@ GROWTH = 2.0
 """… unless diversity grows by this factor meanwhile: then the classifier is only slow, and the count starts again."""
 
 TOGETHER = 32
-"""So many steps are counted together: a GPU takes as long to be told of ten small sums as for half a layer."""
+"""So many steps are counted together: one by one, each would be ten kernels of a GPU."""
 
 
 def fallback(settings: TrainingSettings) -> TrainingSettings:

@@ -36,10 +36,12 @@ WRITING = 2
 
 @cache
 def kernels(device: torch.device) -> dict[str, Any] | None:
-    """The kernels by their names, or None where they cannot be had, which the log says."""
-    from torch.cuda._utils import _cuda_load_module, _nvrtc_compile
-
+    """The kernels by their names, or None where they cannot be had, which on a GPU the log says."""
+    if device.type != "cuda":
+        return None
     try:
+        from torch.cuda._utils import _cuda_load_module, _nvrtc_compile
+
         source = Path(__file__).with_suffix(".cu").read_text()
         major, minor = torch.cuda.get_device_capability(device)
         binary, *_ = _nvrtc_compile(source, NAMES[0], f"{major}{minor}")
@@ -56,7 +58,8 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 def _run(name: str, grid: Grid, arguments: Sequence[Any]) -> None:
-    found = kernels(torch.device("cuda", torch.cuda.current_device()))
+    """Launch a kernel; its first argument is a tensor."""
+    found = kernels(arguments[0].device)
     assert found is not None
     found[name](*grid, list(arguments))
 
@@ -83,7 +86,6 @@ def fit(*tensors: Tensor) -> bool:
     return (
         all(t.dtype == torch.bfloat16 and t.is_contiguous(memory_format=torch.channels_last) for t in tensors)
         and all(t.shape == one.shape for t in tensors)
-        and one.device.type == "cuda"
         and one.shape[1] % 8 == 0
         and one.shape[1] < one.numel() < 2**31
         and kernels(one.device) is not None
