@@ -6,7 +6,7 @@ import math
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -50,11 +50,12 @@ def stream(seed: int, epoch: int, purpose: int) -> torch.Generator:
 class Batch:
     """One process's share of a batch, and how many tasks and answers all processes have of it.
 
-    `images` (tasks, 3, size, size); `task` (rows of `images`), `worker`, `label`, each (answers,). No batch of the same
-    loader has more than `most_answers`; they have `mean_answers`.
+    `rows` (tasks, …): bytes (size, size, 3) as they are held, images that were augmented, or features. `task` (rows of
+    `rows`), `worker`, `label`, each (answers,). No batch of the same loader has more than `most_answers`; they have
+    `mean_answers`.
     """
 
-    images: Tensor
+    rows: Tensor
     task: Tensor
     worker: Tensor
     label: Tensor
@@ -62,6 +63,11 @@ class Batch:
     n_answers: int
     most_answers: int
     mean_answers: float
+
+    @cached_property
+    def images(self) -> Tensor:
+        """What a network takes: (tasks, 3, size, size) normalised, or features."""
+        return on_device(self.rows, self.rows.device)
 
 
 BLOCK = 32
@@ -153,11 +159,11 @@ class CrowdLoader:
         chosen = torch.split(there, n_tasks.tolist()) if on(self.dataset, self.device) else shares
         thetas = None if theta is None else torch.split(sent(theta[rows], self.device), n_tasks.tolist())
         for i, (task, worker, label) in enumerate(of_batches):
-            images = on_device(self.dataset[chosen[i]], self.device)
+            rows = sent(self.dataset[chosen[i]], self.device)
             if thetas is not None:
-                images = augment(images, thetas[i])
+                rows = augment(on_device(rows, self.device), thetas[i])
             yield Batch(
-                images, task, worker, label, len(batches[i]), everyones[i], self._most_answers, self._mean_answers
+                rows, task, worker, label, len(batches[i]), everyones[i], self._most_answers, self._mean_answers
             )
 
     def _count(self, rows: Tensor) -> Tensor:

@@ -33,8 +33,9 @@ def standardise(images: Tensor, factor: Tensor, summand: Tensor) -> Tensor:
 
     The order is channels last on CUDA; on a CPU, where resnet18's step takes a quarter longer so, channels first.
     """
-    layout = torch.channels_last if images.device.type == "cuda" else torch.contiguous_format
-    floats = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=layout)
+    if images.is_cuda:  # in one kernel
+        return torch.addcmul(summand, images.permute(0, 3, 1, 2), factor)
+    floats = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     return floats.mul_(factor).add_(summand)
 
 

@@ -55,7 +55,10 @@ class WorkerModel(nn.Module, ABC):
     def rows(self, table: Tensor, worker: Tensor) -> Tensor:
         """The (answers, …) rows of a (n_workers, …) table."""
         if not self.row_wise:
-            return table[worker]
+            # table[worker], whose gradient CUDA would find by sorting: a dozen kernels for one
+            if not table.is_cuda:
+                return table[worker]
+            return F.embedding(worker, table.view(len(table), -1)).view(-1, *table.shape[1:])
         rows: Tensor = Rows.apply(table, worker)
         return rows
 

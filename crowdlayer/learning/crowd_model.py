@@ -9,6 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..data.pixels import on_device
 from .crowd_layer import WorkerModel
 
 IGNORED = -100
@@ -39,8 +40,11 @@ class CrowdModel(nn.Module):
         return self.crowd_layer.matrices()
 
     def forward(self, images: Tensor, task: Tensor, worker: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (tasks, 3, size, size) and their answers → logits (tasks, classes), scores (answers, classes)."""
-        logits: Tensor = (self._network or self.classifier)(images)
+        """Images and their answers → logits (tasks, classes), scores (answers, classes).
+
+        Images are (tasks, 3, size, size) and normalised, or bytes (tasks, size, size, 3).
+        """
+        logits: Tensor = (self._network or self.classifier)(on_device(images, images.device))
         return logits, self.crowd_layer(logits, task, worker)
 
 

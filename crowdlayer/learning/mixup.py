@@ -16,10 +16,10 @@ from ..data.pixels import sent
 class Mixed:
     """A step's images, each mixed with another, and its answers, each with an answer to the other image.
 
-    `images` (tasks, 3, size, size); `task` (answers,) rows of `images`; `worker` and `label` (2, answers): the answer's
-    own, then the other's; `weight` (answers,): the share of the own. Where nothing is mixed `worker` and `label` are
-    (1, answers), and there are no weights. `n_tasks`, `n_answers`: of all processes, the latter () on the device for a
-    graph.
+    `images` (tasks, 3, size, size), or where nothing is mixed a batch's `rows`; `task` (answers,) rows of `images`;
+    `worker` and `label` (2, answers): the answer's own, then the other's; `weight` (answers,): the share of the own.
+    Where nothing is mixed `worker` and `label` are (1, answers), and there are no weights. `n_tasks`, `n_answers`: of
+    all processes, the latter () on the device for a graph.
     """
 
     images: Tensor
@@ -34,7 +34,7 @@ class Mixed:
 def unmixed(batch: Batch) -> Mixed:
     """The batch as it is."""
     worker, label = batch.worker.unsqueeze(0), batch.label.unsqueeze(0)
-    return Mixed(batch.images, batch.task, worker, label, None, batch.n_tasks, batch.n_answers)
+    return Mixed(batch.rows, batch.task, worker, label, None, batch.n_tasks, batch.n_answers)
 
 
 def mix(batch: Batch, alpha: float) -> Mixed:
