@@ -63,6 +63,20 @@ static float __shfl_xor_sync(unsigned int, float mine, int across) {
   return others;
 }
 
+static void __syncwarp() { warps[(threadIdx.y * blockDim.x + threadIdx.x) / 32]->arrive_and_wait(); }
+
+static unsigned int __ballot_sync(unsigned int, bool mine) {
+  int t = threadIdx.y * blockDim.x + threadIdx.x, warp = t / 32;
+  exchanged[warp][t % 32] = mine;
+  warps[warp]->arrive_and_wait();
+  unsigned int bits = 0;
+  for (int lane = 0; lane < 32; lane++) bits |= (exchanged[warp][lane] != 0) << lane;
+  warps[warp]->arrive_and_wait();
+  return bits;
+}
+
+static int __ffs(unsigned int bits) { return __builtin_ffs(bits); }
+
 template <class Kernel>
 static void launch(const int* blocks, const int* threads, Kernel kernel) {
   gridDim = {blocks[0], blocks[1], blocks[2]};

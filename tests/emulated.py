@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from crowdlayer.learning import kernels
+from crowdlayer.learning.kernels import making
 
 SHIM = Path(__file__).with_name("cuda.h")
 KERNEL = re.compile(r'extern "C" __global__ void __launch_bounds__\([^)]*\)\s+(\w+)\((.*?)\) \{', re.DOTALL)
@@ -43,11 +43,11 @@ def _argument(argument: object) -> ctypes.c_void_p | ctypes.c_int | ctypes.c_dou
 
 def emulated(folder: Path, compiler: str) -> dict[str, Emulated]:
     """The kernels by their names."""
-    source = Path(kernels.__file__).with_suffix(".cu").read_text()
+    source = making.source()
     found: list[tuple[str, str]] = KERNEL.findall(source)
     source, n = CONVERSION.subn("to.pair[i] = two_rounded(from[2 * i + 1], from[2 * i]);", source)
     assert n == 1
-    assert [name for name, _ in found] == list(kernels.NAMES)
+    assert [name for name, _ in found] == making.KERNEL.findall(source)
     parts = [f'#include "{SHIM}"', source]
     for name, parameters in found:
         names = ", ".join(re.split(r"[\s*]+", part.strip())[-1] for part in parameters.split(","))

@@ -8,7 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crowdlayer.learning.kernels import BatchNorm, MaxPool, fit
+from crowdlayer.data.pixels import normalise
+from crowdlayer.learning.crowd_layer import CrowdLayer
+from crowdlayer.learning.crowd_model import IGNORED, CrowdLoss
+from crowdlayer.learning.kernels import BatchNorm, MaxPool, crowd_loss, fit
+from crowdlayer.learning.stem import Stem
 
 
 def drawn(device: torch.device, *shape: int) -> Tensor:
@@ -62,7 +66,9 @@ def check_what_is_no_number(device: torch.device) -> None:
     assert y.isnan().any(dim=3).any(dim=2).any(dim=0).tolist() == [channel == 3 for channel in range(8)]
 
 
-def check_max_pool(device: torch.device, shape: tuple[int, int, int], window: tuple[int, int, int]) -> None:
+def check_max_pool(
+    device: torch.device, shape: tuple[int, int, int], window: tuple[int, int, int], twice: bool
+) -> None:
     """Of equals, of which bfloat16 has many, the same one gets the gradient; what is no number is the largest."""
     torch.manual_seed(0)
     n, channels, side = shape
@@ -70,12 +76,67 @@ def check_max_pool(device: torch.device, shape: tuple[int, int, int], window: tu
     x[0, 5, 4, 4] = torch.nan
     pool = nn.MaxPool2d(*window)
     mine, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
-    y, expected = MaxPool.apply(mine, pool), pool(theirs)
+    ys, expected = MaxPool.apply(mine, pool, twice), pool(theirs)
     gradient = torch.randn_like(expected)
-    (1 * y).backward(gradient)
-    (1 * expected).backward(gradient)
+    assert len(ys) == 1 + twice
+    sum((k * y * gradient).sum() for k, y in enumerate(ys, 1)).backward()
+    (1 * expected).backward((3 if twice else 1) * gradient)
     assert expected.isnan().any()
-    assert torch.equal(y.nan_to_num(99), expected.nan_to_num(99))
+    assert all(torch.equal(y.nan_to_num(99), expected.nan_to_num(99)) for y in ys)
     assert mine.grad is not None
     assert theirs.grad is not None
     assert apart(mine.grad, theirs.grad) < 6e-3  # rounded after each window, or once
+
+
+def check_stem(device: torch.device, conv: nn.Conv2d, size: tuple[int, int], is_bytes: bool) -> None:
+    """The images' patches under the weights' are the images under the weights, and so are the gradients."""
+    torch.manual_seed(0)
+    conv = conv.to(device).to(memory_format=torch.channels_last)
+    pixels = torch.randint(0, 256, (3, *size, 3), dtype=torch.uint8, device=device)
+    images, stem = normalise(pixels, device), Stem(conv)
+    patches = stem.patches(pixels if is_bytes else images)
+    exact = copy.deepcopy(conv).double()
+    wanted = exact(images.bfloat16().double())
+    weight = stem.weight(conv.weight.detach()).double().requires_grad_()
+    y = F.conv2d(patches.double(), weight, None if conv.bias is None else conv.bias.double())
+    assert patches.shape[1] % 8 == 0
+    assert patches.is_contiguous(memory_format=torch.channels_last)
+    assert y.shape == wanted.shape
+    assert apart(y, wanted) < 1e-3 if is_bytes else torch.allclose(y, wanted)  # of bytes few are rounded otherwise
+    gradient = torch.randn_like(wanted)
+    ((y + wanted) * gradient).sum().backward()
+    assert weight.grad is not None
+    assert exact.weight.grad is not None
+    ours = stem.gradient(weight.grad)
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    assert apart(ours, exact.weight.grad) < 1e-3
+
+
+def check_crowd_loss(device: torch.device, n_classes: int, by_answers: bool) -> None:
+    """Tasks without answers, and answers that are none, too; a worker without answers has a gradient of 0."""
+    torch.manual_seed(0)
+    layer = CrowdLayer(7, n_classes)
+    layer.confusion.data += torch.randn_like(layer.confusion)
+    task = torch.cat([torch.arange(13).repeat_interleave(4), torch.zeros(11, dtype=torch.int64)]).to(device)
+    task[task == 5] = 6
+    worker, label = torch.randint(0, 6, (len(task),)).to(device), torch.randint(0, n_classes, (len(task),)).to(device)
+    label[-11:] = IGNORED
+    logits = (3 * torch.randn(13, n_classes)).bfloat16().to(device)
+    n = torch.tensor(52.0, device=device) if by_answers else 13
+    found = []
+    for dtype in (torch.float64, torch.float32):
+        there = copy.deepcopy(layer).to(device, dtype)
+        given = logits.to(logits.dtype if dtype == torch.float32 else dtype).requires_grad_()
+        if dtype == torch.float32:
+            loss = crowd_loss(given, there.confusion, task, worker, label, n)
+        else:
+            loss = CrowdLoss("answer" if by_answers else "task")(there(given, task, worker), label, 13, n)
+        (2 * loss).backward()  # type: ignore[no-untyped-call]
+        assert there.confusion.grad is not None
+        assert given.grad is not None
+        found.append((loss, given.grad, there.confusion.grad))
+    (exact, exact_z, exact_w), (ours, ours_z, ours_w) = found
+    assert apart(ours, exact) < 1e-5
+    assert apart(ours_z, exact_z) < 3e-3  # in bfloat16
+    assert apart(ours_w, exact_w) < 1e-5
+    assert torch.equal(ours_w[6], torch.zeros_like(ours_w[6]))

@@ -10,10 +10,17 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision import models
 
-from crowdlayer.learning import kernels
-from crowdlayer.learning.kernels import BatchNorm, fit
+from crowdlayer.learning.kernels import BatchNorm, fit, making
 from crowdlayer.learning.recorded import Recorded
-from tests.exact import apart, check_batch_norm, check_max_pool, check_what_is_no_number, drawn
+from tests.exact import (
+    apart,
+    check_batch_norm,
+    check_crowd_loss,
+    check_max_pool,
+    check_stem,
+    check_what_is_no_number,
+    drawn,
+)
 from tests.test_gpu import epochs, recorded
 from tests.test_trainer import make
 
@@ -60,8 +67,21 @@ POOLS = [(2, 2, 0), (3, 2, 1), (3, 2, 0), (3, 1, 1), (5, 3, 2), (2, 3, 0)]
 
 @pytest.mark.parametrize("window", POOLS, ids=str)
 @pytest.mark.parametrize("shape", [(3, 8, 7), (2, 64, 16), (5, 24, 13)], ids=str)
-def test_max_pooling_is_torchs(shape: tuple[int, int, int], window: tuple[int, int, int]) -> None:
-    check_max_pool(GPU, shape, window)
+@pytest.mark.parametrize("twice", [False, True])
+def test_max_pooling_is_torchs(shape: tuple[int, int, int], window: tuple[int, int, int], twice: bool) -> None:
+    check_max_pool(GPU, shape, window, twice)
+
+
+@pytest.mark.parametrize("by_answers", [False, True])
+@pytest.mark.parametrize("n_classes", [2, 10, 32, 100, 128])
+def test_the_crowd_layer_and_its_loss(n_classes: int, by_answers: bool) -> None:
+    check_crowd_loss(GPU, n_classes, by_answers)
+
+
+@pytest.mark.parametrize("is_bytes", [True, False])
+@pytest.mark.parametrize("window", [(7, 2, 3), (3, 2, 1), (3, 1, 1), (5, 2, 1)], ids=str)
+def test_patches_under_other_weights_are_images_under_theirs(window: tuple[int, int, int], is_bytes: bool) -> None:
+    check_stem(GPU, nn.Conv2d(3, 16, *window), (33, 50), is_bytes)
 
 
 NETWORKS = ["resnet18", "resnet50", "densenet121", "mobilenet_v2", "efficientnet_b0", "vgg11_bn", "googlenet"]
@@ -110,10 +130,10 @@ def test_recorded_steps_learn_in_lower_precision_what_single_kernels_learn() -> 
 
 
 def test_without_kernels_torchs_do_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "NAMES", ("none",))
-    kernels.kernels.cache_clear()
+    monkeypatch.setattr(making, "source", lambda: "no code")
+    making.kernels.cache_clear()
     try:
         assert not fit(drawn(GPU, 4, 8, 4, 4))
         assert recorded(epochs(make(mixed_precision="bf16"), 3)) == 2
     finally:
-        kernels.kernels.cache_clear()
+        making.kernels.cache_clear()

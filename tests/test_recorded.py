@@ -9,15 +9,21 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 from torchvision import models
 
-from crowdlayer.learning import kernels
-from crowdlayer.learning.kernels import poolable
+from crowdlayer.learning.beside import Moving
+from crowdlayer.learning.branches import branch_to
+from crowdlayer.learning.kernels import batch_norm, making, poolable
+from crowdlayer.learning.mixup import unmixed
 from crowdlayer.learning.recorded import Recorded, recorded
+from crowdlayer.learning.rows import RowWiseAdam, RowWiseAdamW, RowWiseSGD
+from crowdlayer.learning.stem import stemmed
 from tests.emulated import Emulated, emulated
-from tests.exact import apart, check_batch_norm, check_max_pool, check_what_is_no_number
+from tests.exact import apart, check_batch_norm, check_crowd_loss, check_max_pool, check_stem, check_what_is_no_number
+from tests.test_trainer import make
 
 CPU = torch.device("cpu")
 
@@ -121,6 +127,18 @@ def test_what_looks_like_it_and_is_not() -> None:
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize(("name", "n"), [("resnet18", 3), ("regnet_y_400mf", 4), ("mobilenet_v2", 0)])
+def test_branches_are_convolutions_on_shortcuts(name: str, n: int) -> None:
+    network = made(name)
+    graph = fx.Tracer().trace(network)
+    modules = {node: network.get_submodule(node.target) for node in graph.nodes if node.op == "call_module"}
+    branches = [branch for node in graph.nodes if (branch := branch_to(node, modules))]
+    assert len(branches) == n
+    for branch in branches:
+        assert [type(modules[node]) for node in branch] == [nn.Conv2d, nn.BatchNorm2d]
+        assert "downsample" in str(branch[0].target) or "proj" in str(branch[0].target)
+
+
 def test_a_network_that_looks_at_its_numbers_is_recorded_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
     class Looking(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -145,8 +163,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Emulated]:
 @pytest.fixture
 def ours(library: dict[str, Emulated], monkeypatch: pytest.MonkeyPatch) -> None:
     """A device with five multiprocessors that has our kernels."""
-    monkeypatch.setattr(kernels, "kernels", lambda _: library)
-    monkeypatch.setattr(kernels, "_multiprocessors", lambda _: 5)
+    monkeypatch.setattr(making, "kernels", lambda _: library)
+    monkeypatch.setattr(batch_norm, "multiprocessors", lambda _: 5)
 
 
 # more rows than a block has; columns that fill no warp; more than one tile of them
@@ -167,9 +185,42 @@ def test_what_is_no_number_stays_seen() -> None:
 
 
 @pytest.mark.parametrize("window", [(2, 2, 0), (3, 2, 1), (3, 1, 1), (5, 3, 2)], ids=str)
+@pytest.mark.parametrize("twice", [False, True])
 @pytest.mark.usefixtures("ours")
-def test_max_pooling(window: tuple[int, int, int]) -> None:
-    check_max_pool(CPU, (2, 24, 9), window)
+def test_max_pooling(window: tuple[int, int, int], twice: bool) -> None:
+    check_max_pool(CPU, (2, 24, 9), window, twice)
+
+
+@pytest.mark.parametrize("by_answers", [False, True])
+@pytest.mark.parametrize("n_classes", [3, 32, 70])
+@pytest.mark.usefixtures("ours")
+def test_the_crowd_layer_and_its_loss(n_classes: int, by_answers: bool) -> None:
+    check_crowd_loss(CPU, n_classes, by_answers)
+
+
+STEMS = [(7, 2, 3), (3, 2, 1), (3, 1, 1), (3, 2, 0), (5, 2, 2), (4, 2, 0), (5, 2, 1), (11, 2, 2), (1, 1, 0)]
+"""Side, stride and padding."""
+
+
+@pytest.mark.parametrize("is_bytes", [True, False])
+@pytest.mark.parametrize(("side", "stride", "padding"), STEMS)
+@pytest.mark.usefixtures("ours")
+def test_patches_under_other_weights_are_images_under_theirs(
+    side: int, stride: int, padding: int, is_bytes: bool
+) -> None:
+    conv = nn.Conv2d(3, 8, side, stride, padding, bias=stride == 1)
+    assert stemmed(conv)
+    check_stem(CPU, conv, (13, 18), is_bytes)
+
+
+def test_stems_that_stay_as_they_are() -> None:
+    odd: list[dict[str, Any]] = [
+        {"in_channels": 4}, {"kernel_size": (3, 5)}, {"kernel_size": 7}, {"kernel_size": 16, "stride": 16},
+        {"padding": "same"}, {"dilation": 2}, {"in_channels": 6, "groups": 2},
+    ]  # fmt: skip
+    usual: dict[str, Any] = {"in_channels": 3, "out_channels": 8, "kernel_size": 3}
+    assert stemmed(nn.Conv2d(**usual))
+    assert not any(stemmed(nn.Conv2d(**usual | more)) for more in odd)
 
 
 def test_windows_that_are_torchs_to_pool() -> None:
@@ -205,7 +256,9 @@ def test_a_whole_network(library: dict[str, Emulated]) -> None:
     ours = stepped(mine, lambda images: run(images.to(memory_format=torch.channels_last)))
     launches = {name: kernel.launches - before[name] for name, kernel in library.items()}
     norms = sum(isinstance(module, nn.BatchNorm2d) for module in mine.modules())
-    assert launches == dict.fromkeys(kernels.NAMES[:4], norms) | dict.fromkeys(kernels.NAMES[4:], 1)
+    once = dict.fromkeys(("largest", "of_largest", "patches_of_floats"), 1)
+    norm = dict.fromkeys(("distances", "normalise", "products", "gradient"), norms)
+    assert {name: n for name, n in launches.items() if n} == norm | once
     n = len(list(network.parameters()))
     for first, last in ((0, 1), (1, 1 + n), (1 + n, len(ours))):
         flat, theirs, right = (
@@ -214,11 +267,72 @@ def test_a_whole_network(library: dict[str, Emulated]) -> None:
         assert apart(flat, right) <= 1.2 * apart(theirs, right) + 1e-6
 
 
+@pytest.mark.parametrize("reduction", ["task", "answer"])
+@pytest.mark.usefixtures("ours")
+def test_a_step_as_it_is_recorded(
+    library: dict[str, Emulated], reduction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From bytes to the gradients of the workers' matrices."""
+    trainer = make(mixed_precision="bf16", loss_reduction=reduction)
+    learner, before = trainer.learner, {name: kernel.launches for name, kernel in library.items()}
+    batch = next(iter(trainer.train))
+    learner.train()
+    network, autocast = learner._network, []
+    assert network is not None
+
+    def watched(images: Tensor) -> Tensor:
+        autocast.append(torch.is_autocast_enabled("cpu"))
+        return network(images)
+
+    monkeypatch.setitem(vars(learner), "_network", watched)
+    found = []
+    for step in (learner._gradients, learner._recorded):
+        logits, loss = step(unmixed(batch))
+        gradients = [weight.grad for weight in learner.model.parameters()]
+        found.append((logits, loss, torch.cat([part.flatten() for part in gradients if part is not None])))
+    for theirs, ours in zip(*found, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert apart(ours, theirs) < 0.02
+    assert autocast == [True]
+    launched = {name for name, kernel in library.items() if kernel.launches > before[name]}
+    assert launched >= {"patches_of_bytes", "answered", "of_answered"}
+
+
+MOVED: list[tuple[type[Optimizer], dict[str, Any]]] = [
+    (RowWiseSGD, {"momentum": 0.9}),
+    (RowWiseSGD, {}),
+    (RowWiseAdam, {}),
+    (RowWiseAdamW, {}),
+]
+
+
+@pytest.mark.parametrize(("kind", "more"), MOVED)
+def test_weights_are_moved_on_the_way_as_they_would_be_afterwards(kind: type[Any], more: dict[str, Any]) -> None:
+    """At a rate that changes, from a checkpoint in between; and by the optimiser itself where nothing moves them."""
+    rates, networks = (0.01, 0.005, 0.005, 0.002), [made("resnet18"), made("resnet18")]
+    optimizers = [kind([{"params": list(n.parameters()), "weight_decay": 5e-4}], lr=1.0, fused=True, **more)
+                  for n in networks]  # fmt: skip
+    moving = Moving(optimizers[1], CPU)
+    runs: list[Callable[[Tensor], Tensor]] = [networks[0], Recorded(networks[1], CPU, moving)]
+    for i, rate in enumerate(rates):
+        for network, optimizer, run in zip(networks, optimizers, runs, strict=True):
+            optimizer.param_groups[0]["lr"] = rate
+            moving.follow()
+            optimizer.zero_grad()
+            stepped(network, network if i == 2 else run)
+            left = sum(weight.grad is not None for weight in network.parameters())
+            assert left == (42 if run is runs[1] and i != 2 else 62)  # of resnet18's 20 convolutions none
+            optimizer.step()
+        optimizers[1].load_state_dict(copy.deepcopy(optimizers[1].state_dict()))
+    for theirs, ours in zip(*(network.parameters() for network in networks), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
 def test_without_torchs_way_to_the_compiler_there_are_none(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is a private one."""
     caplog.set_level("INFO")
     monkeypatch.delattr("torch.cuda._utils._nvrtc_compile")
-    assert kernels.kernels.__wrapped__(torch.device("cuda", 0)) is None
+    assert making.kernels.__wrapped__(torch.device("cuda", 0)) is None
     assert "_nvrtc_compile" in caplog.text

@@ -25,6 +25,11 @@ class CrowdModel(nn.Module):
         self.crowd_layer = crowd_layer
         self._network: Callable[[Tensor], Tensor] | None = None
 
+    @property
+    def is_run_by_another(self) -> bool:
+        """Whether something is called in the classifier's place."""
+        return self._network is not None
+
     @contextmanager
     def run_by(self, network: Callable[[Tensor], Tensor] | None) -> Iterator[None]:
         """Call this, where there is one, in the classifier's place: the same function of the same weights."""
@@ -44,8 +49,15 @@ class CrowdModel(nn.Module):
 
         Images are (tasks, 3, size, size) and normalised, or bytes (tasks, size, size, 3).
         """
-        logits: Tensor = (self._network or self.classifier)(on_device(images, images.device))
+        logits = self.logits(images)
         return logits, self.crowd_layer(logits, task, worker)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """The same of the images alone."""
+        if self._network is None:
+            images = on_device(images, images.device)
+        logits: Tensor = (self._network or self.classifier)(images)
+        return logits
 
 
 class CrowdLoss(nn.Module):

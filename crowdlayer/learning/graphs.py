@@ -21,7 +21,7 @@ from .mixup import Mixed
 log = logging.getLogger(__name__)
 
 Gradients = Callable[[Mixed], tuple[Tensor, Tensor]]
-"""Leaves gradients with the weights; gives logits (tasks, classes) and a loss ()."""
+"""Leaves gradients with the weights, but for those that it moves itself; gives logits (tasks, classes), a loss ()."""
 TRIALS = 3
 """Steps of a shape that run kernel by kernel before one is recorded: libraries choose their algorithms meanwhile."""
 PADDING = 4

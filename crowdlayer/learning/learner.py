@@ -16,10 +16,12 @@ from ..data.images import Batch
 from ..machine.processes import Processes
 from ..settings import TrainingSettings
 from .aggregation import started
-from .crowd_layer import WorkerModel
+from .beside import Moving
+from .crowd_layer import CrowdLayer, WorkerModel
 from .crowd_model import CrowdLoss, CrowdModel
 from .devices import compiled, laid_out, synchronised
 from .graphs import Graphs
+from .kernels import available, crowd_loss, of_classes
 from .mixup import Mixed, mix, unmixed
 from .optimization import Average, hold, make_optimizer, make_scheduler
 from .progress import Best
@@ -72,7 +74,10 @@ class Learner:
         # only fp16 needs the wrapper, which looks for packages on the disk at every step
         self.optimizer = optimizer if accelerator.scaler is None else prepared
         self.graphs: Graphs | None = None
+        self._moving: Moving | None = None
         if self._recordable():
+            if self._apart() and settings.optimizer == "sgd":  # the others have not been tried in a recording
+                self._moving = Moving(optimizer, accelerator.device)
             self.graphs = Graphs(self._recorded, self._gradients, list(self.model.parameters()))
         self.regularizer: Regularizer | None = None
         if settings.scale > 0:
@@ -119,6 +124,8 @@ class Learner:
         if self.graphs is None:
             logits, loss = self._gradients(mixed)
         else:
+            if self._moving is not None:
+                self._moving.follow()
             logits, loss = self.graphs(mixed, batch.most_answers, batch.mean_answers)
         if self.plain or held:
             hold(bare.crowd_layer)
@@ -144,18 +151,27 @@ class Learner:
         return logits.detach(), loss.detach()
 
     def _recorded(self, mixed: Mixed) -> tuple[Tensor, Tensor]:
-        """The same, in the way that is worth recording."""
+        """The same, in the way that is worth recording; what is `_moving` has moved some weights."""
         with self.bare.run_by(self._network):
             return self._gradients(mixed)
 
     @cached_property
     def _network(self) -> Recorded | None:
         """The classifier as recorded steps run it, where they do in another way than others; in training."""
-        apart = self.settings.compile == "auto" and self.accelerator.mixed_precision == "bf16"
-        return recorded(self.model.classifier, self.accelerator.device) if apart else None
+        device = self.accelerator.device
+        return recorded(self.model.classifier, device, self._moving) if self._apart() else None
+
+    def _apart(self) -> bool:
+        return self.settings.compile == "auto" and self.accelerator.mixed_precision == "bf16"
 
     def _loss(self, mixed: Mixed) -> tuple[Tensor, Tensor]:
         """The logits of a step and its loss, this process's part of it."""
+        if self._has_kernels(mixed):
+            n = mixed.n_tasks if self.criterion.reduction == "task" else mixed.n_answers
+            with self.accelerator.autocast():  # as in the replica
+                logits = self.bare.logits(mixed.images).float()
+            confusion = self.bare.crowd_layer.matrices()
+            return logits, crowd_loss(logits, confusion, mixed.task, mixed.worker[0], mixed.label[0], n)
         task = mixed.task if mixed.weight is None else mixed.task.repeat(2)
         logits, scores = self.replica(mixed.images, task, mixed.worker.flatten())
         scores = self._below(logits, task, scores)
@@ -167,6 +183,12 @@ class Learner:
         parts = zip(mixed.label, (mixed.weight, 1 - mixed.weight), strict=True)
         losses = [self.criterion(own, label, mixed.n_tasks, mixed.n_answers, weight) for label, weight in parts]
         return logits, losses[0] + losses[1]
+
+    def _has_kernels(self, mixed: Mixed) -> bool:
+        """Whether the crowd layer and its loss of this step are `crowd_loss`."""
+        layer = self.bare.crowd_layer
+        usual = type(layer) is CrowdLayer and mixed.weight is None and not self.plain and of_classes(layer.n_classes)
+        return usual and self.bare.is_run_by_another and available(mixed.images.device)
 
     def _recordable(self) -> bool:
         """Whether steps may come from CUDA graphs: on one GPU, and all alike.
@@ -215,6 +237,7 @@ class Learner:
         return {name: part.state_dict() for name, part in self._stateful().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rest()  # what has been recorded moves the optimiser's tensors, which are others now
         for name, part in self._stateful().items():
             part.load_state_dict(state[name])
         vars(self.scheduler.optimizer)["_opt_called"] = True  # by the earlier process; torch would warn: by nobody

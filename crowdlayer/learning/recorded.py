@@ -1,8 +1,10 @@
-"""A network as recorded steps run it: the same layers on the same weights, with fewer kernels, two of them at a time.
+"""A network as recorded steps run it: the same layers on the same weights, with fewer kernels, several at a time.
 
 What a recorded step costs is the kernels themselves, and the time from one to the next. So weights get their copies in
-lower precision in one kernel, and their gradients get back in one; the gradient of a convolution's weights, for which
-nothing waits, is found beside all the rest; batch norm, the sum with a shortcut and ReLU are one (`kernels`).
+lower precision in one kernel; the gradient of a convolution's weights, for which nothing waits, is found beside all the
+rest, and moves them there (`beside`); a convolution on a shortcut runs at the same time as what it goes round
+(`branches`); images come to the first one in an order that it can do (`stem`); batch norm, the sum with a shortcut and
+ReLU are one (`kernels`).
 """
 
 from __future__ import annotations
@@ -19,68 +21,62 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from ..data.pixels import normalise
 from ..errors import one_line
-from .kernels import BatchNorm, MaxPool, fit, normable, poolable
+from .beside import Beside, Moving
+from .branches import Branches
+from .kernels import BatchNorm, MaxPool, available, fit, normable, poolable
+from .stem import Stem, stemmed
 
 log = logging.getLogger(__name__)
 
 
-class Beside:
-    """A second stream of a GPU, for work that nothing waits for until `join`."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        self._in_use: tuple[Tensor, ...] = ()
-
-    def run(self, work: Callable[[], Tensor], *given: Tensor) -> Tensor:
-        """Begin when all is there that the current stream has begun; one piece of work at a time.
-
-        What it is given stays until the current stream has waited for it: its memory would go to others else.
-        """
-        if self._stream is None:
-            return work()
-        self.join()
-        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
-        with torch.cuda.stream(self._stream):
-            done = work()
-        self._in_use = given
-        return done
-
-    def join(self) -> None:
-        """Have the current stream wait for what was begun."""
-        if self._stream is not None and self._in_use:
-            torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
-            self._in_use = ()
-
-
 class Lowered(torch.autograd.Function):
-    """Copies of the weights in bfloat16, as autocast makes one by one; back, their gradients in float32."""
+    """Copies of the weights in bfloat16, as autocast makes one by one; back, their gradients in float32.
+
+    The first, `n_first`, are there at once, the others when `beside` has been joined.
+    """
 
     @staticmethod
-    def forward(ctx: Any, beside: Beside, *weights: Tensor) -> tuple[Tensor, ...]:
-        ctx.beside = beside
-        return _converted(weights, torch.bfloat16)
+    def forward(ctx: Any, beside: Beside, moving: Moving | None, n_first: int, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.beside, ctx.moving = beside, moving
+        ctx.set_materialize_grads(False)
+        copies = tuple(torch.empty_like(weight, dtype=torch.bfloat16) for weight in weights)
+        if n_first < len(weights):
+            beside.run(lambda: _copied(copies[n_first:], weights[n_first:]))
+        _copied(copies[:n_first], weights[:n_first])
+        return copies
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        if ctx.moving is not None:
+            ctx.moving.finish(ctx.beside)
         ctx.beside.join()
-        return None, *_converted(gradients, torch.float32)
+        raised = [None if part is None else torch.empty_like(part, dtype=torch.float32) for part in gradients]
+        _copied([to for to in raised if to is not None], [part for part in gradients if part is not None])
+        return None, None, None, *raised
 
 
-def _converted(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
-    copies = tuple(torch.empty_like(tensor, dtype=dtype) for tensor in tensors)
-    torch._foreach_copy_(copies, tuple(tensors))
-    return copies
+def _copied(to: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
+    if to:
+        torch._foreach_copy_(list(to), list(tensors))
 
 
 class Convolution(torch.autograd.Function):
-    """A convolution whose weights' gradient is found beside all that needs its input's."""
+    """A convolution whose weights' gradient is found beside all that waits for its input's, and may move them there."""
 
     @staticmethod
-    def forward(ctx: Any, beside: Beside, conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, conv: nn.Conv2d, stem: Stem | None, x: Tensor, weight: Tensor, bias: Tensor | None, *beside: Any
+    ) -> Tensor:
+        """`beside` is where the gradient is found, and what moves the weight by it, or None."""
+        ctx.conv, ctx.stem, ctx.has_bias, (ctx.beside, ctx.moving) = conv, stem, bias is not None, beside
+        if stem is None:
+            ctx.options = (conv.stride, conv.padding, conv.dilation, False, [0, 0], conv.groups)
+        else:
+            x, weight = stem.patches(x), stem.weight(weight)
+            ctx.options = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1)
         ctx.save_for_backward(x, weight)
-        ctx.beside, ctx.has_bias = beside, bias is not None
-        ctx.options = (conv.stride, conv.padding, conv.dilation, False, [0, 0], conv.groups)
         y: Tensor = torch.ops.aten.convolution(x, weight, bias, *ctx.options)
         return y
 
@@ -95,9 +91,17 @@ class Convolution(torch.autograd.Function):
             )
             return found
 
-        dweight = ctx.beside.run(lambda: of(False, True, False)[1], dy, x, weight)
+        def of_weight() -> Tensor:
+            found = of(False, True, False)[1]
+            return found if ctx.stem is None else ctx.stem.gradient(found)
+
+        # first what others wait for: the other would take the multiprocessors that it wants
         dx, _, dbias = of(ctx.needs_input_grad[2], False, ctx.has_bias)
-        return None, None, dx, dweight, dbias
+        dweight = ctx.beside.run(of_weight, dy, x, weight)
+        if ctx.moving is None:
+            return None, None, dx, dweight, dbias, None, None
+        ctx.moving.take(ctx.conv.weight, dweight, ctx.beside)
+        return None, None, dx, None, dbias, None, None
 
 
 @dataclass(frozen=True)
@@ -116,21 +120,36 @@ class Twice(list[Tensor]):
 class Recorded(fx.Interpreter):
     """The classifier in training and under autocast to bfloat16: images (n, 3, size, size) → logits (n, classes)."""
 
-    def __init__(self, classifier: nn.Module, device: torch.device) -> None:
+    def __init__(self, classifier: nn.Module, device: torch.device, moving: Moving | None = None) -> None:
         """Trace the classifier, one of torchvision's: a trace knows nothing of a value that changes under two names.
+
+        With `moving` the backward pass moves the weights of convolutions by their gradients, and leaves none of them.
 
         Raises:
             Exception: of any kind, where its layers cannot be told without running them.
         """
         super().__init__(classifier, graph=_traced(classifier))
         self._beside = Beside(device)
-        self._weights: list[nn.Parameter] = []
+        self._moving = moving
+        self._layers: list[nn.Conv2d | nn.Linear] = []
         self._lowered: dict[Tensor, Tensor] = {}
         self._moved: list[Tensor] = []
-        self._ways = self._planned()
+        modules = {node: self.fetch_attr(str(node.target)) for node in self.graph.nodes if node.op == "call_module"}
+        self._ways = self._planned(modules)
+        self._branches = Branches(self.graph, modules, device)
+        self._stem = self._first(device)
+        self._weights = [weight for layer in self._layers for weight in layer.parameters()]
 
     def __call__(self, images: Tensor) -> Tensor:
-        self._lowered = dict(zip(self._weights, Lowered.apply(self._beside, *self._weights), strict=True))
+        """Of images (n, 3, size, size), or of bytes (n, size, size, 3)."""
+        if images.dtype == torch.uint8 and self._stem is None:
+            images = normalise(images, images.device)
+        self._beside.begin()
+        if self._moving is not None:
+            self._moving.forget()
+        n_first = len(list(self._layers[0].parameters())) if self._layers else 0
+        lowered = Lowered.apply(self._beside, self._moving, n_first, *self._weights)
+        self._lowered = dict(zip(self._weights, lowered, strict=True))
         self._moved = []
         logits: Tensor = self.run(images)
         if self._moved:
@@ -139,6 +158,9 @@ class Recorded(fx.Interpreter):
         return logits
 
     def run_node(self, n: fx.Node) -> Any:
+        return self._branches.run(n, partial(self._run_here, n))
+
+    def _run_here(self, n: fx.Node) -> Any:
         if n not in self._ways:
             return super().run_node(n)
         arguments, _ = self.fetch_args_kwargs_from_env(n)
@@ -153,9 +175,8 @@ class Recorded(fx.Interpreter):
 
     # --- which layers run in another way ---
 
-    def _planned(self) -> dict[fx.Node, Callable[..., Any]]:
+    def _planned(self, modules: dict[fx.Node, nn.Module]) -> dict[fx.Node, Callable[..., Any]]:
         ways: dict[fx.Node, Callable[..., Any]] = {}
-        modules = {node: self.fetch_attr(str(node.target)) for node in self.graph.nodes if node.op == "call_module"}
         times = Counter(weight for module in modules.values() for weight in module.parameters())
         for node, module in modules.items():
             if len(node.args) != 1 or node.kwargs or module._forward_hooks or module._forward_pre_hooks:
@@ -164,12 +185,12 @@ class Recorded(fx.Interpreter):
                 # of a weight that is used twice the two gradients would be added up before the second one is there
                 once = all(weight.requires_grad and times[weight] == 1 for weight in module.parameters())
                 if once and type(module) in (nn.Conv2d, nn.Linear):
-                    self._weights += module.parameters()
+                    self._layers.append(module)
                     ways[node] = partial(self._layer, module)
             elif type(module) is nn.BatchNorm2d and normable(module):
                 ways |= self._norm_and_what_follows(node, module, modules, ways)
             elif type(module) is nn.MaxPool2d and poolable(module):
-                ways[node] = partial(_pooled, module)
+                ways[node] = partial(_pooled, module, _has_two(node))
         return ways
 
     def _norm_and_what_follows(
@@ -192,17 +213,27 @@ class Recorded(fx.Interpreter):
             return {node: partial(Awaited, norm), then: _summed, last: partial(self._normed, True, _has_two(last))}
         return {node: partial(Awaited, norm), then: lambda a, b: self._normed(False, _has_two(then), _summed(a, b))}
 
+    def _first(self, device: torch.device) -> Stem | None:
+        """The layer that the images come to, where they come to no other and it has another way."""
+        images = next(iter(self.graph.nodes))
+        node, *others = images.users
+        layer = self.fetch_attr(str(node.target)) if node in self._ways and not others else None
+        return Stem(layer) if type(layer) is nn.Conv2d and stemmed(layer) and available(device) else None
+
     # --- how they run ---
 
     def _layer(self, layer: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor:
+        if layer is not self._layers[0]:
+            self._beside.join()  # the other weights' copies have been made meanwhile
         weight, *biases = (self._lowered[part] for part in layer.parameters())
         bias = biases[0] if biases else None
         if isinstance(layer, nn.Linear):
             return F.linear(x, weight, bias)
-        x = x.to(weight.dtype)
+        stem = self._stem if self._stem is not None and layer is self._stem.conv else None
+        x = x if stem is not None else x.to(weight.dtype)
         if isinstance(layer.padding, str):
             return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
-        y: Tensor = Convolution.apply(self._beside, layer, x, weight, bias)
+        y: Tensor = Convolution.apply(layer, stem, x, weight, bias, self._beside, self._moving)
         return y
 
     def _normed(self, relu: bool, twice: bool, awaited: Awaited) -> Tensor | Twice:
@@ -227,9 +258,9 @@ def _traced(network: nn.Module) -> fx.Graph:
     return graph
 
 
-def _pooled(pool: nn.MaxPool2d, x: Tensor) -> Tensor:
-    y: Tensor = MaxPool.apply(x, pool) if fit(x) else pool(x)
-    return y
+def _pooled(pool: nn.MaxPool2d, twice: bool, x: Tensor) -> Tensor | Twice:
+    y, *again = MaxPool.apply(x, pool, twice) if fit(x) else [pool(x)]
+    return Twice([y, *(again or [y])]) if twice else y
 
 
 def _has_two(node: fx.Node) -> bool:
@@ -256,10 +287,10 @@ def _summed(a: Awaited | Tensor, b: Awaited | Tensor) -> Awaited:
     return replace(awaited, residual=residual)
 
 
-def recorded(classifier: nn.Module, device: torch.device) -> Recorded | None:
+def recorded(classifier: nn.Module, device: torch.device, moving: Moving | None = None) -> Recorded | None:
     """The classifier as recorded steps run it; None where its layers cannot be told, which the log says."""
     try:
-        return Recorded(classifier, device)
+        return Recorded(classifier, device, moving)
     except Exception as error:  # whatever a network does with what is no tensor
         log.info("the network is recorded as it is, its layers cannot be told: %s", one_line(str(error)))
         return None

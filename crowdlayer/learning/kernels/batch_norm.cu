@@ -1,27 +1,4 @@
-// Batch norm with what follows it, and max pooling, in bfloat16, channels last: rows (images · height · width) of
-// `columns` times eight channels. Sums are added up in float32, in an order that the shape alone decides.
-
-struct __align__(16) Eight {
-  unsigned int pair[4];
-};
-
-__device__ __forceinline__ void unpack(const Eight& from, float* to) {
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    to[2 * i] = __uint_as_float(from.pair[i] << 16);
-    to[2 * i + 1] = __uint_as_float(from.pair[i] & 0xffff0000u);
-  }
-}
-
-__device__ __forceinline__ Eight packed(const float* from) {
-  Eight to;
-#pragma unroll
-  for (int i = 0; i < 4; i++)
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(to.pair[i]) : "f"(from[2 * i + 1]), "f"(from[2 * i]));
-  return to;
-}
-
-// --- sums over all rows ----------------------------------------------------------------------------------------------
+// Batch norm with what follows it. Sums are added up in float32, in an order that the shape alone decides.
 
 // Kernels come in pairs: of the first each block leaves two sums for each of its channels in `partial`
 // (blocks, 2, channels), and each block of the second adds up all of these for its own channels before it goes on. That
@@ -71,8 +48,6 @@ __device__ __forceinline__ float2 collected(const float* __restrict__ partial, i
     }
   return sum;
 }
-
-// --- batch norm ------------------------------------------------------------------------------------------------------
 
 // Of each channel the sum of the distances to its first value, lest a large mean drown the variance, and of their squares.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
@@ -274,61 +249,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
       dx[(size_t)(row + k * step) * columns + column] = packed(value);
     }
   }
-}
-
-// --- max pooling -----------------------------------------------------------------------------------------------------
-
-// `place` says which of a window's pixels, row by row, is the largest, the first one of equals, or NaN.
-extern "C" __global__ void __launch_bounds__(256)
-    largest(const Eight* __restrict__ x, int pixels, int columns, int height, int width, int down, int across, int side,
-            int stride, int padding, Eight* __restrict__ y, uint2* __restrict__ place) {
-  int at = blockIdx.x * 256 + threadIdx.x;
-  if (at >= pixels * columns) return;
-  int column = at % columns, pixel = at / columns, i = pixel % across, j = pixel / across % down;
-  const Eight* image = x + (size_t)(pixel / across / down) * height * width * columns + column;
-  float most[8];
-  unsigned int where[8];
-#pragma unroll
-  for (int c = 0; c < 8; c++) most[c] = -__int_as_float(0x7f800000), where[c] = 255;
-  for (int v = 0; v < side; v++) {
-    int row = j * stride - padding + v;
-    if (row < 0 || row >= height) continue;
-    for (int u = 0; u < side; u++) {
-      int col = i * stride - padding + u;
-      if (col < 0 || col >= width) continue;
-      float value[8];
-      unpack(image[((size_t)row * width + col) * columns], value);
-#pragma unroll
-      for (int c = 0; c < 8; c++)
-        if (where[c] == 255 || value[c] > most[c] || (value[c] != value[c] && most[c] == most[c]))
-          most[c] = value[c], where[c] = v * side + u;
-    }
-  }
-  y[at] = packed(most);
-  place[at] = make_uint2(where[0] | where[1] << 8 | where[2] << 16 | where[3] << 24,
-                         where[4] | where[5] << 8 | where[6] << 16 | where[7] << 24);
-}
-
-// Each pixel gets the gradients of the windows where it is the largest.
-extern "C" __global__ void __launch_bounds__(256)
-    of_largest(const Eight* __restrict__ dy, const uint2* __restrict__ place, int pixels, int columns, int height,
-               int width, int down, int across, int side, int stride, int padding, Eight* __restrict__ dx) {
-  int at = blockIdx.x * 256 + threadIdx.x;
-  if (at >= pixels * columns) return;
-  int column = at % columns, pixel = at / columns, col = pixel % width + padding, row = pixel / width % height + padding;
-  size_t image = (size_t)(pixel / width / height) * down * across;
-  float sum[8] = {0};
-  for (int j = max(0, (row - side + stride) / stride); j <= min(down - 1, row / stride); j++) {
-    for (int i = max(0, (col - side + stride) / stride); i <= min(across - 1, col / stride); i++) {
-      size_t window = (image + (size_t)j * across + i) * columns + column;
-      unsigned int own = (row - j * stride) * side + col - i * stride;
-      uint2 where = place[window];
-      float gradient[8];
-      unpack(dy[window], gradient);
-#pragma unroll
-      for (int c = 0; c < 8; c++)
-        if (((c < 4 ? where.x : where.y) >> c % 4 * 8 & 255) == own) sum[c] += gradient[c];
-    }
-  }
-  dx[at] = packed(sum);
 }
