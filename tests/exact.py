@@ -12,7 +12,7 @@ from crowdlayer.data.pixels import normalise
 from crowdlayer.learning.crowd_layer import CrowdLayer
 from crowdlayer.learning.crowd_model import IGNORED, CrowdLoss
 from crowdlayer.learning.kernels import BatchNorm, MaxPool, crowd_loss, fit
-from crowdlayer.learning.stem import Stem
+from crowdlayer.learning.stem import WHOLE, Stem
 
 
 def drawn(device: torch.device, *shape: int) -> Tensor:
@@ -100,6 +100,8 @@ def check_stem(device: torch.device, conv: nn.Conv2d, size: tuple[int, int], is_
     weight = stem.weight(conv.weight.detach()).double().requires_grad_()
     y = F.conv2d(patches.double(), weight, None if conv.bias is None else conv.bias.double())
     assert patches.shape[1] % 8 == 0
+    if patches.shape[1] == WHOLE:
+        assert not patches[:, conv.weight[0].numel() :].any()  # what fills it up
     assert patches.is_contiguous(memory_format=torch.channels_last)
     assert y.shape == wanted.shape
     assert apart(y, wanted) < 1e-3 if is_bytes else torch.allclose(y, wanted)  # of bytes few are rounded otherwise

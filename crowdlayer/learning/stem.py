@@ -27,10 +27,9 @@ class Stem:
         side, stride, padding = conv.kernel_size[0], conv.stride[0], int(conv.padding[0])
         self._side, self._stride, self._padding = side, stride, padding
         whole = _whole(conv)
-        self._lead = 0 if whole else padding % stride  # zeros before the kernel, so that padding is whole blocks
         seen = (side, conv.in_channels, WHOLE) if whole else (2, 4, BLOCK)
-        self._window = Window(*seen, stride, padding + self._lead)
-        self._across = 1 if whole else -(-(side + self._lead) // 2)  # patches that a kernel sees
+        self._window = Window(*seen, stride, padding)
+        self._across = 1 if whole else -(-side // 2)  # patches that a kernel sees
         n, c = conv.weight.shape[:2]
         places = torch.arange(n * self._across**2 * self._window.width, device=conv.weight.device)
         self._places = self._taken_apart(places.view(n, self._across, self._across, -1))[..., :c].reshape(-1)
@@ -59,8 +58,8 @@ class Stem:
         """(out, across, across, channels of a patch) → (out, side, side, channels of a pixel)."""
         n, across, (side, channels) = len(spread), self._across, self._window[:2]
         pixels = spread[..., : side * side * channels].reshape(n, across, across, side, side, channels)
-        here = slice(self._lead, self._lead + self._side)
-        return pixels.transpose(2, 3).reshape(n, across * side, across * side, channels)[:, here, here]
+        pixels = pixels.transpose(2, 3).reshape(n, across * side, across * side, channels)
+        return pixels[:, : self._side, : self._side]
 
 
 def _whole(conv: nn.Conv2d) -> bool:
