@@ -85,7 +85,7 @@ def check_max_pool(
     assert all(torch.equal(y.nan_to_num(99), expected.nan_to_num(99)) for y in ys)
     assert mine.grad is not None
     assert theirs.grad is not None
-    assert apart(mine.grad, theirs.grad) < 6e-3  # rounded after each window, or once
+    assert apart(mine.grad, theirs.grad) < (6e-3 if twice else 4e-3)  # rounded after each window, or once
 
 
 def check_stem(device: torch.device, conv: nn.Conv2d, size: tuple[int, int], is_bytes: bool) -> None:
