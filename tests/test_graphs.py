@@ -51,6 +51,16 @@ def test_what_a_step_had_before_is_gone_when_the_next_has_fewer_answers(mixup: f
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+def test_steps_of_as_many_and_of_other_numbers_of_answers_follow_each_other() -> None:
+    trainer = make(loss_reduction="answer")
+    graphs = Graphs(trainer.learner._gradients, trainer.learner._gradients, list(trainer.learner.model.parameters()))
+    mixed = trainer.learner._mixed(next(trainer.train.batches(0)))
+    fewer = {part: getattr(mixed, part)[..., :9] for part in ("task", "worker", "label")} | {"n_answers": 9}
+    for step in (mixed, Mixed(**(vars(mixed) | fewer)), Mixed(**(vars(mixed) | fewer))):
+        _, loss = graphs(step, 40, 40.0)
+        torch.testing.assert_close(loss, trainer.learner._gradients(step)[1])
+
+
 def test_without_a_gpu_there_are_none() -> None:
     assert make(compile="auto").learner.graphs is None
 

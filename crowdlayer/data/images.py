@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -70,8 +71,9 @@ class Batch:
         return on_device(self.rows, self.rows.device)
 
 
-BLOCK = 32
-"""So many batches' answers are looked up and sent together: alone each transfer takes as long as a layer."""
+BLOCK, FIRST = 32, 4
+"""So many batches' answers are looked up and sent together: alone each transfer takes as long as a layer. Of an epoch's
+first ones fewer, for which the device waits."""
 
 
 class CrowdLoader:
@@ -140,8 +142,9 @@ class CrowdLoader:
         noise = stream(self.seed, epoch, STREAM_AUGMENT)
         theta = affine(torch.rand(len(self.dataset), DRAWS, generator=noise).float()) if self.augmented else None
         batches = order.tensor_split(len(self))[first:]
-        for at in range(0, len(batches), BLOCK):
-            yield from self._block(batches[at : at + BLOCK], theta)
+        edges = sorted({0, *range(FIRST, len(batches), BLOCK), len(batches)})
+        for at, end in itertools.pairwise(edges):
+            yield from self._block(batches[at:end], theta)
 
     def _block(self, batches: Sequence[Tensor], theta: Tensor | None) -> Iterator[Batch]:
         """These batches, each (tasks,) of all processes; `theta` (images, 2, 3), where they are augmented."""

@@ -30,9 +30,10 @@ PADDING = 4
 
 @dataclass
 class _Recording:
-    """What a graph reads, what it leaves, and the graph itself once there is one."""
+    """What a graph reads, of how many answers, what it leaves, and the graph itself once there is one."""
 
     given: Mixed
+    n_answers: int | None = None
     trials: int = 0
     graph: torch.cuda.CUDAGraph | None = None
     result: tuple[Tensor, Tensor] | None = None
@@ -89,7 +90,9 @@ class Graphs:
         if shape not in self._recordings:
             self._recordings[shape] = _Recording(room(mixed, most_answers))
         recording = self._recordings[shape]
-        fill(recording.given, mixed)
+        fill(recording.given, mixed, mixed.n_answers == recording.n_answers)
+        assert isinstance(mixed.n_answers, int)
+        recording.n_answers = mixed.n_answers
         if recording.trials < TRIALS:
             recording.trials += 1
             self._release()  # a trial needs as much; the other shape is recorded again when it comes
@@ -147,11 +150,12 @@ def room(mixed: Mixed, n: int) -> Mixed:
     )
 
 
-def fill(given: Mixed, mixed: Mixed) -> None:
-    """Put a step into its `room`; answers that are not there count for nothing."""
+def fill(given: Mixed, mixed: Mixed, as_many: bool = False) -> None:
+    """Put a step into its `room`, which may have held one of `as_many` answers; those not there count for nothing."""
     n = len(mixed.task)
     assert isinstance(given.n_answers, Tensor)
-    given.n_answers.fill_(max(mixed.n_answers, 1))
+    if not as_many:
+        given.n_answers.fill_(max(mixed.n_answers, 1))
     given.images.copy_(mixed.images)
     rooms = [given.task[:n], given.worker[:, :n], given.label[:, :n]]
     torch._foreach_copy_(rooms, [mixed.task, mixed.worker, mixed.label])
