@@ -8,8 +8,6 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from crowdlayer.learning.kernels import making
 
 SHIM = Path(__file__).with_name("cuda.h")
@@ -24,21 +22,12 @@ class Emulated:
         self._launch = library[f"launch_{name}"]
         self.launches = 0
 
-    def __call__(self, blocks: Sequence[int], threads: Sequence[int], arguments: Sequence[object]) -> None:
+    def __call__(
+        self, blocks: Sequence[int], threads: Sequence[int], arguments: Sequence[making.Argument], early: bool
+    ) -> None:
         self.launches += 1
         given = [(ctypes.c_int * 3)(*blocks), (ctypes.c_int * 3)(*threads)]
-        self._launch(*given, *(_argument(argument) for argument in arguments))
-
-
-def _argument(argument: object) -> ctypes.c_void_p | ctypes.c_int | ctypes.c_double:
-    match argument:
-        case torch.Tensor():
-            return ctypes.c_void_p(argument.data_ptr())
-        case int():
-            return ctypes.c_int(argument)
-        case float():
-            return ctypes.c_double(argument)
-    raise TypeError(f"no argument of a kernel: {argument!r}")
+        self._launch(*given, *map(making._value, arguments))
 
 
 def emulated(folder: Path, compiler: str) -> dict[str, Emulated]:

@@ -12,6 +12,7 @@ from crowdlayer.data.pixels import normalise
 from crowdlayer.learning.crowd_layer import CrowdLayer
 from crowdlayer.learning.crowd_model import IGNORED, CrowdLoss
 from crowdlayer.learning.kernels import BatchNorm, MaxPool, crowd_loss, fit
+from crowdlayer.learning.moving import Moving
 from crowdlayer.learning.stem import WHOLE, Stem
 
 
@@ -92,12 +93,14 @@ def check_stem(device: torch.device, conv: nn.Conv2d, size: tuple[int, int], is_
     """The images' patches under the weights' are the images under the weights, and so are the gradients."""
     torch.manual_seed(0)
     conv = conv.to(device).to(memory_format=torch.channels_last)
+    lower = conv.weight.detach().bfloat16()
+    conv.weight.data = lower.float()
     pixels = torch.randint(0, 256, (3, *size, 3), dtype=torch.uint8, device=device)
     images, stem = normalise(pixels, device), Stem(conv)
     patches = stem.patches(pixels if is_bytes else images)
     exact = copy.deepcopy(conv).double()
     wanted = exact(images.bfloat16().double())
-    weight = stem.weight(conv.weight.detach()).double().requires_grad_()
+    weight = stem.weight(lower).double().requires_grad_()
     y = F.conv2d(patches.double(), weight, None if conv.bias is None else conv.bias.double())
     assert patches.shape[1] % 8 == 0
     if patches.shape[1] == WHOLE:
@@ -109,9 +112,9 @@ def check_stem(device: torch.device, conv: nn.Conv2d, size: tuple[int, int], is_
     ((y + wanted) * gradient).sum().backward()
     assert weight.grad is not None
     assert exact.weight.grad is not None
-    ours = stem.gradient(weight.grad)
+    ours = stem.gradient(weight.grad.bfloat16())
     assert ours.is_contiguous(memory_format=torch.channels_last)
-    assert apart(ours, exact.weight.grad) < 1e-3
+    assert apart(ours, exact.weight.grad.bfloat16()) < 1e-3
 
 
 def check_crowd_loss(device: torch.device, n_classes: int, by_answers: bool) -> None:
@@ -142,3 +145,28 @@ def check_crowd_loss(device: torch.device, n_classes: int, by_answers: bool) -> 
     assert apart(ours_z, exact_z) < 3e-3  # in bfloat16
     assert apart(ours_w, exact_w) < 1e-5
     assert torch.equal(ours_w[6], torch.zeros_like(ours_w[6]))
+
+
+def check_sgd(device: torch.device, momentum: float) -> None:
+    """Of gradients in either order, from the first step on, at rates that change, with a velocity as it was saved."""
+    torch.manual_seed(0)
+    shape, orders = (130, 9, 3, 3), (torch.channels_last, torch.contiguous_format)
+    start = torch.randn(shape, device=device).to(memory_format=torch.channels_last)
+    weights = [nn.Parameter(start.clone()) for _ in orders]
+    sgds = [torch.optim.SGD([weight], lr=1.0, momentum=momentum, weight_decay=0.1) for weight in weights]
+    moving = Moving(sgds[1], device)
+    for rate, order in zip((0.1, 0.1, 0.05, 0.02), (*orders, *orders), strict=True):
+        gradient = torch.randn(shape, device=device).bfloat16().to(memory_format=order)
+        weights[0].grad = gradient.float()
+        for one in sgds:
+            one.param_groups[0]["lr"] = rate
+        sgds[0].step()
+        moving.follow()
+        moving.take(weights[1], gradient)
+        moving.move()
+        if momentum:
+            state = sgds[1].state[weights[1]]
+            assert apart(state["momentum_buffer"], sgds[0].state[weights[0]]["momentum_buffer"]) < 1e-6
+            state["momentum_buffer"] = state["momentum_buffer"].contiguous()
+        assert apart(weights[1], weights[0]) < 1e-6
+    assert apart(weights[1], start) > 0.01

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from tests.exact import (
     check_batch_norm,
     check_crowd_loss,
     check_max_pool,
+    check_sgd,
     check_stem,
     check_what_is_no_number,
     drawn,
@@ -84,6 +86,11 @@ def test_patches_under_other_weights_are_images_under_theirs(window: tuple[int, 
     check_stem(GPU, nn.Conv2d(3, 16, *window), (33, 50), is_bytes)
 
 
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_sgd_is_torchs(momentum: float) -> None:
+    check_sgd(GPU, momentum)
+
+
 NETWORKS = ["resnet18", "resnet50", "densenet121", "mobilenet_v2", "efficientnet_b0", "vgg11_bn", "googlenet"]
 
 
@@ -122,8 +129,14 @@ def test_a_network_is_as_exact_in_recorded_steps_as_in_others(name: str, monkeyp
         assert apart(ours[part], exact[part]) <= 1.2 * apart(single[part], exact[part]) + 1e-6
 
 
-def test_recorded_steps_learn_in_lower_precision_what_single_kernels_learn() -> None:
-    graphs, eager = (epochs(make(compile=how, mixed_precision="bf16"), 3) for how in ("auto", "false"))
+WAYS: list[dict[str, Any]] = [
+    {}, {"crowd_warmup": 2}, {"momentum": 0.0, "decay": 0.0}, {"lr_crowd": 0.3}, {"optimizer": "adam", "lr": 1e-4},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", WAYS, ids=str)
+def test_recorded_steps_learn_in_lower_precision_what_single_kernels_learn(options: dict[str, Any]) -> None:
+    graphs, eager = (epochs(make(compile=how, mixed_precision="bf16", **options), 5) for how in ("auto", "false"))
     assert recorded(graphs) == 2
     for name, weight in eager.learner.model.state_dict().items():
         torch.testing.assert_close(graphs.learner.model.state_dict()[name], weight, rtol=0.1, atol=0.02)

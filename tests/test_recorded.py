@@ -11,18 +11,25 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
-from torch.optim import Optimizer
 from torchvision import models
 
-from crowdlayer.learning.beside import Moving
 from crowdlayer.learning.branches import branch_to
 from crowdlayer.learning.kernels import batch_norm, making, poolable
 from crowdlayer.learning.mixup import unmixed
+from crowdlayer.learning.moving import Moving
 from crowdlayer.learning.recorded import Recorded, recorded
-from crowdlayer.learning.rows import RowWiseAdam, RowWiseAdamW, RowWiseSGD
+from crowdlayer.learning.rows import RowWiseSGD
 from crowdlayer.learning.stem import stemmed
 from tests.emulated import Emulated, emulated
-from tests.exact import apart, check_batch_norm, check_crowd_loss, check_max_pool, check_stem, check_what_is_no_number
+from tests.exact import (
+    apart,
+    check_batch_norm,
+    check_crowd_loss,
+    check_max_pool,
+    check_sgd,
+    check_stem,
+    check_what_is_no_number,
+)
 from tests.test_trainer import make
 
 CPU = torch.device("cpu")
@@ -258,7 +265,7 @@ def test_a_whole_network(library: dict[str, Emulated]) -> None:
     norms = sum(isinstance(module, nn.BatchNorm2d) for module in mine.modules())
     once = dict.fromkeys(("largest", "of_largest", "patches_of_floats"), 1)
     norm = dict.fromkeys(("distances", "normalise", "products", "gradient"), norms)
-    assert {name: n for name, n in launches.items() if n} == norm | once
+    assert {name: n for name, n in launches.items() if n} == norm | once | {"taken": 2}
     n = len(list(network.parameters()))
     for first, last in ((0, 1), (1, 1 + n), (1 + n, len(ours))):
         flat, theirs, right = (
@@ -295,33 +302,47 @@ def test_a_step_as_it_is_recorded(
         assert apart(ours, theirs) < 0.02
     assert autocast == [True]
     launched = {name for name, kernel in library.items() if kernel.launches > before[name]}
-    assert launched >= {"patches_of_bytes", "answered", "of_answered"}
+    assert launched >= {"patches_of_bytes", "answered", "of_answered", "taken"}
 
 
-MOVED: list[tuple[type[Optimizer], dict[str, Any]]] = [
-    (RowWiseSGD, {"momentum": 0.9}),
-    (RowWiseSGD, {}),
-    (RowWiseAdam, {}),
-    (RowWiseAdamW, {}),
-]
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+@pytest.mark.usefixtures("ours")
+def test_sgd_is_torchs(momentum: float) -> None:
+    check_sgd(CPU, momentum)
 
 
-@pytest.mark.parametrize(("kind", "more"), MOVED)
-def test_weights_are_moved_on_the_way_as_they_would_be_afterwards(kind: type[Any], more: dict[str, Any]) -> None:
-    """At a rate that changes, from a checkpoint in between; and by the optimiser itself where nothing moves them."""
-    rates, networks = (0.01, 0.005, 0.005, 0.002), [made("resnet18"), made("resnet18")]
-    optimizers = [kind([{"params": list(n.parameters()), "weight_decay": 5e-4}], lr=1.0, fused=True, **more)
-                  for n in networks]  # fmt: skip
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+@pytest.mark.usefixtures("ours")
+def test_weights_are_moved_on_the_way_as_they_would_be_afterwards(
+    momentum: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At rates that change, from a checkpoint in between; by the optimiser itself where nothing moves them.
+
+    And the group that is held back for a while.
+    """
+    for other in ("available", "fit"):  # all else to the bit
+        monkeypatch.setattr(f"crowdlayer.learning.recorded.{other}", lambda *_: False)
+    rates, networks = (0.01, 0.005, 0.005, 0.002), [made("shufflenet_v2_x0_5"), made("shufflenet_v2_x0_5")]
+    optimizers = []
+    for network in networks:
+        named = dict(network.named_parameters())
+        last = [named.pop("conv1.1.weight")]
+        groups = [{"params": [*named.values()], "weight_decay": 5e-4}, {"params": last, "weight_decay": 0.0}]
+        optimizers.append(RowWiseSGD(groups, lr=1.0, momentum=momentum, fused=True))
     moving = Moving(optimizers[1], CPU)
     runs: list[Callable[[Tensor], Tensor]] = [networks[0], Recorded(networks[1], CPU, moving)]
     for i, rate in enumerate(rates):
+        moving.groups = 1 if i == 0 else 2
         for network, optimizer, run in zip(networks, optimizers, runs, strict=True):
-            optimizer.param_groups[0]["lr"] = rate
+            optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"] = rate, 3 * rate
             moving.follow()
             optimizer.zero_grad()
             stepped(network, network if i == 2 else run)
-            left = sum(weight.grad is not None for weight in network.parameters())
-            assert left == (42 if run is runs[1] and i != 2 else 62)  # of resnet18's 20 convolutions none
+            left = [name for name, weight in network.named_parameters() if weight.grad is not None]
+            if run is runs[1] and i != 2:
+                assert left == (["conv1.1.weight"] if i == 0 else [])
+            else:
+                assert len(left) == len(list(network.parameters()))
             optimizer.step()
         optimizers[1].load_state_dict(copy.deepcopy(optimizers[1].state_dict()))
     for theirs, ours in zip(*(network.parameters() for network in networks), strict=True):

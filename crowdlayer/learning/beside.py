@@ -1,22 +1,18 @@
-"""Work on further streams of a GPU, for which nothing waits until it must: gradients of weights, and their steps."""
+"""Work on a second stream of a GPU, for which nothing waits until it must."""
 
 from __future__ import annotations
 
-import copy
 from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 T = TypeVar("T")
 
 UNDER_WAY = 2
 """Pieces of work that may be under way beside the rest: what one was given takes memory until it is over."""
-ENOUGH = 1 << 15
-"""So many numbers are moved together: more would be late, and the last ones are waited for."""
 
 
 class Beside:
@@ -33,8 +29,12 @@ class Beside:
         if self.stream is not None:
             self._main = torch.cuda.current_stream(self.stream.device)
 
-    def run(self, work: Callable[[], T], *given: Tensor) -> T:
-        """Begin when all is there that the current stream has begun; one piece of work after the other.
+    def ready(self) -> torch.cuda.Event | None:
+        """When all is there that the current stream has begun until now."""
+        return None if self.stream is None else torch.cuda.current_stream(self.stream.device).record_event()
+
+    def run(self, work: Callable[[], T], *given: Tensor, since: torch.cuda.Event | None = None) -> T:
+        """Begin when it is ready `since` then, or now; one piece of work after the other.
 
         What it is given stays until both that stream and the step's have waited for it: its memory would go to others
         else.
@@ -44,7 +44,7 @@ class Beside:
         while len(self._under_way) >= UNDER_WAY:
             self._wait()
         current = torch.cuda.current_stream(self.stream.device)
-        self.stream.wait_stream(current)
+        self.stream.wait_event(since or current.record_event())
         with torch.cuda.stream(self.stream):
             done = work()
             self._under_way.append((current, self.stream.record_event(), given))
@@ -60,71 +60,6 @@ class Beside:
         current.wait_event(event)
         if self._main is not None and self._main != current:
             self._main.wait_event(event)
-
-
-class Moving:
-    """An optimiser's steps for weights of its first group, each when its gradient is there, beside all else.
-
-    The optimiser itself moves what has not been taken from it, which alone has a gradient when its step comes. A
-    recording of these steps reads the rate from the device.
-    """
-
-    def __init__(self, optimizer: Optimizer, device: torch.device) -> None:
-        self._optimizer = optimizer
-        self._own = copy.copy(optimizer)
-        self._rate = torch.zeros((), device=device)
-        self._followed: float | None = None
-        self._stream = _stream(device)
-        self._waiting: list[tuple[nn.Parameter, Tensor]] = []
-        self._moved: list[Tensor] = []
-
-    def follow(self) -> None:
-        """Take over the optimiser's rate, for the next step; one that is recorded cannot look for itself."""
-        rate = float(self._optimizer.param_groups[0]["lr"])
-        if rate != self._followed:
-            self._rate.fill_(rate)
-            self._followed = rate
-
-    def take(self, weight: nn.Parameter, gradient: Tensor, found: Beside) -> None:
-        """Move the weight by this gradient, which is the last thing that was begun there."""
-        self._waiting.append((weight, gradient))
-        if sum(weight.numel() for weight, _ in self._waiting) >= ENOUGH:
-            self._move(found)
-
-    def finish(self, found: Beside) -> None:
-        """Move what is left, and have the current stream wait for it."""
-        if self._waiting:
-            self._move(found)
-        if self._stream is not None and self._moved:
-            torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
-        self.forget()
-
-    def forget(self) -> None:
-        """Move nothing that waits: whoever gave it has failed."""
-        self._waiting, self._moved = [], []
-
-    def _move(self, found: Beside) -> None:
-        weights, gradients = zip(*self._waiting, strict=True)
-        self._waiting = []
-        self._moved += gradients  # whose memory is of the stream on which they were found
-        if self._stream is not None:
-            assert found.stream is not None
-            self._stream.wait_stream(found.stream)
-        with torch.cuda.stream(self._stream):
-            for weight in weights:
-                weight.grad = torch.empty_like(weight)
-            torch._foreach_copy_([weight.grad for weight in weights], gradients)
-            self._step(list(weights))
-            for weight in weights:
-                weight.grad = None
-
-    def _step(self, weights: list[nn.Parameter]) -> None:
-        group = self._optimizer.param_groups[0] | {"params": weights, "lr": self._rate}
-        if "capturable" in group:  # Adam would warn of what it is not
-            group["capturable"] = self._stream is not None and torch.cuda.is_current_stream_capturing()
-        self._own.param_groups = [group]
-        self._own.state = self._optimizer.state  # a checkpoint may have brought another
-        self._own.step()
 
 
 def _stream(device: torch.device) -> torch.cuda.Stream | None:

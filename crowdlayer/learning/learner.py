@@ -10,19 +10,20 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import SGD
 
 from ..answers import Answers
 from ..data.images import Batch
 from ..machine.processes import Processes
 from ..settings import TrainingSettings
 from .aggregation import started
-from .beside import Moving
 from .crowd_layer import CrowdLayer, WorkerModel
 from .crowd_model import CrowdLoss, CrowdModel
 from .devices import compiled, laid_out, synchronised
 from .graphs import Graphs
 from .kernels import available, crowd_loss, of_classes
 from .mixup import Mixed, mix, unmixed
+from .moving import Moving
 from .optimization import Average, hold, make_optimizer, make_scheduler
 from .progress import Best
 from .recorded import Recorded, recorded
@@ -76,7 +77,7 @@ class Learner:
         self.graphs: Graphs | None = None
         self._moving: Moving | None = None
         if self._recordable():
-            if self._apart() and settings.optimizer == "sgd":  # the others have not been tried in a recording
+            if self._apart() and isinstance(optimizer, SGD) and available(accelerator.device):
                 self._moving = Moving(optimizer, accelerator.device)
             self.graphs = Graphs(self._recorded, self._gradients, list(self.model.parameters()))
         self.regularizer: Regularizer | None = None
@@ -121,13 +122,13 @@ class Learner:
             The logits before the step (tasks, classes), and the loss (): this process's part of that of all.
         """
         bare, mixed = self.bare, self._mixed(batch)
+        held = held or self.plain
         if self.graphs is None:
             logits, loss = self._gradients(mixed)
         else:
-            if self._moving is not None:
-                self._moving.follow()
+            self._move(held)
             logits, loss = self.graphs(mixed, batch.most_answers, batch.mean_answers)
-        if self.plain or held:
+        if held:
             hold(bare.crowd_layer)
         elif bare.crowd_layer.row_wise:
             share_rows(bare.crowd_layer, self.processes)
@@ -135,6 +136,16 @@ class Learner:
         if self.average is not None:
             self.average.update_parameters(bare)
         return logits, loss
+
+    def _move(self, held: bool) -> None:
+        """Tell what moves weights on the way by which rates, and whether the crowd layer is one of them."""
+        if self._moving is None:
+            return
+        groups = 1 if held else 2
+        if self._moving.groups != groups:
+            self._moving.groups = groups
+            self.rest()  # recordings would go on as before
+        self._moving.follow()
 
     def _mixed(self, batch: Batch) -> Mixed:
         return mix(batch, self.settings.mixup) if self.settings.mixup > 0 else unmixed(batch)
@@ -147,7 +158,10 @@ class Learner:
         objective = loss * n if n > 1 else loss  # DDP takes the mean
         if self.regularizer is not None:
             objective = objective + self.settings.scale * self.regularizer(self.bare.crowd_layer, logits)
-        self.accelerator.backward(objective)
+        if self.accelerator.scaler is None:
+            objective.backward()  # type: ignore[no-untyped-call]
+        else:
+            self.accelerator.backward(objective)
         return logits.detach(), loss.detach()
 
     def _recorded(self, mixed: Mixed) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,10 @@
 """A network as recorded steps run it: the same layers on the same weights, with fewer kernels, several at a time.
 
 What a recorded step costs is the kernels themselves, and the time from one to the next. So weights get their copies in
-lower precision in one kernel; the gradient of a convolution's weights, for which nothing waits, is found beside all the
-rest, and moves them there (`beside`); a convolution on a shortcut runs at the same time as what it goes round
-(`branches`); images come to the first one in an order that it can do (`stem`); batch norm, the sum with a shortcut and
-ReLU are one (`kernels`).
+lower precision in two kernels; the gradient of a layer's weights, for which nothing waits, is found beside all the rest
+(`layers`, `beside`), and moves them there (`moving`); a convolution on a shortcut runs at the same time as what it
+goes round (`branches`); images come to the first one in an order that it can do (`stem`); batch norm, the sum with a
+shortcut and ReLU are one (`kernels`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import operator
 from collections import Counter
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -23,85 +23,14 @@ from torch.nn import functional as F
 
 from ..data.pixels import normalise
 from ..errors import one_line
-from .beside import Beside, Moving
+from .beside import Beside
 from .branches import Branches
 from .kernels import BatchNorm, MaxPool, available, fit, normable, poolable
+from .layers import Averaged, Convolution, Linear, Lowered
+from .moving import Moving
 from .stem import Stem, stemmed
 
 log = logging.getLogger(__name__)
-
-
-class Lowered(torch.autograd.Function):
-    """Copies of the weights in bfloat16, as autocast makes one by one; back, their gradients in float32.
-
-    The first, `n_first`, are there at once, the others when `beside` has been joined.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, beside: Beside, moving: Moving | None, n_first: int, *weights: Tensor) -> tuple[Tensor, ...]:
-        ctx.beside, ctx.moving = beside, moving
-        ctx.set_materialize_grads(False)
-        copies = tuple(torch.empty_like(weight, dtype=torch.bfloat16) for weight in weights)
-        if n_first < len(weights):
-            beside.run(lambda: _copied(copies[n_first:], weights[n_first:]))
-        _copied(copies[:n_first], weights[:n_first])
-        return copies
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        if ctx.moving is not None:
-            ctx.moving.finish(ctx.beside)
-        ctx.beside.join()
-        raised = [None if part is None else torch.empty_like(part, dtype=torch.float32) for part in gradients]
-        _copied([to for to in raised if to is not None], [part for part in gradients if part is not None])
-        return None, None, None, *raised
-
-
-def _copied(to: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
-    if to:
-        torch._foreach_copy_(list(to), list(tensors))
-
-
-class Convolution(torch.autograd.Function):
-    """A convolution whose weights' gradient is found beside all that waits for its input's, and may move them there."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, conv: nn.Conv2d, stem: Stem | None, x: Tensor, weight: Tensor, bias: Tensor | None, *beside: Any
-    ) -> Tensor:
-        """`beside` is where the gradient is found, and what moves the weight by it, or None."""
-        ctx.conv, ctx.stem, ctx.has_bias, (ctx.beside, ctx.moving) = conv, stem, bias is not None, beside
-        if stem is None:
-            ctx.options = (conv.stride, conv.padding, conv.dilation, False, [0, 0], conv.groups)
-        else:
-            x, weight = stem.patches(x), stem.weight(weight)
-            ctx.options = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1)
-        ctx.save_for_backward(x, weight)
-        y: Tensor = torch.ops.aten.convolution(x, weight, bias, *ctx.options)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        dy, biases = gradient[0], [len(weight)] if ctx.has_bias else None
-
-        def of(*wanted: bool) -> tuple[Tensor | None, Tensor, Tensor | None]:
-            found: tuple[Tensor | None, Tensor, Tensor | None] = torch.ops.aten.convolution_backward(
-                dy, x, weight, biases, *ctx.options, wanted
-            )
-            return found
-
-        def of_weight() -> Tensor:
-            found = of(False, True, False)[1]
-            return found if ctx.stem is None else ctx.stem.gradient(found)
-
-        # first what others wait for: the other would take the multiprocessors that it wants
-        dx, _, dbias = of(ctx.needs_input_grad[2], False, ctx.has_bias)
-        dweight = ctx.beside.run(of_weight, dy, x, weight)
-        if ctx.moving is None:
-            return None, None, dx, dweight, dbias, None, None
-        ctx.moving.take(ctx.conv.weight, dweight, ctx.beside)
-        return None, None, dx, None, dbias, None, None
 
 
 @dataclass(frozen=True)
@@ -123,7 +52,7 @@ class Recorded(fx.Interpreter):
     def __init__(self, classifier: nn.Module, device: torch.device, moving: Moving | None = None) -> None:
         """Trace the classifier, one of torchvision's: a trace knows nothing of a value that changes under two names.
 
-        With `moving` the backward pass moves the weights of convolutions by their gradients, and leaves none of them.
+        With `moving` the backward pass moves weights by their gradients, and leaves none of these.
 
         Raises:
             Exception: of any kind, where its layers cannot be told without running them.
@@ -189,6 +118,8 @@ class Recorded(fx.Interpreter):
                     ways[node] = partial(self._layer, module)
             elif type(module) is nn.BatchNorm2d and normable(module):
                 ways |= self._norm_and_what_follows(node, module, modules, ways)
+            elif type(module) is nn.AdaptiveAvgPool2d and module.output_size in (1, (1, 1)):
+                ways[node] = Averaged.apply
             elif type(module) is nn.MaxPool2d and poolable(module):
                 ways[node] = partial(_pooled, module, _has_two(node))
         return ways
@@ -228,7 +159,11 @@ class Recorded(fx.Interpreter):
         weight, *biases = (self._lowered[part] for part in layer.parameters())
         bias = biases[0] if biases else None
         if isinstance(layer, nn.Linear):
-            return F.linear(x, weight, bias)
+            x = x.to(weight.dtype)
+            if x.dim() != 2:
+                return F.linear(x, weight, bias)
+            scores: Tensor = Linear.apply(layer, x, weight, bias, self._beside, self._moving)
+            return scores
         stem = self._stem if self._stem is not None and layer is self._stem.conv else None
         x = x if stem is not None else x.to(weight.dtype)
         if isinstance(layer.padding, str):

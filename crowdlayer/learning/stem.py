@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.pixels import scaling
-from .kernels import Window, patches
+from .kernels import Window, patches, taken
 
 WHOLE, BLOCK = 32, 16
 """Channels of all that a kernel sees, where it is no more than that, and of a block."""
@@ -32,7 +32,9 @@ class Stem:
         self._across = 1 if whole else -(-side // 2)  # patches that a kernel sees
         n, c = conv.weight.shape[:2]
         places = torch.arange(n * self._across**2 * self._window.width, device=conv.weight.device)
-        self._places = self._taken_apart(places.view(n, self._across, self._across, -1))[..., :c].reshape(-1)
+        own = self._taken_apart(places.view(n, self._across, self._across, -1))[..., :c].reshape(-1)
+        self._own, self._spread = own.int(), torch.full_like(places, -1, dtype=torch.int32)
+        self._spread[own] = torch.arange(len(own), dtype=torch.int32, device=own.device)
         self._shape = n, side, side, c
 
     def patches(self, images: Tensor) -> Tensor:
@@ -44,15 +46,13 @@ class Stem:
         return patches(images, self._window, down, across, *self._scaling)
 
     def weight(self, weight: Tensor) -> Tensor:
-        """(out, 3, side, side) → (out, channels, across, across)."""
-        n, across = len(weight), self._across
-        spread = weight.new_zeros(n * across * across * self._window.width)
-        spread.scatter_(0, self._places, weight.permute(0, 2, 3, 1).reshape(-1))
-        return spread.view(n, across, across, -1).permute(0, 3, 1, 2)
+        """(out, 3, side, side) → (out, channels, across, across), in bfloat16."""
+        spread = taken(weight.permute(0, 2, 3, 1), self._spread)
+        return spread.view(len(weight), self._across, self._across, -1).permute(0, 3, 1, 2)
 
     def gradient(self, gradient: Tensor) -> Tensor:
         """Back: of what `weight` has made."""
-        return gradient.permute(0, 2, 3, 1).reshape(-1)[self._places].view(self._shape).permute(0, 3, 1, 2)
+        return taken(gradient.permute(0, 2, 3, 1), self._own).view(self._shape).permute(0, 3, 1, 2)
 
     def _taken_apart(self, spread: Tensor) -> Tensor:
         """(out, across, across, channels of a patch) → (out, side, side, channels of a pixel)."""

@@ -9,9 +9,11 @@ from __future__ import annotations
 from .batch_norm import BatchNorm, normable
 from .crowd import crowd_loss, of_classes
 from .making import available, fit
-from .patches import Window, patches
+from .patches import Window, patches, taken
 from .pooling import MaxPool, poolable
+from .sgd import laid_out_as, sgd
 
 __all__ = [
-    "BatchNorm", "MaxPool", "Window", "available", "crowd_loss", "fit", "normable", "of_classes", "patches", "poolable",
+    "BatchNorm", "MaxPool", "Window", "available", "crowd_loss", "fit", "laid_out_as", "normable", "of_classes",
+    "patches", "poolable", "sgd", "taken",
 ]  # fmt: skip

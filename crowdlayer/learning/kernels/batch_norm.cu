@@ -27,7 +27,7 @@ __device__ __forceinline__ void leave(float (&mine)[16], float* partial, int col
 }
 
 // Both sums of channel blockIdx.x · 8 · wide + t, for the first 8 · wide threads; all must call it.
-__device__ __forceinline__ float2 collected(const float* __restrict__ partial, int blocks, int columns) {
+__device__ __forceinline__ float2 collected(const float* partial, int blocks, int columns) {
   __shared__ float2 parts[THREADS];
   int here = blockDim.x * 8, t = threadIdx.y * blockDim.x + threadIdx.x, lanes = THREADS / here, channels = columns * 8;
   int channel = blockIdx.x * here + t % here;
@@ -76,6 +76,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       }
     }
   }
+  let_next_begin();
   leave(sums, partial, columns);
 }
 
@@ -83,13 +84,27 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 // The first block leaves mean and 1 / standard deviation, and moves the running statistics.
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     normalise(const Eight* __restrict__ x, const Eight* __restrict__ residual, int rows, int columns,
-              const float* __restrict__ partial, int blocks, const float* __restrict__ weight,
+              const float* partial, int blocks, const float* __restrict__ weight,
               const float* __restrict__ bias, double momentum, double eps, int has_residual, int has_relu,
               float* __restrict__ mean, float* __restrict__ invstd, float* __restrict__ running_mean,
               float* __restrict__ running_var, Eight* __restrict__ y, unsigned char* __restrict__ positive) {
   __shared__ float scales[8 * WIDEST], offsets[8 * WIDEST];
   int column = blockIdx.x * blockDim.x + threadIdx.x, step = gridDim.y * blockDim.y;
   int t = threadIdx.y * blockDim.x + threadIdx.x, channel = blockIdx.x * blockDim.x * 8 + t;
+  int row = column < columns ? blockIdx.y * blockDim.y + threadIdx.y : rows;
+  Eight ahead[2], other[2];
+  auto read = [&] {
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+      size_t at = (size_t)(row + k * step) * columns + column;
+      if (row + k * step < rows) {
+        ahead[k] = x[at];
+        if (has_residual) other[k] = residual[at];
+      }
+    }
+  };
+  read();  // which takes a while
+  wait_for_previous();
   float2 sum = collected(partial, blocks, columns);
   if (t < blockDim.x * 8 && channel < columns * 8) {
     float first[8];
@@ -109,23 +124,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     }
   }
   __syncthreads();
-  if (column >= columns) return;
   float scale[8], offset[8];
 #pragma unroll
   for (int i = 0; i < 8; i++) {
     scale[i] = scales[threadIdx.x * 8 + i];
     offset[i] = offsets[threadIdx.x * 8 + i];
   }
-  for (int row = blockIdx.y * blockDim.y + threadIdx.y; row < rows; row += 2 * step) {
-    Eight ahead[2], other[2];
-#pragma unroll
-    for (int k = 0; k < 2; k++) {
-      size_t at = (size_t)(row + k * step) * columns + column;
-      if (row + k * step < rows) {
-        ahead[k] = x[at];
-        if (has_residual) other[k] = residual[at];
-      }
-    }
+  for (; row < rows; row += 2 * step, read()) {
 #pragma unroll
     for (int k = 0; k < 2; k++) {
       if (row + k * step >= rows) break;
@@ -190,18 +195,35 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       }
     }
   }
+  let_next_begin();
   leave(sums, partial, columns);
 }
 
 // dx. The first block leaves the gradients of weight and bias.
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    gradient(const Eight* __restrict__ dy, const Eight* __restrict__ x, const unsigned char* __restrict__ positive,
-             int rows, int columns, const float* __restrict__ partial, int blocks, const float* __restrict__ mean,
+    gradient(const Eight* dy, const Eight* __restrict__ x, const unsigned char* __restrict__ positive,
+             int rows, int columns, const float* partial, int blocks, const float* __restrict__ mean,
              const float* __restrict__ invstd, const float* __restrict__ weight, int has_relu,
              float* __restrict__ dweight, float* __restrict__ dbias, Eight* __restrict__ dx) {
   __shared__ float scales[8 * WIDEST], slopes[8 * WIDEST], offsets[8 * WIDEST];  // dx = scale · dy + slope · x + offset
   int column = blockIdx.x * blockDim.x + threadIdx.x, step = gridDim.y * blockDim.y;
   int t = threadIdx.y * blockDim.x + threadIdx.x, channel = blockIdx.x * blockDim.x * 8 + t;
+  int row = column < columns ? blockIdx.y * blockDim.y + threadIdx.y : rows;
+  Eight gradients[2], values[2];
+  unsigned int bits[2] = {255, 255};
+  auto read = [&] {
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+      size_t at = (size_t)(row + k * step) * columns + column;
+      if (row + k * step < rows) {
+        gradients[k] = dy[at];
+        values[k] = x[at];
+        if (has_relu) bits[k] = positive[at];
+      }
+    }
+  };
+  wait_for_previous();
+  read();  // which takes a while
   float2 sum = collected(partial, blocks, columns);
   if (t < blockDim.x * 8 && channel < columns * 8) {
     float inverse = invstd[channel], scale = weight[channel] * inverse, product = sum.y * inverse;
@@ -215,7 +237,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     }
   }
   __syncthreads();
-  if (column >= columns) return;
   float scale[8], slope[8], offset[8];
 #pragma unroll
   for (int i = 0; i < 8; i++) {
@@ -223,18 +244,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     slope[i] = slopes[threadIdx.x * 8 + i];
     offset[i] = offsets[threadIdx.x * 8 + i];
   }
-  for (int row = blockIdx.y * blockDim.y + threadIdx.y; row < rows; row += 2 * step) {
-    Eight gradients[2], values[2];
-    unsigned int bits[2] = {255, 255};
-#pragma unroll
-    for (int k = 0; k < 2; k++) {
-      size_t at = (size_t)(row + k * step) * columns + column;
-      if (row + k * step < rows) {
-        gradients[k] = dy[at];
-        values[k] = x[at];
-        if (has_relu) bits[k] = positive[at];
-      }
-    }
+  for (; row < rows; row += 2 * step, read()) {
 #pragma unroll
     for (int k = 0; k < 2; k++) {
       if (row + k * step >= rows) break;

@@ -56,7 +56,8 @@ class BatchNorm(torch.autograd.Function):
         positive = torch.empty(rows * columns if relu else 0, dtype=torch.uint8, device=x.device)
         given = [x, residual if has else x, rows, columns, partial, len(partial), norm.weight, norm.bias]
         how = [float(norm.momentum or 0), norm.eps, has, relu]
-        run("normalise", writing, [*given, *how, mean, invstd, norm.running_mean, norm.running_var, y, positive])
+        left = [mean, invstd, norm.running_mean, norm.running_var, y, positive]
+        run("normalise", writing, [*given, *how, *left], early=True)
         ctx.save_for_backward(x, positive, mean, invstd, norm.weight)
         ctx.relu, ctx.has_residual, ctx.twice = relu, has, twice
         return (y, same(y)) if twice else (y,)
@@ -73,7 +74,7 @@ class BatchNorm(torch.autograd.Function):
         run("products", adding, [*given, ctx.twice, relu, wanted, partial, through])
         dx = torch.empty_like(x)
         given = [through, x, positive, rows, columns, partial, len(partial), mean, invstd, weight]
-        run("gradient", writing, [*given, relu and not wanted, dweight, dbias, dx])
+        run("gradient", writing, [*given, relu and not wanted, dweight, dbias, dx], early=True)
         return dx, through if ctx.has_residual else None, None, None, None, dweight, dbias
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from .making import run
 
 MOST, TASKS = 128, 8
-"""Classes at most, and tasks of a block; the source has them, too."""
+"""Classes at most, and tasks, or answers, of a block; the source has them, too."""
 
 
 def of_classes(n_classes: int) -> bool:
@@ -45,9 +45,10 @@ class _Answered(torch.autograd.Function):
         counted = isinstance(n, Tensor)
         sizes = [tasks, classes, len(label), *((1.0, n, True) if counted else (float(max(n, 1)), logits, False))]
         probability, slope = torch.empty_like(logits), logits.new_empty(len(label), classes)
-        loss, threads = logits.new_empty(tasks), (32, TASKS, 1)
+        loss, threads = logits.new_empty(len(label)), (32, TASKS, 1)
         given = [logits, confusion, task, worker, label, *sizes]
-        run("answered", ((-(-tasks // TASKS), 1, 1), threads), [*given, probability, slope, loss])
+        blocks = -(-tasks // TASKS) + -(-len(label) // TASKS)
+        run("answered", ((blocks, 1, 1), threads), [*given, probability, slope, loss])
         ctx.save_for_backward(slope, probability, confusion, task, worker, label)
         ctx.sizes, ctx.threads = sizes, threads
         return loss.sum()

@@ -1,6 +1,19 @@
 // What the other files begin with. All is in bfloat16, channels last: rows (images · height · width) of `columns` times
 // eight channels.
 
+// A kernel that is launched early is on its way while the one before it on its stream ends, from where that says so: only
+// behind this may it touch what that one leaves, which for this one is not read only.
+__device__ __forceinline__ void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void let_next_begin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 struct __align__(16) Eight {
   unsigned int pair[4];
 };

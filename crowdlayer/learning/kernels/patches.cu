@@ -54,3 +54,11 @@ extern "C" __global__ void __launch_bounds__(256)
                       int across, int window, int spread, int stride, int offset, Eight* __restrict__ to) {
   any_patch(images, factor, summand, eights, parts, height, width, down, across, window, spread, stride, offset, to);
 }
+
+// Of numbers of 16 bits those at these places, 0 for a place below 0.
+extern "C" __global__ void __launch_bounds__(256)
+    taken(const unsigned short* __restrict__ from, const int* __restrict__ places, int n,
+          unsigned short* __restrict__ to) {
+  int i = blockIdx.x * 256 + threadIdx.x;
+  if (i < n) to[i] = places[i] < 0 ? 0 : from[places[i]];
+}

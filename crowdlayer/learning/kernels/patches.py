@@ -38,3 +38,11 @@ def patches(images: Tensor, window: Window, down: int, across: int, factor: Tens
     given = [pixels, factor, summand, *how, window.stride, window.offset, to]
     run("patches_of_bytes" if is_bytes else "patches_of_floats", ((-(-eights // EACH), 1, 1), (EACH, 1, 1)), given)
     return to.permute(0, 3, 1, 2)
+
+
+def taken(numbers: Tensor, places: Tensor) -> Tensor:
+    """Of bfloat16 numbers, in the order of their shape, those at these places (n,) int32 → (n,); 0 for one below 0."""
+    numbers = numbers.contiguous()
+    to = numbers.new_empty(len(places))
+    run("taken", ((-(-len(places) // EACH), 1, 1), (EACH, 1, 1)), [numbers, places, len(places), to])
+    return to
