@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torchvision import models
 
 from crowdlayer.learning.branches import branch_to
+from crowdlayer.learning.graphs import Graphs
 from crowdlayer.learning.kernels import batch_norm, making, poolable
 from crowdlayer.learning.mixup import unmixed
 from crowdlayer.learning.moving import Moving
@@ -347,6 +348,26 @@ def test_weights_are_moved_on_the_way_as_they_would_be_afterwards(
         optimizers[1].load_state_dict(copy.deepcopy(optimizers[1].state_dict()))
     for theirs, ours in zip(*(network.parameters() for network in networks), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.usefixtures("ours")
+def test_a_crowd_layer_that_is_held_back_is_not_moved_on_the_way() -> None:
+    """And what was recorded meanwhile is not gone on with, when it is let go."""
+    trainer = make(mixed_precision="bf16")
+    learner, batch = trainer.learner, next(trainer.train.batches(0))
+    assert isinstance(learner.optimizer, RowWiseSGD)
+    learner._moving = Moving(learner.optimizer, CPU)
+    learner.graphs = Graphs(learner._recorded, learner._gradients, list(learner.model.parameters()))
+    learner.train()
+    trials = []
+    for held in (True, True, False):
+        before = {name: weight.detach().clone() for name, weight in learner.model.named_parameters()}
+        learner.step(batch, held)
+        moved = {name for name, weight in learner.model.named_parameters() if not torch.equal(weight, before[name])}
+        assert ("crowd_layer.confusion" in moved) is not held
+        assert any(name.startswith("classifier.") for name in moved)
+        trials += [recording.trials for recording in learner.graphs._recordings.values()]
+    assert trials == [1, 2, 1]
 
 
 def test_without_torchs_way_to_the_compiler_there_are_none(
