@@ -1,4 +1,4 @@
-// Enough of CUDA to run kernels.cu on a CPU: the threads of a block are threads, blocks run one after the other.
+// Enough of CUDA to run our kernels on a CPU: the threads of a block are threads, blocks run one after the other.
 #include <algorithm>
 #include <barrier>
 #include <cmath>

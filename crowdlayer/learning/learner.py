@@ -158,7 +158,7 @@ class Learner:
         objective = loss * n if n > 1 else loss  # DDP takes the mean
         if self.regularizer is not None:
             objective = objective + self.settings.scale * self.regularizer(self.bare.crowd_layer, logits)
-        if self.accelerator.scaler is None:
+        if self.accelerator.scaler is None:  # all else that accelerate does is to divide by 1, in two kernels
             objective.backward()  # type: ignore[no-untyped-call]
         else:
             self.accelerator.backward(objective)

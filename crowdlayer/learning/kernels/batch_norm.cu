@@ -103,7 +103,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
       }
     }
   };
-  read();  // which takes a while
+  read();  // nothing of this is what the one before leaves
   wait_for_previous();
   float2 sum = collected(partial, blocks, columns);
   if (t < blockDim.x * 8 && channel < columns * 8) {
@@ -222,8 +222,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
       }
     }
   };
-  wait_for_previous();
-  read();  // which takes a while
+  wait_for_previous();  // which may have left dy
+  read();
   float2 sum = collected(partial, blocks, columns);
   if (t < blockDim.x * 8 && channel < columns * 8) {
     float inverse = invstd[channel], scale = weight[channel] * inverse, product = sum.y * inverse;
