@@ -66,12 +66,12 @@ def main(arguments: list[str]) -> int:
                 from crowdlayer.settings import load_settings
 
                 settings = load_settings()
-                interruption.set_grace(settings.grace)
                 logs.start(settings.log_format)
                 enough_to_start()
                 from crowdlayer import check, job, predict
                 from crowdlayer.storage.s3 import patience
 
+                interruption.begin(settings.grace)
                 patience.timeout, patience.attempts = settings.store_timeout, settings.store_attempts
                 location = ""
                 match arguments:

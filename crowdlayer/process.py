@@ -58,7 +58,7 @@ def _train(folder: Path, launch: Launch) -> None:
     from .training import PLAN, TRAINED, Plan, train_together
 
     plan, peers = take(folder / PLAN, Plan), _peers(launch)
-    interruption.set_grace(plan.settings.grace)
+    interruption.begin(plan.settings.grace)
     logs.start(plan.settings.log_format)
     trained = train_together(plan, Phases(), Meeting.join(launch, plan.settings.timeout), launch, peers)
     if peers.rank == 0:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
+from crowdlayer.machine.last_words import LastWords
 from tests.conftest import ROOT
 from tests.crowds import write_shapes
 from tests.servers import free_port
@@ -176,6 +177,7 @@ class Other:
         raise ValueError("another's")
 
 interruption.listen(lambda line, code: code)
+interruption.begin(25)
 Other()
 try:
     Trap()
@@ -191,6 +193,46 @@ def test_a_signal_that_comes_where_no_exception_can_go_is_answered_all_the_same(
     assert (done.returncode, done.stdout) == (0, "SIGTERM: the run was interrupted\n"), done.stderr
     assert "another's" in done.stderr
     assert "InterruptedRunError" not in done.stderr
+
+
+IMPORTING = """
+import os, signal, sys
+from pathlib import Path
+
+class Finder:
+    def find_spec(name, path=None, target=None):
+        if name == sys.argv[2]:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+sys.meta_path.insert(0, Finder)
+if sys.argv[3] == "job":
+    import entrypoint
+    os._exit(entrypoint.main(["--check"]))
+from crowdlayer.process import main
+main()
+"""
+"""A job or one of its training processes, told to stop when it comes to import that module."""
+
+
+@pytest.mark.parametrize("kind", ["job", "process"])
+@pytest.mark.parametrize("module", ["torch", "numpy", "numpy._core.overrides"])
+def test_a_signal_that_comes_while_torch_is_imported_ends_the_process_at_once(
+    kind: str, module: str, tmp_path: Path
+) -> None:
+    """numpy, which torch imports in C: that drops an exception, and what comes after it fails or recurses."""
+    peers = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTING, str(tmp_path), module, kind],
+        env=dict(os.environ) | {"CROWDLAYER_TASKS": "nowhere"} | (peers | address if kind == "process" else {}),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    said = LastWords.read(tmp_path, 1)
+    line = done.stderr if kind == "job" else f"crowdlayer: {said.line if said else ''}\n"
+    assert (done.returncode, line) == (INTERRUPTED, "crowdlayer: SIGTERM: the run was interrupted\n"), done.stderr
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ import sys
 from crowdlayer.errors import InterruptedRunError
 from crowdlayer.machine import interruption
 interruption.listen(lambda line, code: print(line, flush=True) or code)
+interruption.begin(25)
 from crowdlayer.machine.launch import Launch
 from crowdlayer.machine.meeting import Meeting
 from crowdlayer.machine.processes import join

@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 def run(program: str) -> subprocess.CompletedProcess[str]:
     """A Python process that knows this package; its last line is said as the job's is."""
     said = "lambda line, code: print(line, flush=True) or code"
-    listen = f"from crowdlayer.machine import interruption; interruption.listen({said})\n"
+    listen = f"from crowdlayer.machine import interruption; interruption.listen({said}); interruption.begin(25)\n"
     return subprocess.run(
         [sys.executable, "-c", listen + program], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
@@ -63,7 +63,7 @@ print("done")
 def test_the_grace_is_the_end_whatever_a_process_does() -> None:
     done = run("""
 import os, signal, time
-interruption.set_grace(0.5)
+interruption.begin(0.5)
 with interruption.deferred():
     os.kill(os.getpid(), signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGINT)
@@ -84,7 +84,7 @@ try:
     while os.write(writer, b"x" * 4096): pass
 except BlockingIOError: os.set_blocking(writer, True)
 os.dup2(writer, 1)
-interruption.set_grace(0.2)
+interruption.begin(0.2)
 with interruption.deferred():
     os.kill(os.getpid(), signal.SIGTERM)
     while True: os.write(writer, b"x")

@@ -1,8 +1,10 @@
 """Signals that ask the run to stop: heard once, answered at a good moment, and never later than the grace.
 
-Outside training the answer is an exception, so that everything is tidied up on the way out. In training it is a flag
-that the loop looks at between two steps, because all processes must stop at the same one. In either case the process
-is gone when the grace is over, whatever it is doing then. Nothing here is imported that takes time.
+Before the work begins the process ends at once: nothing needs to be tidied up yet, and what is imported meanwhile
+drops exceptions (torch's C code imports numpy, which then can never be imported again). Outside training the answer is
+an exception, so that everything is tidied up on the way out. In training it is a flag that the loop looks at between
+two steps, because all processes must stop at the same one. In either case the process is gone when the grace is over,
+whatever it is doing then. Nothing here is imported that takes time.
 
 An exception that comes where Python can have none, as in the callback of a weak reference, is dropped: it comes again.
 """
@@ -31,6 +33,7 @@ class _State:
 
     heard: signal.Signals | None = None
     deadline: float = 0.0
+    begun: bool = False
     deferred: bool = False
     dropped: bool = False
     grace: float = 25.0
@@ -49,9 +52,14 @@ def listen(last: Callable[[str, int], int]) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # who started us may have held them back until now
 
 
-def set_grace(seconds: float) -> None:
-    """How long the process may take from the first signal to its end."""
-    _state.grace = seconds
+def begin(grace: float) -> None:
+    """The work begins; all that takes time to import is there.
+
+    Args:
+        grace: seconds that the process may take from the first signal to its end.
+    """
+    _state.grace = grace
+    _state.begun = True
 
 
 def heard() -> signal.Signals | None:
@@ -94,10 +102,10 @@ def _hear(number: int, frame: FrameType | None) -> None:
         return  # once is enough, and the way out must not be interrupted
     _state.heard = signal.Signals(number)
     _state.deadline = time.monotonic() + _state.grace
-    timer = threading.Timer(_state.grace, _end)
+    timer = threading.Timer(_state.grace if _state.begun else 0, _end, (_state.begun,))
     timer.daemon = True
     timer.start()
-    if not _state.deferred:
+    if _state.begun and not _state.deferred:
         raise _interrupted()
 
 
@@ -112,10 +120,9 @@ def _drop(unraisable: sys.UnraisableHookArgs) -> None:
     again.start()
 
 
-def _end() -> None:
-    assert _state.heard is not None
-    line = f"{_state.heard.name}: the run was interrupted, and did not stop within GRACE={_state.grace:g} seconds"
-    leave(line, InterruptedRunError.exit_code)
+def _end(begun: bool) -> None:
+    late = f", and did not stop within GRACE={_state.grace:g} seconds" if begun else ""
+    leave(f"{_interrupted()}{late}", InterruptedRunError.exit_code)
 
 
 def leave(line: str, code: int) -> NoReturn:
