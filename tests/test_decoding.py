@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torchvision import transforms
 
 from crowdlayer.data.decoding import BrokenImageError, decode, decode_all
@@ -46,6 +46,21 @@ def test_sixteen_bits_keep_their_upper_eight(tmp_path: Path) -> None:
     for name in ("x.png", "x.tif"):
         Image.fromarray(wide).save(tmp_path / name)
         assert np.abs(decode(tmp_path / name, 16)[..., 0].astype(int) - (wide >> 8)).max() <= 1
+
+
+@pytest.mark.parametrize("value", [-1000, 2**20])
+def test_integers_of_another_range_are_none(tmp_path: Path, value: int) -> None:
+    """Below 0 they would be white, as air in a CT slice."""
+    Image.fromarray(np.array([[40, value]], dtype=np.int32)).save(tmp_path / "x.tiff")
+    with pytest.raises(BrokenImageError, match=f"must be from 0 to 65535, one is {value}"):
+        decode(tmp_path / "x.tiff", 8)
+
+
+@pytest.mark.parametrize("most", [1023, 65535])
+def test_a_grey_map_says_itself_what_its_white_is(tmp_path: Path, most: int) -> None:
+    wide = np.linspace(0, most, 64).reshape(8, 8).astype(">u2")
+    (tmp_path / "x.pgm").write_bytes(b"P5 8 8 %d\n" % most + wide.tobytes())
+    assert decode(tmp_path / "x.pgm", 8)[..., 0].ravel()[[0, -1]].tolist() == [0, 255]
 
 
 def test_float_images_are_taken_from_zero_to_one(tmp_path: Path) -> None:
@@ -135,6 +150,23 @@ def levels(images: Rows) -> list[int]:
     return [int(image[0, 0, 0]) for image in images[:]]
 
 
+def test_the_shape_that_a_picture_had_is_known(tmp_path: Path) -> None:
+    """Upright, and not that of a JPEG's draft; to the next start, too."""
+    Image.new("RGB", (1003, 401)).save(tmp_path / "a.jpg")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (100, 40)).save(tmp_path / "b.jpg", exif=exif)
+    (tmp_path / "c.png").write_bytes(b"no image")
+    Image.new("RGB", (9, 9)).save(tmp_path / "d.png")
+    Image.new("RGB", (100, 40)).save(tmp_path / "e.tiff", exif=exif)
+    names = [f"{name}" for name in ("a.jpg", "b.jpg", "c.png", "d.png", "e.tiff")]
+    expected = torch.tensor([2.501, 0.4, 1.0, 0.4])
+    for _ in range(2):
+        images, _ = decode_all(tmp_path, names, 8, 2, tmp_path / "work", ("train", names))
+        assert torch.equal(images.aspect, expected)
+    assert torch.equal(images.chosen(torch.tensor([1, 0])).aspect, expected[[1, 0]])
+
+
 @pytest.mark.parametrize("held", [0, 1, 3, 5])
 def test_images_that_find_no_room_are_decoded_when_asked_for(
     tmp_path: Path, held: int, caplog: pytest.LogCaptureFixture
@@ -167,6 +199,18 @@ def test_kept_images_are_found_by_the_next_start_without_the_files(tmp_path: Pat
     second, again = decode_all(tmp_path, names, 8, 2, work, ("train", digests))
     assert levels(first) == levels(second) == [0, 1, 3, 4, 5]
     assert again == broken
+
+
+def test_images_that_found_no_room_are_held_when_there_is_some_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    work = tmp_path / "work"
+    names, digests = some_files(tmp_path)
+    for room, held in ((0, 0), (3 * 192, 0), (5 * 192, 0), (6 * 192, 6), (0, 6)):  # some more would not be worth a pass
+        caplog.clear()
+        images, broken = decode_all(tmp_path, names, 8, 2, work, ("train", digests), at_most=room)
+        assert (images.all_held, levels(images), list(broken)) == (held == 6, [0, 1, 3, 4, 5], ["2.png"])
+        assert (f"{held} of 6 decoded images of 192 bytes are held" in caplog.text) == (held < 6)
 
 
 @pytest.mark.parametrize("harm", ["killed while decoding", "cut", "another size", "another file"])

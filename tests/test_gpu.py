@@ -97,7 +97,7 @@ def test_batches_are_the_same_wherever_the_images_lie(augmented: bool) -> None:
 def test_augmentation_is_that_of_a_cpu() -> None:
     """Also of an image so large that places known to a thousandth alone, as tf32 knows them, would show."""
     pixels = torch.randint(0, 256, (16, 14, 14, 3), dtype=torch.uint8).repeat_interleave(16, 1).repeat_interleave(16, 2)
-    theta = affine(torch.rand(16, DRAWS))
+    theta = affine(torch.rand(16, DRAWS), torch.rand(16) + 0.5)
     ours, theirs = augment(normalise(pixels, GPU), theta.to(GPU)), augment(normalise(pixels, CPU), theta)
     assert (ours.cpu() - theirs).abs().mean() < 1e-4
 

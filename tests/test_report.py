@@ -495,7 +495,7 @@ def made_up(crowd: Simulated) -> tuple[Dataset, Outcome, Images]:
     outcome = Outcome(history, best, {"temperature": temperature}, predictions, inferred, "matrix", None)
     noise = torch.from_numpy(rng.integers(0, 256, (n_tasks, 8, 8, 3), dtype=np.uint8))
     train_images, other_images = (
-        Decoded(Held(noise), torch.arange(n), lambda row: noise[row].numpy(), 1) for n in (n_tasks, 200)
+        Decoded(Held(noise), torch.arange(n), lambda row: noise[row].numpy(), 1, torch.ones(n)) for n in (n_tasks, 200)
     )
     return dataset, outcome, Images(train_images, other_images, other_images)
 

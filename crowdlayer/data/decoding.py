@@ -40,6 +40,9 @@ LARGE = 2**24
 """Images of more pixels are decoded one at a time; those above Pillow's limit, 2**27.4, not at all."""
 _large = threading.Lock()
 
+Files = list[str | float]
+"""Of each file why it is broken, or its picture's width / height."""
+
 
 def _one_at_a_time(large: bool) -> AbstractContextManager[object]:
     return _large if large else nullcontext()
@@ -60,10 +63,18 @@ def decode(path: Path, size: int) -> np.ndarray:
         BrokenImageError: Pillow cannot read it, whatever its reason: decoders meet damage in many ways.
         OSError: the disk failed.
     """
+    return _decode(path, size)[0]
+
+
+def _decode(path: Path, size: int) -> tuple[np.ndarray, float]:
+    """The same, and the whole image's width / height when it is upright, to four digits."""
     try:
         with Image.open(path, formats=FORMATS) as opened, _one_at_a_time(opened.width * opened.height > LARGE):
+            width, height = opened.size  # a draft's are rounded
             opened.draft(None, (2 * size, 2 * size))
-            return square(opened, size)
+            pixels = square(opened, size)
+            turned = _orientation(opened) >= 5
+            return pixels, float(f"{height / width if turned else width / height:.4g}")
     except UnidentifiedImageError as error:
         raise BrokenImageError("it is of no known format") from error
     except Exception as error:
@@ -77,15 +88,20 @@ def square(opened: Image.Image, size: int) -> np.ndarray:
     opened.load()
     if not all(opened.size):
         raise BrokenImageError("it has no pixels")
-    upright = opened.getexif().get(ExifTags.Base.Orientation, 1) == 1
-    image: Image.Image = opened if upright else ImageOps.exif_transpose(opened)  # a copy of what may be very large
+    image: Image.Image = opened
+    if _orientation(opened) != 1:
+        image = ImageOps.exif_transpose(opened)  # a copy of what may be very large
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode == "I":
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+        integers = np.asarray(image)
+        for value in (integers.min(), integers.max()):
+            if not 0 <= value <= 0xFFFF:  # black or white, and nothing would say so
+                raise BrokenImageError(f"integer pixels must be from 0 to 65535, one is {value}")
+        image = Image.fromarray((integers >> 8).astype(np.uint8))
     elif image.mode == "F":
         floats = np.nan_to_num(np.asarray(image))
-        if floats.max() > 1:  # white, and nothing would say so
+        if floats.max() > 1:
             raise BrokenImageError(f"pixels that are no integers must be from 0 to 1, one is {floats.max():g}")
         image = Image.fromarray((floats.clip(0, 1) * 255).astype(np.uint8))
     elif image.mode == "P" and "transparency" in image.info:
@@ -97,15 +113,27 @@ def square(opened: Image.Image, size: int) -> np.ndarray:
     return np.asarray(small if small.mode == "RGB" else small.convert("RGB"))
 
 
+def _orientation(loaded: Image.Image) -> int:
+    """As EXIF says it: 1 is upright, from 5 on width and height are exchanged."""
+    orientation: int = loaded.getexif().get(ExifTags.Base.Orientation, 1)
+    return orientation
+
+
 class Decoded:
     """Images by their row: the first ones are held, the others are decoded whenever they are asked for."""
 
-    def __init__(self, held: Held, rows: Tensor, decode_row: Callable[[int], np.ndarray], threads: int) -> None:
-        """`held`: m of them; `rows`: (n,) which images these are; `decode_row` gives those from m on."""
+    def __init__(
+        self, held: Held, rows: Tensor, decode_row: Callable[[int], np.ndarray], threads: int, aspect: Tensor
+    ) -> None:
+        """`held`: m of them; `rows`: (n,) which images these are; `decode_row` gives those from m on.
+
+        `aspect` (n,): width / height of the pictures in their files.
+        """
         self._held = held
         self._rows = rows
         self._decode_row = decode_row
         self._threads = threads
+        self.aspect = aspect
         self.all_held = bool((rows < len(held)).all())
 
     def __len__(self) -> int:
@@ -128,7 +156,7 @@ class Decoded:
 
     def chosen(self, rows: Tensor) -> Decoded:
         """The images at these places (k,), which are no copies."""
-        return Decoded(self._held, self._rows[rows], self._decode_row, self._threads)
+        return Decoded(self._held, self._rows[rows], self._decode_row, self._threads, self.aspect[rows])
 
 
 def decode_all(
@@ -155,54 +183,56 @@ def decode_all(
         StoreError: the disk failed.
     """
 
-    def decode_row(row: int) -> np.ndarray:
+    def decode_row(row: int) -> tuple[np.ndarray, float]:
         with disk_errors(one_line(names[row])):
-            return decode(root / names[row], size)
+            return _decode(root / names[row], size)
 
-    def fill(file: IO[bytes]) -> dict[int, str]:
-        """Write the images that there is room for; the reasons of the rows that are broken, of all."""
+    def fill(file: IO[bytes]) -> Files:
+        """Write the images that there is room for."""
         n_held = min(len(names), int(min(_room(place), at_most)) // (3 * size**2))
         with disk_errors(f"{place}: {n_held * 3 * size**2 / 1e9:.1f} GB for decoded images"):
             # a hole that cannot be filled would end a process by SIGBUS
             os.posix_fallocate(file.fileno(), 0, max(n_held, 1) * 3 * size**2)
         held = np.memmap(file, dtype=np.uint8, mode="r+", shape=(max(n_held, 1), size, size, 3))
 
-        def one(row: int) -> str | None:
+        def one(row: int) -> str | float:
             try:
-                pixels = decode_row(row)
+                pixels, aspect = decode_row(row)
             except BrokenImageError as error:
                 return str(error)
             if row < n_held:
                 held[row] = pixels
-            return None
+            return aspect
 
         with warnings.catch_warnings(), ThreadPoolExecutor(max(threads, 1)) as pool:
             warnings.simplefilter("ignore")  # damage that could be put up with
-            reasons = list(track(pool.map(one, range(len(names))), "decode", len(names), "images"))
+            files = list(track(pool.map(one, range(len(names))), "decode", len(names), "images"))
         held.flush()
-        if n_held < len(names):
-            log.warning(
-                "%d of %d decoded images of %d bytes are held; the others are decoded in every epoch",
-                n_held, len(names), 3 * size**2,
-            )  # fmt: skip
-            file.truncate(n_held * 3 * size**2)
-        return {row: reason for row, reason in enumerate(reasons) if reason is not None}
+        file.truncate(n_held * 3 * size**2)
+        return files
 
     place = folder or Path(tempfile.gettempdir())
     if kept is None:
         with tempfile.TemporaryFile(dir=folder) as file:
-            broken = fill(file)
+            files = fill(file)
             held = mapped(file, torch.uint8, (size, size, 3))
     else:
         path = place / "cache" / _name(*kept, size)
         with disk_errors(str(path)):
             path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(path.parent / ".images.lock"):
-                broken = _found(path, fill)
+                files = _found(path, fill, len(names) * 3 * size**2, at_most)
             with path.open("rb") as written:
                 held = mapped(written, torch.uint8, (size, size, 3))
-    rows = torch.tensor([row for row in range(len(names)) if row not in broken], dtype=torch.int64)
-    return Decoded(held, rows, decode_row, max(threads, 1)), {names[row]: reason for row, reason in broken.items()}
+    if len(held) < len(names) and Processes.joined().count == 1:
+        log.warning(
+            "%d of %d decoded images of %d bytes are held; the others are decoded in every epoch",
+            len(held), len(names), 3 * size**2,
+        )  # fmt: skip
+    whole_ones = {row: found for row, found in enumerate(files) if isinstance(found, float)}
+    rows, aspect = torch.tensor(list(whole_ones), dtype=torch.int64), torch.tensor(list(whole_ones.values()))
+    images = Decoded(held, rows, lambda row: decode_row(row)[0], max(threads, 1), aspect)
+    return images, {name: found for name, found in zip(names, files, strict=True) if isinstance(found, str)}
 
 
 def _room(folder: Path) -> int:
@@ -216,29 +246,33 @@ def _room(folder: Path) -> int:
 
 def _name(split: str, digests: Sequence[str], size: int) -> str:
     """Made from all that the bytes depend on: the files, the size and the decoder."""
-    said = "\n".join([f"2 {PIL.__version__} {size}", *digests])
+    said = "\n".join([f"3 {PIL.__version__} {size}", *digests])
     return f"images-{split}-{hashlib.sha256(said.encode()).hexdigest()[:32]}"
 
 
-def _found(path: Path, fill: Callable[[IO[bytes]], dict[int, str]]) -> dict[int, str]:
+def _found(path: Path, fill: Callable[[IO[bytes]], Files], n_bytes: int, at_most: float) -> Files:
     """What `fill` says of the file, now or when it was filled: a note beside it is written when it is whole.
 
-    The files of the same split that were made of other images are removed.
+    One that had no room for all `n_bytes` is filled again when there is. The files of the same split that were made of
+    other images are removed.
     """
     note = path.with_suffix(".json")
+    alone = Processes.joined().count == 1  # several find what their node's first has just decoded
     try:
         said = json.loads(note.read_bytes())
-        if path.stat().st_size == said["size"]:
-            if Processes.joined().count == 1:  # those of several find what their node's first has just decoded
+        held, files = int(said["size"]), Files(said["files"])
+        fits = held < n_bytes and min(_room(path.parents[1]) + held, at_most) >= n_bytes
+        if path.stat().st_size == held and not (alone and fits):
+            if alone:
                 log.info("decoded images found in %s", path.name)
-            return {int(row): reason for row, reason in said["broken"].items()}
+            return files
     except (FileNotFoundError, ValueError, KeyError):
         pass
     for older in path.parent.glob(f"{path.name.rpartition('-')[0]}-*"):
         older.unlink(missing_ok=True)
     with path.open("w+b") as file:
-        broken = fill(file)
+        files = fill(file)
         os.fsync(file.fileno())
     with whole(note) as file:
-        file.write(json.dumps({"size": path.stat().st_size, "broken": broken}).encode())
-    return broken
+        file.write(json.dumps({"size": path.stat().st_size, "files": files}).encode())
+    return files

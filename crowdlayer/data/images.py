@@ -92,8 +92,11 @@ class CrowdLoader:
         augmented: bool,
         device: torch.device,
         processes: Processes = Processes(),  # noqa: B008  frozen
+        aspect: Tensor | None = None,
     ) -> None:
         """`images`: (tasks, size, size, 3) uint8, row i the image of the answers' task i.
+
+        Before they were made square they had an `aspect` (tasks,) of width / height, if they were not square already.
 
         Raises:
             SettingsError: a batch has not a task for every process.
@@ -110,6 +113,7 @@ class CrowdLoader:
         self.augmented = augmented
         self.device = device
         self.processes = processes
+        self.aspect = torch.ones(len(images)) if aspect is None else aspect
         self.epoch = 0
         self._starts, self._worker, self._label = (
             torch.from_numpy(part) for part in (answers.starts_at, answers.worker, answers.label)
@@ -120,9 +124,8 @@ class CrowdLoader:
 
     def with_answers(self, answers: Answers) -> CrowdLoader:
         """A loader of the same images in the same order, with other answers to them."""
-        return CrowdLoader(
-            self.dataset, answers, self.batch_size, self.seed, self.augmented, self.device, self.processes
-        )
+        given = self.dataset, answers, self.batch_size, self.seed, self.augmented, self.device
+        return CrowdLoader(*given, self.processes, self.aspect)
 
     def __len__(self) -> int:
         return -(-len(self.dataset) // self.batch_size)
@@ -139,8 +142,9 @@ class CrowdLoader:
 
     def _batches(self, epoch: int, first: int) -> Iterator[Batch]:
         order = torch.randperm(len(self.dataset), generator=stream(self.seed, epoch, STREAM_ORDER))
-        noise = stream(self.seed, epoch, STREAM_AUGMENT)
-        theta = affine(torch.rand(len(self.dataset), DRAWS, generator=noise).float()) if self.augmented else None
+        noise, theta = stream(self.seed, epoch, STREAM_AUGMENT), None
+        if self.augmented:
+            theta = affine(torch.rand(len(self.dataset), DRAWS, generator=noise).float(), self.aspect)
         batches = order.tensor_split(len(self))[first:]
         edges = sorted({0, *range(FIRST, len(batches), BLOCK), len(batches)})
         for at, end in itertools.pairwise(edges):

@@ -55,14 +55,15 @@ DRAWS = 23
 """Random numbers per image and epoch that `affine` wants."""
 
 
-def affine(draws: Tensor) -> Tensor:
+def affine(draws: Tensor, aspect: Tensor) -> Tensor:
     """Peerannot's augmentation: of shear, flip and random resized crop, each image gets one.
 
     Args:
         draws: (n, DRAWS) uniform in [0, 1): the choice, then its parameters. A shear is horizontal and uniform in
             ±15°; a flip happens to half of those chosen for it; a crop has 8 to 100 % of the area, an aspect ratio
-            of 3/4 to 4/3 (log-uniform) and a uniform place, the first of ten draws that fits (torchvision's
-            RandomAffine, RandomHorizontalFlip, RandomResizedCrop).
+            of 3/4 to 4/3 (log-uniform) and a uniform place, the first of ten draws that fits, else it is the largest
+            in the middle (torchvision's RandomAffine, RandomHorizontalFlip, RandomResizedCrop).
+        aspect: (n,) width / height of the pictures before they were made square: peerannot augments those.
 
     Returns:
         (n, 2, 3): from a place in the new image, in [-1, 1], to that in the old one.
@@ -72,20 +73,20 @@ def affine(draws: Tensor) -> Tensor:
     theta = draws.new_zeros(n, 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = 1
     angle = torch.deg2rad(draws[:, 1] * 30 - 15)
-    theta[:, 0, 1] = torch.where(choice == 0, torch.tan(angle), 0)
+    theta[:, 0, 1] = torch.where(choice == 0, torch.tan(angle) / aspect, 0)
     theta[:, 0, 0] = torch.where((choice == 1) & (draws[:, 1] < 0.5), -1.0, theta[:, 0, 0])
 
     area = 0.08 + 0.92 * draws[:, 1:11]
-    ratio = torch.exp((2 * draws[:, 11:21] - 1) * math.log(4 / 3))
-    width, height = (area * ratio).sqrt(), (area / ratio).sqrt()
-    fits = (width <= 1) & (height <= 1)
-    first = fits.float().argmax(1, keepdim=True)
-    width, height = (torch.where(fits.any(1), side.gather(1, first)[:, 0], 1.0) for side in (width, height))
-    crop = choice == 2
-    theta[:, 0, 0] = torch.where(crop, width, theta[:, 0, 0])
-    theta[:, 1, 1] = torch.where(crop, height, theta[:, 1, 1])
-    theta[:, 0, 2] = torch.where(crop, (1 - width) * (2 * draws[:, 21] - 1), 0)
-    theta[:, 1, 2] = torch.where(crop, (1 - height) * (2 * draws[:, 22] - 1), 0)
+    ratio = torch.exp((2 * draws[:, 11:21] - 1) * math.log(4 / 3)) / aspect.unsqueeze(1)  # of shares, not of pixels
+    sides = (area * ratio).sqrt(), (area / ratio).sqrt()
+    fits = (sides[0] <= 1) & (sides[1] <= 1)
+    first, largest = fits.float().argmax(1, keepdim=True), (4 / 3 / aspect, 4 / 3 * aspect)
+    crop, any_fits = choice == 2, fits.any(1)
+    for axis, (side, most) in enumerate(zip(sides, largest, strict=True)):
+        share = torch.where(any_fits, side.gather(1, first)[:, 0], most.clamp(max=1))
+        free = torch.where(any_fits, (1 - share) * (2 * draws[:, 21 + axis] - 1), 0)
+        theta[:, axis, axis] = torch.where(crop, share, theta[:, axis, axis])
+        theta[:, axis, 2] = torch.where(crop, free, 0)
     return theta
 
 

@@ -152,6 +152,7 @@ class Experiment:
                 settings.data_augmentation,
                 accelerator.device,
                 Processes.joined(),
+                self.images.train.aspect,
             )
             validation = Validation(resident(self.images.validation, accelerator.device), labels, answers)
             return Trainer(settings, accelerator, classifier, n_classes, loader, validation)
