@@ -181,6 +181,24 @@ def test_a_bias_starts_with_the_answers_that_a_worker_prefers_when_wrong() -> No
     torch.testing.assert_close(scalar.answer_log_likelihood().exp(), evenly)
 
 
+@pytest.mark.parametrize("n_classes", [2, 3, 5, 10])
+def test_a_bias_starts_nearer_to_the_workers_than_the_identity(n_classes: int) -> None:
+    """Where a worker gives each answer as often as he does."""
+    rng = np.random.default_rng(5)
+    noise = rng.dirichlet(np.ones(n_classes), (50, n_classes))
+    confusion = torch.tensor(0.5 * np.eye(n_classes) + 0.5 * noise)
+    layer = WORKER_MODELS["bias"](50, n_classes).double()
+
+    def divergence() -> float:
+        return float((confusion * (confusion.log() - layer.answer_log_likelihood().detach())).sum(2).mean())
+
+    from_identity = divergence()
+    layer.start_at(confusion)
+    shares = layer.answer_log_likelihood().exp().mean(1)
+    torch.testing.assert_close(shares, confusion.mean(1), rtol=0, atol=1e-3)
+    assert divergence() < from_identity
+
+
 def test_a_certain_classifier_and_a_certain_worker_give_a_finite_loss() -> None:
     layer = WORKER_MODELS["stochastic"](1, 3)
     with torch.no_grad():

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+FITTED = 10
+"""Steps of iterative scaling after which a bias has the shares of a worker's answers to a thousandth."""
 RIGHT_AT_START = 0.9
 """P(answer = truth) of every worker where a row-stochastic model starts at the identity: a 1 could not be moved."""
 
@@ -177,8 +179,11 @@ class Bias(WorkerModel):
         return torch.eye(self.n_classes, device=self.bias.device) + self.bias.unsqueeze(1)
 
     def start_at(self, confusion: Tensor) -> None:
+        """Where the shares of the answers are the worker's: there the likelihood is greatest, as it is convex."""
         with torch.no_grad():
-            self.bias.copy_(preferred(confusion))
+            self.bias.zero_()
+            for _ in range(FITTED):
+                self.bias.add_((confusion.mean(1) / self.answer_log_likelihood().exp().mean(1)).log())
 
 
 class ScaleBias(WorkerModel):
