@@ -255,8 +255,8 @@ def test_no_step_waits_for_the_gpu(options: dict[str, Any], there: bool) -> None
     with nobody_waits():
         for batch in trainer.train.batches(3):
             torch.manual_seed(1)
-            logits, _ = trainer.learner.step(batch, False)
-            trainer.guard.see(logits, batch.task, batch.label)
+            logits, shown, _ = trainer.learner.step(batch, False)
+            trainer.guard.see(logits, batch.task, shown)
 
 
 # --- going on --------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from crowdlayer.training import Keeper
 from tests.bench.crowds import Share, answered, pattern_pool, share
 from tests.bench.quality import make_trainer
 from tests.gang import together
+from tests.test_trainer import make
 
 N_CLASSES = 100
 
@@ -202,6 +203,43 @@ def test_a_classifier_that_is_only_slow_is_left_alone() -> None:
         logits = torch.nn.functional.one_hot(torch.arange(64) % n_predicted, 64).float()
         guard.see(logits, torch.arange(64), torch.arange(64))
         assert not guard.collapsed(epoch)
+
+
+@pytest.mark.parametrize(
+    ("n_classes", "others", "expected"),
+    [
+        (5, [0.07, 0.0, 0.03, 0.2], [False, False, False, False]),
+        (5, [0.07, 0.0, 0.005], [False, False, True]),
+        (100, [0.3, 0.05, 0.1], [False, False, True]),
+    ],
+    ids=["grows", "hardly grows", "grows from next to nothing"],
+)
+def test_what_untrained_weights_predict_by_chance_is_no_beginning(
+    n_classes: int, others: list[float], expected: list[bool]
+) -> None:
+    """Where most answers are one class the first epochs come to predict that alone; growth counts from there."""
+    rng, n = np.random.default_rng(0), 2000
+
+    def some(of_others: float) -> np.ndarray:
+        """Class 0, but for a share."""
+        return np.where(rng.random(n) < of_others, rng.integers(1, n_classes, n), 0)
+
+    answers = Answers(n, 1, np.arange(n), np.zeros(n, dtype=np.int64), some(0.2 if n_classes == 5 else 0.99))
+    guard = Guard(answers, n_classes, 10, Processes())
+    verdicts = []
+    for epoch, of_others in enumerate(others, 1):
+        logits = torch.nn.functional.one_hot(torch.from_numpy(some(of_others)), n_classes).float()
+        guard.see(logits, torch.arange(n), torch.from_numpy(answers.label))
+        verdicts.append(guard.collapsed(epoch))
+    assert verdicts == expected
+
+
+def test_mixup_hides_no_agreement() -> None:
+    """The answer that counts is that to the image of which more is seen."""
+    trainer = make(n=120, n_epochs=10, mixup=0.5)
+    trainer.fit()
+    agreement = [figures["crowd/agreement"] for figures in trainer.history.figures[5:]]
+    assert np.mean(agreement) > 0.7 * trainer.guard.majority[0]
 
 
 def test_long_runs_get_more_time() -> None:

@@ -9,7 +9,7 @@ import torch
 from crowdlayer.data.images import Batch
 from crowdlayer.learning.crowd_layer import WORKER_MODELS
 from crowdlayer.learning.crowd_model import CrowdLoss
-from crowdlayer.learning.mixup import mix
+from crowdlayer.learning.mixup import mix, unmixed
 from tests.test_crowd_layer import drawn, softmax
 
 
@@ -37,6 +37,17 @@ def test_an_answer_meets_an_answer_to_the_image_that_its_own_is_mixed_with() -> 
         torch.testing.assert_close(value[~alone], expected[~alone])
         met |= {(int(task), int(other)) for task, other in zip(mixed.task, mixed.label[1], strict=True)}
     assert {other for task, other in met if task == 0} == {0, 1, 10, 30, 31, 32, 40}
+
+
+def test_what_is_shown_is_the_answer_to_the_image_of_which_more_is_seen() -> None:
+    mixed = mix(batch(), 0.5)
+    assert mixed.weight is not None
+    own = mixed.weight >= 0.5
+    assert own.any()
+    assert not own.all()
+    assert torch.equal(mixed.shown[own], mixed.label[0][own])
+    assert torch.equal(mixed.shown[~own], mixed.label[1][~own])
+    assert torch.equal(unmixed(batch()).shown, batch().label)
 
 
 def test_the_share_follows_alpha() -> None:

@@ -24,8 +24,9 @@ LOW = 0.5
 """A share of what majority vote has; an epoch is suspicious in which agreement and diversity are both below."""
 PATIENCE = 3, 0.1
 """So many suspicious epochs in a row, and so large a part of all epochs, are a collapse …"""
-GROWTH = 2.0
-"""… unless diversity grows by this factor meanwhile: then the classifier is only slow, and the count starts again."""
+GROWTH, FLOOR = 2.0, 0.02
+"""… unless diversity grows meanwhile by that factor, from its lowest: then the classifier is only slow, and the count
+starts again. Below the floor, a share of majority vote's, it is all the same."""
 
 TOGETHER = 32
 """So many steps are counted together: one by one, each would be ten kernels of a GPU."""
@@ -58,7 +59,7 @@ class Guard:
         self.processes = processes
         self.patience = max(PATIENCE[0], math.ceil(PATIENCE[1] * n_epochs))
         self.suspicious_since: int | None = None
-        self._diversity_then = 0.0
+        self._lowest = 0.0
         label = torch.from_numpy(answers.label)
         self._answered = shares(label.bincount(minlength=n_classes))
         majority = torch.from_numpy(majority_vote(answers, n_classes))
@@ -101,8 +102,10 @@ class Guard:
         if agreement >= LOW * self.majority[0] or diversity >= LOW * self.majority[1]:
             self.suspicious_since = None
             return False
-        if self.suspicious_since is None or diversity > GROWTH * self._diversity_then:
-            self.suspicious_since, self._diversity_then = epoch, diversity
+        floored = max(diversity, FLOOR * self.majority[1])
+        if self.suspicious_since is None or floored > GROWTH * self._lowest:
+            self.suspicious_since, self._lowest = epoch, floored
+        self._lowest = min(self._lowest, floored)  # the first epochs predict many classes, by chance
         log.info(
             "epoch %d: the classifier predicts %.1f classes where majority vote has %.1f, and its agreement with the "
             "answers (Cohen's kappa) is %.2f where majority vote's is %.2f",
@@ -114,11 +117,11 @@ class Guard:
         """What the next verdict depends on; collective."""
         self._count()
         seen = self.processes.gather(self._seen.unsqueeze(0)).sum(0)
-        return {"suspicious_since": self.suspicious_since, "diversity_then": self._diversity_then, "seen": seen}
+        return {"suspicious_since": self.suspicious_since, "lowest": self._lowest, "seen": seen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave, on any number of processes: the first has all the sums."""
-        self.suspicious_since, self._diversity_then = state["suspicious_since"], state["diversity_then"]
+        self.suspicious_since, self._lowest = state["suspicious_since"], state["lowest"]
         self._waiting = []
         self._seen = state["seen"] if self.processes.index == 0 else torch.zeros_like(state["seen"])
 

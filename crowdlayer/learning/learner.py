@@ -115,11 +115,12 @@ class Learner:
         if self.settings.freeze:  # a frozen network keeps its batch norm statistics and drops nothing out
             self.bare.classifier.eval()
 
-    def step(self, batch: Batch, held: bool) -> tuple[Tensor, Tensor]:
+    def step(self, batch: Batch, held: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Move the weights by one batch, this process's share of it; with `held` the crowd layer stays as it is.
 
         Returns:
-            The logits before the step (tasks, classes), and the loss (): this process's part of that of all.
+            The logits before the step (tasks, classes), the answers that they are to meet (answers,), and the loss ():
+            this process's part of that of all.
         """
         bare, mixed = self.bare, self._mixed(batch)
         held = held or self.plain
@@ -135,7 +136,7 @@ class Learner:
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(bare)
-        return logits, loss
+        return logits, mixed.shown, loss
 
     def _move(self, held: bool) -> None:
         """Tell what moves weights on the way by which rates, and whether the crowd layer is one of them."""

@@ -30,6 +30,12 @@ class Mixed:
     n_tasks: int
     n_answers: int | Tensor
 
+    @property
+    def shown(self) -> Tensor:
+        """(answers,): of the two answers that to the image of which more is seen."""
+        own = self.label[0]
+        return own if self.weight is None else torch.where(self.weight >= 0.5, own, self.label[1])
+
 
 def unmixed(batch: Batch) -> Mixed:
     """The batch as it is."""

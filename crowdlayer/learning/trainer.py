@@ -152,8 +152,8 @@ class Trainer:
             self.stop_if_asked()
             place = progress.step, self.processes.index
             seed_all(stream_seed(self.settings.seed, progress.epoch, STREAM_DROPOUT, *place), loader.device)
-            logits, loss = learner.step(batch, held)
-            self.guard.see(logits, batch.task, batch.label)
+            logits, shown, loss = learner.step(batch, held)
+            self.guard.see(logits, batch.task, shown)
             per_task = learner.criterion.reduction == "task"
             progress.total.add_(loss, alpha=batch.n_tasks if per_task else batch.n_answers)
             progress.step += 1
