@@ -465,6 +465,8 @@ NAMES = [
          spoil=add("train/red/x\ncrowdlayer: -99.png")),
     Case("a name that is no UTF-8", 0, "left out: 1 images without answers",
          spoil=add("train/red/\udcff\udcfe-99.png")),
+    Case("answered and broken images whose names are no UTF-8", 0, "left out: 1 broken images", {"MAX_BAD_IMAGES": "1"},
+         both(image(WHOLE, "caf\udce9-2.png"), add("test/red/\udce9.png", b""))),
     Case("a class that is no UTF-8", 65, "class names must be printable text", spoil=add("val/\udcff/x.png")),
     Case("a class with a line break", 65, "class names must be printable text", spoil=add("val/re\nd/x.png")),
     Case("a broken image with a line break in its name", 65, "must be an image",

@@ -59,6 +59,9 @@ def check(case: Case, shapes: Path, tmp_path: Path, run: Runner) -> None:
     if case.code:
         assert done.stdout == ""
         assert not list(out.rglob("*.json"))
+    for published in out.rglob("*"):
+        if published.suffix in (".json", ".csv", ".html", ".md", ".yaml"):
+            published.read_text(encoding="utf-8")  # or it is no UTF-8
     assert files_below(data).items() >= before.items()
     if "{data}" not in case.settings.get("OUTPUT", ""):
         assert files_below(data) == before

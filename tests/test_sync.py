@@ -701,11 +701,14 @@ def test_a_real_tar_of_a_folder_with_its_folders_and_owners_is_unpacked(tmp_path
         assert sync(str(tmp_path / "x.tar.gz"), workdir, belongs).digest() == expected
 
 
-@pytest.mark.parametrize("kind", [".tar.gz", ".zip"])
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [(".tar.gz", {}), (".zip", {}), (".tar", {"train/caf\udce9-2.png": b"a name that is no UTF-8"})],
+)
 def test_a_second_start_unpacks_nothing(
-    kind: str, store: Store, meddler: Meddler, tmp_path: Path, workdir: Path
+    kind: str, more: dict[str, bytes], store: Store, meddler: Meddler, tmp_path: Path, workdir: Path
 ) -> None:
-    archive = pack(tmp_path / f"data{kind}", TREE)
+    archive = pack(tmp_path / f"data{kind}", TREE | more)
     for location in (archive, upload(store, archive)):
         first = sync(location, workdir, belongs)
         before = state(workdir / "data")

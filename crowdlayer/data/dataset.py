@@ -71,6 +71,17 @@ class Dataset:
         held_out = None if self.held_out is None else some(self.held_out)
         return replace(self, train=some(self.train), held_out=held_out, val=few(self.val), test=few(self.test))
 
+    def spelt_out(self) -> Dataset:
+        """The same for texts in UTF-8: bytes of a name that are none are spelt out, as in `caf\\xe9-1.png`."""
+
+        def spelt(name: str) -> str:
+            return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+        crowd = [replace(part, names=[spelt(name) for name in part.names]) for part in self.crowd]
+        held_out = None if self.held_out is None else crowd[1]
+        broken = {spelt(name): reason for name, reason in self.broken.items()}
+        return replace(self, train=crowd[0], held_out=held_out, broken=broken)
+
     @property
     def crowd(self) -> list[CrowdImages]:
         """All images with answers: those trained on, then those held out."""

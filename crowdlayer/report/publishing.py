@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,7 @@ def publish(place: Place, folder: Path, run: Finished, phases: Phases) -> dict[s
 
     Returns the results.
     """
+    run = replace(run, dataset=run.dataset.spelt_out())
     last, beside = results_name(run.name), f"results/{run.name}"
     with phases("report"), disk_errors(str(folder)):
         names = stage(folder, run)

@@ -15,7 +15,7 @@ import msgspec
 from ..errors import DataError, SettingsError
 from .archive import Unpacked, must_be_whole, put_in_place, unpack
 from .durable import flush_disk, flush_folder, whole
-from .files import Stored, decode_json, disk_errors, enough_space, file_digest, safe_names, size_of
+from .files import Stored, disk_errors, enough_space, file_digest, safe_names, size_of
 from .places import Place, place
 from .workdir import bring, tidy
 
@@ -81,9 +81,9 @@ def _unpacked(
 def _remembered(memory: Path, version: list[object], root: Path) -> dict[str, str] | None:
     """The digests of what was unpacked of this very archive, where all of it is still there."""
     try:
-        said = decode_json(memory.read_bytes(), _Memory)
+        said = msgspec.convert(json.loads(memory.read_bytes()), _Memory)  # json's own: it reads names that are no UTF-8
         safe_names(list(said.files))
-    except (FileNotFoundError, ValueError, DataError):
+    except (FileNotFoundError, ValueError, RecursionError, msgspec.ValidationError, DataError):
         return None
     if said.version != version or not said.files:
         return None
