@@ -288,6 +288,23 @@ def test_a_disk_that_fails_on_the_way_to_a_file_leaves_no_folder(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_another_run_tidies_away_meanwhile_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Elements of an array begin at once in one output, which each of them leaves as it was before its probe."""
+    results, flushed, others = tmp_path / "out/results", os.fsync, iter(range(5))
+
+    def meanwhile(descriptor: int) -> None:
+        flushed(descriptor)
+        if results.exists() and next(others, None) is not None:
+            results.rmdir()
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    Folder(tmp_path / "out").upload(written(tmp_path / "source", b"x"), "results/run/.probe")
+    assert (results / "run/.probe").read_bytes() == b"x"
+    assert next(others, None) is None
+
+
 def test_folders_that_are_empty_go_and_others_stay(tmp_path: Path) -> None:
     folder = place(str(tmp_path))
     for kept in ("a", "a/b/c"):

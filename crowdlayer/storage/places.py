@@ -138,19 +138,21 @@ class Folder:
                 self._tidy(target.parent)
                 raise
 
-    def _make(self, folder: Path) -> None:
+    def _make(self, folder: Path, tries: int = 10) -> None:
         """Make a folder and those above it, and remember which were not there."""
-        with self._making:
-            for path in (*reversed(folder.parents), folder):
-                if not path.exists():
-                    try:
+        try:
+            with self._making:
+                for path in (*reversed(folder.parents), folder):
+                    if not path.exists():
                         path.mkdir(exist_ok=True)
-                    except NotADirectoryError as error:
-                        raise SettingsError(
-                            f"{self.location}: must be a folder, a file is in its place: {path.parent}"
-                        ) from error
-                    self._made.add(path)
-                    flush_folder(path.parent)
+                        self._made.add(path)
+                        flush_folder(path.parent)
+        except NotADirectoryError as error:
+            raise SettingsError(f"{self.location}: must be a folder, a file is in its place: {path.parent}") from error
+        except FileNotFoundError:  # another run of this output has tidied the one above away meanwhile
+            if tries == 1:
+                raise
+            self._make(folder, tries - 1)
 
     def delete(self, name: str) -> None:
         """Remove the file, and the folders that were made here and are empty without it."""
