@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from . import logs
-from .errors import CrowdlayerError, SettingsError, one_line
+from .errors import CrowdlayerError, SettingsError, one_line, without_secrets
 
 
 def run(usage: str, work: Callable[..., None], arguments: Sequence[str]) -> int:
@@ -28,7 +28,7 @@ def run(usage: str, work: Callable[..., None], arguments: Sequence[str]) -> int:
     except CrowdlayerError as error:
         code, line = error.exit_code, str(error)
     except Exception as error:  # as in the job: a traceback for a fault of the program, and for nothing else
-        traceback.print_exc()
+        print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)  # noqa: T201
         code, line = 70, f"a fault of the program: {type(error).__name__}: {error}"
-    print(f"crowdlayer: {one_line(line)}", file=sys.stderr)  # noqa: T201  the last line, as the job's
+    print(without_secrets(f"crowdlayer: {one_line(line)}"), file=sys.stderr)  # noqa: T201  the last line, as the job's
     return code

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from types import TracebackType
 
 SECRETS = re.compile(
-    r"""(?<=://)[^/@\s'"]+(?=@)  |  (?<=[?&])(?=[^\s'"]*(?:Signature|Credential|Token)=)[^\s'"]+""", re.VERBOSE
+    r"""(?<=://)[^/\s'"]+(?=@)  |  (?<=[?&])(?=[^\s'"]*(?:Signature|Credential|Token)=)[^\s'"]+""", re.VERBOSE
 )
 """User and password of a URL, and the query of one that is signed."""
 SHOWN = 20

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 
+from crowdlayer import command
 from crowdlayer.errors import without_secrets
-from tests.conftest import Finished, Store, run_job
+from tests.conftest import ROOT, Finished, Store, run_job
 from tests.forks import Forks, forking
 from tests.servers import Fault, Faults, Request, free_port, meddling, refused
 from tests.test_catalogue import QUICK
@@ -96,6 +99,29 @@ def test_a_store_that_fails_and_whose_address_has_a_password(
     assert_no_secret(done, world, store)
 
 
+@pytest.mark.parametrize("name", ["verify", "report"])
+def test_a_command_whose_store_fails_and_whose_address_has_a_password(
+    name: str, world: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://user:{PASSWORD}@127.0.0.1:{free_port()}")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    arguments = [sys.executable, "-m", f"crowdlayer.{name}", "s3://bucket"]
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 74, done.stderr
+    assert_no_secret(Finished(done.returncode, done.stdout, done.stderr), world, store)
+
+
+def test_a_fault_of_a_command_with_urls_in_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        raise RuntimeError(f"https://user:{PASSWORD}@host")
+
+    assert command.run("python -m crowdlayer.fault", work, []) == 70
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback (most recent call last):\n")
+    assert shown.endswith("\ncrowdlayer: a fault of the program: RuntimeError: https://***@host\n")
+    assert PASSWORD not in shown
+
+
 @pytest.mark.parametrize(
     "tasks",
     [
@@ -131,6 +157,7 @@ def test_a_fault_of_the_program_with_urls_in_its_traceback(
     ("text", "shown"),
     [
         ('connect to "http://u:p@host:9/b?list-type=2"', 'connect to "http://***@host:9/b?list-type=2"'),
+        ("connect to https://u:p@ss@host/b@c", "connect to https://***@host/b@c"),
         ("GET https://h/k?X-Amz-Signature=abc&x=1 failed", "GET https://h/k?*** failed"),
         ("s3://bucket/data@home and 3@4", "s3://bucket/data@home and 3@4"),
         ("what? Signature=none", "what? Signature=none"),
