@@ -12,7 +12,7 @@ import msgspec
 from . import command
 from .errors import Complaints, DataError, SettingsError
 from .settings import as_location, quoted
-from .storage.files import Stored, decode_json
+from .storage.files import Stored, decode_json, disk_errors
 from .storage.places import Place, place
 
 log = logging.getLogger("crowdlayer.verify")  # __name__ is another, run as a program
@@ -72,7 +72,7 @@ def _compare(output: Place, stored: dict[str, Stored], files: dict[str, str]) ->
         if name not in stored:
             complaints.append(f"{name}: must be there, is missing")
             continue
-        with tempfile.TemporaryFile() as file:
+        with disk_errors(f"{name} in TMPDIR"), tempfile.TemporaryFile() as file:
             found = output.download(stored[name], file)
         if found != digest:
             complaints.append(f"{name}: must have the SHA-256 {digest}, has {found}")

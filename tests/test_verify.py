@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -72,6 +73,18 @@ def test_the_exit_code_is_the_contracts(change: Callable[[Path], None], code: in
     assert (done.returncode, done.stdout) == (code, "")
     assert "Traceback" not in done.stderr
     assert ("all 2 files are what the runs wrote" in done.stderr) == (code == 0)
+
+
+def test_a_disk_that_cannot_hold_a_file_of_the_run_has_a_code_too(tmp_path: Path, store: Store) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "crowdlayer.verify", store.put_tree(write_run(tmp_path))],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4, 4)),
+    )
+    assert (done.returncode, done.stdout) == (74, ""), done.stderr
+    assert done.stderr.endswith("crowdlayer: best_models/run.pth in TMPDIR: File too large\n")
 
 
 def test_a_store_that_fails_and_one_that_refuses_and_a_wrong_call_have_codes_too(
