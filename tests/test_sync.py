@@ -879,6 +879,18 @@ def test_a_flipped_bit_in_a_zipped_file_is_noticed(tmp_path: Path, workdir: Path
         sync(str(path), workdir, belongs)
 
 
+@pytest.mark.parametrize("packing", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_flipped_bit_in_a_compressed_zip_is_noticed(packing: int, tmp_path: Path, workdir: Path) -> None:
+    name, path = "train/x-0.png", tmp_path / "data.zip"
+    with zipfile.ZipFile(path, "w", packing) as archive:
+        archive.writestr(name, os.urandom(1000))
+    body = bytearray(path.read_bytes())
+    body[30 + len(name) + 100] ^= 4
+    path.write_bytes(body)
+    with pytest.raises(DataError, match="must be a whole archive"):
+        sync(str(path), workdir, belongs)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("body", [b"", b"no archive at all" * 100, bytes(10240)], ids=["empty", "text", "zeros"])
 def test_what_is_no_archive_is_refused(body: bytes, kind: str, tmp_path: Path, workdir: Path) -> None:

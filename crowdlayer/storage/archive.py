@@ -87,7 +87,10 @@ def unpack(
         with closing(members):
             unpacked = _unpacked(members, location, at_most, beside, belongs)
     except (*BROKEN, OSError) as error:
-        if not isinstance(error, BROKEN) and error.errno != errno.EINVAL:  # an offset that cannot be
+        if not isinstance(error, BROKEN) and error.errno not in (
+            None,
+            errno.EINVAL,
+        ):  # bz2's word; an offset that cannot be
             raise
         raise DataError(f"{location}: must be a whole archive: {one_line(str(error))}") from error
     if stripped:
