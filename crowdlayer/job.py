@@ -21,7 +21,7 @@ from .machine.meeting import Lead, Meeting
 from .machine.supervisor import supervise
 from .report.publishing import publish
 from .report.results import Finished, Provenance, done_before, headline, results_name
-from .run_folder import DRY_RUN, RUN, SPOOL, STAGED, kept, put_kept, run_folder, workdir_of
+from .run_folder import DRY_RUN, RUN, SPOOL, STAGED, forget_kept, kept, put_kept, run_folder, workdir_of
 from .settings import Settings
 from .storage.files import disk_errors
 from .storage.handover import hand, take
@@ -121,6 +121,7 @@ def _run(start: Start, output: Place) -> str:
         if publishes and not fresh:
             probe(output, settings.output_name, start.workdir)
         _train_and_publish(start, inputs, identity, checkpoints)
+    forget_kept(start.workdir, identity)
     if not publishes:
         return ""
     if checkpoints.are_of(identity):  # another run of this name may have been interrupted meanwhile
@@ -141,7 +142,7 @@ def _train_and_publish(start: Start, inputs: Inputs, identity: Identity, checkpo
         settings, inputs.dataset, synced.root, synced.digests, inputs.weights, start.workdir, spool, found.parts
     )
     keep_in, put_to = workdir_of(settings.workdir, start.launch), checkpoints if publishes else None
-    with kept(start.folder, keep_in), _putting(spool, put_to, settings):
+    with kept(start.folder, keep_in, identity), _putting(spool, put_to, settings):
         with start.phases("decode"):
             decoded = plan.images()
         trained = _train(start, plan, decoded)

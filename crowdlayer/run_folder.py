@@ -9,11 +9,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .errors import CrowdlayerError
 from .learning.checkpoint import Checkpoints
-from .learning.spool import Identity
+from .learning.spool import Identity, newest_of
 from .machine.launch import Launch
+from .report.results import done_before
 from .storage.durable import flush_disk
 from .storage.files import disk_errors
+from .storage.places import place
 
 log = logging.getLogger(__name__)
 
@@ -53,30 +56,50 @@ def put_kept(workdir: Path, checkpoints: Checkpoints, identity: Identity) -> Non
     """Put checkpoints of this run that earlier starts in this folder could not put: days of training are in them."""
     for folder in (workdir / f"{RUN}{KILLED}", *sorted(workdir.glob(f"{KEPT}*"))):
         if checkpoints.put_kept(folder / SPOOL, identity):
-            shutil.rmtree(folder / SPOOL, ignore_errors=True)
-            with suppress(OSError):  # the results of that start are there too
-                folder.rmdir()
+            _remove(folder / SPOOL)
+
+
+def forget_kept(workdir: Path, identity: Identity) -> None:
+    """Remove what earlier starts of this very run have kept in this folder: it is done, or keeps the same anew."""
+    name, settings, data = identity.settings["output_name"], identity.settings, identity.data_digest
+    for folder in workdir.glob(f"{KEPT}*"):
+        if newest_of(folder / SPOOL, identity) is not None:
+            _remove(folder / SPOOL)
+        if done_before(place(str(folder / STAGED)), name, settings, data):
+            _remove(folder / STAGED)
+
+
+def _remove(part: Path) -> None:
+    shutil.rmtree(part, ignore_errors=True)
+    with suppress(OSError):  # the other part is there too
+        part.parent.rmdir()
 
 
 @contextmanager
-def kept(folder: Path, workdir: str | None) -> Iterator[None]:
-    """Keep on this machine what a run that fails has not put to the output: days of training are in it."""
+def kept(folder: Path, workdir: str | None, identity: Identity) -> Iterator[None]:
+    """Keep on this machine what a run that fails has not put to the output: days of training are in it.
+
+    Results that are not whole come again from the last checkpoint.
+    """
     try:
         yield
     except Exception:
-        parts = [part for part in (folder / STAGED, folder / SPOOL) if part.is_dir() and any(part.iterdir())]
+        whole = {folder / STAGED: "results/*.json", folder / SPOOL: "*.json"}
+        parts = [part for part, index in whole.items() if any(part.glob(index))]
         if parts:
-            _keep(parts, workdir)
+            _keep(parts, workdir, identity)
         raise
 
 
-def _keep(parts: Sequence[Path], workdir: str | None) -> None:
+def _keep(parts: Sequence[Path], workdir: str | None, identity: Identity) -> None:
     try:
+        if workdir is not None:
+            forget_kept(Path(workdir), identity)
         beside = Path(tempfile.mkdtemp(prefix=KEPT, dir=workdir))
         for part in parts:
             shutil.move(part, beside)
         flush_disk(beside)
-    except OSError as error:  # a disk that is full for good; why the run failed is still to be said
+    except (OSError, CrowdlayerError) as error:  # a disk that is full for good; why the run failed is still to be said
         log.error("what was not put to the output could not be kept here either: %s", error)
         return
     log.error("what was not put to the output is kept in %s: %s",

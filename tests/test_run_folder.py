@@ -1,16 +1,20 @@
-"""What a killed run has left is there until a run is done."""
+"""What runs have left that were killed, or could not put all, is there until they are done."""
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from crowdlayer.errors import EndedError, StoreError
+from crowdlayer.learning.spool import Identity, Spool, newest_of
 from crowdlayer.machine.launch import Launch
-from crowdlayer.run_folder import RUN, SPOOL, kept, run_folder, workdir_of
+from crowdlayer.run_folder import RUN, SPOOL, STAGED, forget_kept, kept, run_folder, workdir_of
 from crowdlayer.storage.workdir import working_folder
+
+IDENTITY, ANOTHER = (Identity({"output_name": "run", "lr": lr}, "data") for lr in (0.1, 0.5))
 
 
 def killed(workdir: Path, *files: str) -> None:
@@ -18,6 +22,16 @@ def killed(workdir: Path, *files: str) -> None:
     (workdir / RUN / SPOOL).mkdir(parents=True)
     for name in files:
         (workdir / RUN / SPOOL / name).touch()
+
+
+def failed(workdir: Path, identity: Identity) -> None:
+    """As a start leaves WORKDIR that could put neither results nor checkpoint."""
+    with suppress(StoreError), run_folder(workdir, RUN) as folder, kept(folder, str(workdir), identity):
+        Spool(folder / SPOOL, identity).write({"progress": {"epoch": 1, "step": 0}, "best": {}})
+        job = {"settings": identity.settings, "data_digest": identity.data_digest, "files": {}}
+        (folder / STAGED / "results").mkdir(parents=True)
+        (folder / STAGED / "results/run.json").write_text(json.dumps({"job": job}))
+        raise StoreError("the store is away")
 
 
 def test_the_checkpoint_of_a_killed_run_outlives_starts_that_could_not_take_it(tmp_path: Path) -> None:
@@ -36,11 +50,21 @@ def test_the_checkpoint_of_a_killed_run_outlives_starts_that_could_not_take_it(t
     assert not list(tmp_path.iterdir())
 
 
+def test_of_a_run_that_fails_again_the_last_start_is_kept_and_nothing_when_it_is_done(tmp_path: Path) -> None:
+    for identity in (ANOTHER, IDENTITY, IDENTITY):
+        failed(tmp_path, identity)
+    assert len(list(tmp_path.iterdir())) == 2
+    forget_kept(tmp_path, IDENTITY)
+    (left,) = tmp_path.iterdir()
+    assert sorted(path.name for path in left.iterdir()) == [SPOOL, STAGED]
+    assert newest_of(left / SPOOL, ANOTHER) == "00000001.json"
+
+
 @pytest.mark.parametrize(
     "error", [EndedError("a process was killed", 137), StoreError("the disk"), ValueError("a fault")]
 )
 def test_whatever_ends_a_run_what_it_has_not_put_is_kept(error: Exception, tmp_path: Path) -> None:
-    with suppress(type(error)), run_folder(tmp_path, RUN) as folder, kept(folder, str(tmp_path)):
+    with suppress(type(error)), run_folder(tmp_path, RUN) as folder, kept(folder, str(tmp_path), IDENTITY):
         (folder / SPOOL / "00000001.json").touch()
         raise error
     (left,) = tmp_path.rglob("*.json")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from ..errors import SettingsError, listed
 from ..storage.files import Stored, disk_errors, file_digest, size_of
 from ..storage.places import Place
-from .spool import INDEX, Identity, indexes, number, parsed, parts_of
+from .spool import INDEX, Identity, newest_of, number, parsed, parts_of
 
 log = logging.getLogger(__name__)
 
@@ -81,11 +81,10 @@ class Checkpoints:
         Returns:
             Whether it is whole and this run's, and needed no more.
         """
-        name = next(reversed(indexes(spool)), None) if spool.is_dir() else None
-        index = None if name is None else parsed((spool / name).read_bytes())
-        if name is None or index is None or identity.differences(index):
+        name = newest_of(spool, identity)
+        if name is None:
             return False
-        files = [(spool / file, size) for file, size in index["parts"].values()]
+        files = [(spool / file, size) for file, size in parts_of(spool / name)]
         if any(size_of(file) != size or file_digest(file) != file.stem for file, size in files):
             return False
         if not self.are_of(identity):  # `find` refuses them; neither theirs nor these must go

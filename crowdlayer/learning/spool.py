@@ -142,6 +142,13 @@ def parsed(raw: bytes | None) -> dict[str, Any] | None:
         return None
 
 
+def newest_of(spool: Path, identity: Identity) -> str | None:
+    """The name of the newest index in a spool that an earlier start has left, if it is there and this run's."""
+    name = next(reversed(indexes(spool)), None) if spool.is_dir() else None
+    index = None if name is None else parsed((spool / name).read_bytes())
+    return None if index is None or identity.differences(index) else name
+
+
 def read_state(parts: Mapping[str, bytes]) -> dict[str, Any]:
     """The state that these parts make."""
     best, run = (read_tensors(io.BytesIO(parts[name])) for name in PARTS)
