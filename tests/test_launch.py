@@ -39,6 +39,16 @@ SLURM = {
     "SLURM_PROCID": "1",
     "SLURM_LOCALID": "0",
 }
+SLURM_SHELL = {
+    "SLURM_JOB_ID": "4",
+    "SLURM_NNODES": "1",
+    "SLURM_STEP_ID": "4294967290",
+    "SLURM_STEP_NUM_TASKS": "1",
+    "SLURM_STEP_NUM_NODES": "1",
+    "SLURM_STEP_NODELIST": "n0",
+    "SLURM_STEP_TASKS_PER_NODE": "1",
+}
+"""Of salloc, where LaunchParameters has use_interactive_step."""
 SLURM_PER_GPU = SLURM | {
     "SLURM_STEP_NUM_TASKS": "8",
     "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
@@ -82,6 +92,8 @@ SLURM_PER_GPU = SLURM | {
         ),
         (SLURM_PER_GPU, Launch("slurm", 2, 1, "gpu07", 21234, Peers(6, 8, 2, 4), run="slurm-1234.0")),
         ({"SLURM_JOB_ID": "7", "SLURM_NNODES": "1"}, Launch("slurm")),  # a batch script without srun
+        (SLURM_SHELL, Launch("slurm")),
+        (SLURM | {"SLURM_JOB_ID": "3221225473"}, Launch("slurm", 2, 1, "gpu07", 25473, run="slurm-3221225473.0")),
         (
             SLURM | {"SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NUM_TASKS": "1", "SLURM_NODEID": "0"},
             Launch("slurm", 1, 0, "gpu07", run="slurm-1234.0"),
@@ -122,6 +134,7 @@ def test_the_first_pod_is_found_by_the_name_of_this_one(monkeypatch: pytest.Monk
         (TORCHRUN | {"RANK": "4"}, "must be one of its world"),
         (BATCH_CHILD | {"AWS_BATCH_JOB_MAIN_NODE_PRIVATE_IPV4_ADDRESS": ""}, "IPV4_ADDRESS: must be set"),
         ({"SLURM_JOB_ID": "7", "SLURM_NNODES": "2"}, "SLURM_NNODES: 2 nodes need srun"),
+        (SLURM_SHELL | {"SLURM_NNODES": "2"}, "SLURM_NNODES: 2 nodes need srun"),
         (SLURM | {"SLURM_STEP_NUM_TASKS": "3", "SLURM_STEP_TASKS_PER_NODE": "2,1"}, "must be as many on each"),
     ],
 )

@@ -26,6 +26,8 @@ from .network import interface_towards
 
 PORT = 29500
 """Of the first node, where nobody says otherwise; torch's own default."""
+INTERACTIVE = "4294967290"
+"""What Slurm calls the step that is the shell of an `salloc`, where `use_interactive_step` is on: no step of srun."""
 
 Platform = Literal["alone", "explicit", "torchrun", "kubernetes", "aws-batch", "slurm"]
 
@@ -157,7 +159,7 @@ class _Variables:
         text = self.text(name)
         if not text and default is not None:
             return default
-        if not re.fullmatch(r"\d{1,9}", text):
+        if not re.fullmatch(r"\d{1,10}", text):
             raise SettingsError(f"{name}: must be a number, got {text!r}" if text else f"{name}: must be set")
         return int(text)
 
@@ -229,8 +231,8 @@ def _aws_batch(env: _Variables) -> Launch:
 
 
 def _slurm(env: _Variables) -> Launch:
-    """A step of srun; what runs in a batch script without srun is alone."""
-    if not env.any("SLURM_STEP_NUM_TASKS"):
+    """A step of srun; what runs in a batch script or the shell of an allocation without srun is alone."""
+    if not env.any("SLURM_STEP_NUM_TASKS") or env.text("SLURM_STEP_ID") == INTERACTIVE:
         if (n_nodes := env.number("SLURM_NNODES", 1)) > 1:
             raise SettingsError(f"SLURM_NNODES: {n_nodes} nodes need srun, which starts the job on each")
         return Launch("slurm")
