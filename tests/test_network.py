@@ -42,6 +42,43 @@ def test_the_interface_is_the_one_that_leads_to_the_first_node(more: str, found:
     assert done.stdout == f"{found}\n", done.stderr
 
 
+JOIN = """
+import os, sys
+from crowdlayer.errors import PeerError
+from crowdlayer.machine.launch import Launch
+from crowdlayer.machine.meeting import Meeting
+from crowdlayer.machine.processes import join
+
+index = int(sys.argv[1])
+meeting = (Meeting.join if index else Meeting.host)(Launch(port=29500), 60)
+meeting.timeout = 2
+try:
+    join(meeting, index, 2)
+except PeerError as error:
+    print(f"{error}\\n", end="", flush=True)
+os._exit(0)
+"""
+BEHIND_FIREWALL = """
+ip link set lo up
+iptables -A INPUT -p tcp --syn ! --dport 29500 -j DROP
+{python} -c "$1" 0 & {python} -c "$1" 1 & wait
+"""
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or None in (shutil.which("ip"), shutil.which("iptables")),
+    reason="a network namespace needs root, and ip; a firewall iptables",
+)
+def test_processes_that_reach_each_other_at_the_masters_port_alone_wait_no_longer_than_the_time_out() -> None:
+    """gloo by itself tries for five times as long."""
+    script = BEHIND_FIREWALL.format(python=sys.executable)
+    done = subprocess.run(
+        ["unshare", "--net", "sh", "-e", "-c", script, "sh", JOIN], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    line = "2 processes must reach each other at any port, not at MASTER_PORT alone, within TIMEOUT=2 s\n"
+    assert done.stdout == 2 * line, done.stderr
+
+
 def test_gloo_is_told_where_there_are_several_nodes_and_nobody_else_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
     several = Launch("explicit", 2, 1, socket.gethostname(), 29500)

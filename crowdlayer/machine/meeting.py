@@ -145,11 +145,33 @@ class Meeting:
         self.told(PUBLISHED)
         self.part(count, host=False)
 
+    def in_time(self, do: Callable[[], T], must: str) -> T:
+        """What that comes to; in a thread, for torch would wait longer, for a host that is cut off, and hear no signal.
+
+        Raises:
+            PeerError: it takes longer than the time-out; with what `must` have been.
+        """
+        answer: Future[T] = Future()
+
+        def ask() -> None:
+            try:
+                answer.set_result(do())
+            except BaseException as error:  # to be raised where it was asked
+                answer.set_exception(error)
+
+        threading.Thread(target=ask, name=must, daemon=True).start()
+        try:
+            return answer.result(self.timeout)
+        except TimeoutError:
+            raise PeerError(f"{must} within TIMEOUT={self.timeout:g} s") from None
+
     def _wait(self, look: Callable[[], T | None], what: str, timeout: float | None = None) -> T:
         signs, since, longest = 0, time.monotonic(), self.timeout if timeout is None else timeout
         with lost_peers():
             while True:
-                found, seen = self._asked(lambda: (look(), self.store.add("signs", 0)))
+                found, seen = self.in_time(
+                    lambda: (look(), self.store.add("signs", 0)), "the run's first process must answer"
+                )
                 if found is not None:
                     return found
                 if seen != signs:
@@ -157,22 +179,6 @@ class Meeting:
                 elif time.monotonic() - since > longest:
                     raise PeerError(f"{what}: must be there within TIMEOUT={longest:g} s of the last sign of life")
                 time.sleep(LOOK)
-
-    def _asked(self, question: Callable[[], T]) -> T:
-        """What the store answers; in a thread, for torch would wait for a host that is cut off, and hear no signal."""
-        answer: Future[T] = Future()
-
-        def ask() -> None:
-            try:
-                answer.set_result(question())
-            except BaseException as error:  # to be raised where it was asked
-                answer.set_exception(error)
-
-        threading.Thread(target=ask, name="question to the store", daemon=True).start()
-        try:
-            return answer.result(self.timeout)
-        except TimeoutError:
-            raise PeerError(f"the run's first process must answer within TIMEOUT={self.timeout:g} s") from None
 
 
 class Lead:

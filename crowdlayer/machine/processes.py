@@ -24,14 +24,19 @@ def join(meeting: Meeting, index: int, count: int) -> Processes:
     """Become a group with the others that meet there; from now on each waits for another for the meeting's time-out.
 
     Raises:
-        PeerError: they do not come.
+        PeerError: they do not come, or only to the port of the meeting.
         InterruptedRunError: one of them was asked to stop.
     """
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     timeout = timedelta(seconds=meeting.timeout)
     with interruption.deferred(), lost_peers():
         meeting.all_here(count)
-        dist.init_process_group(backend, store=meeting.store, rank=index, world_size=count, timeout=timeout)
+        meeting.in_time(  # gloo tries each port again and again
+            lambda: dist.init_process_group(
+                backend, store=meeting.store, rank=index, world_size=count, timeout=timeout
+            ),
+            f"{count} processes must reach each other at any port, not at MASTER_PORT alone,",
+        )
     return Processes.joined()
 
 
