@@ -19,19 +19,27 @@ ip link set lo up
 ip link add d0 type veth peer name p0 && ip addr add 10.9.0.1/24 dev d0 && ip link set d0 up && ip link set p0 up
 {more}
 exec {python} -c 'from crowdlayer.machine.network import interface_towards as towards
-print(*map(towards, ["10.9.0.7", "10.9.0.1", "127.0.1.1", "nowhere.invalid"]))'
+print(*map(towards, ["10.9.0.7", "10.9.0.1", "127.0.1.1", "nowhere.invalid", "fd00::7"]))'
 """
 SECOND = (
     "ip link add d1 type veth peer name p1 && ip addr add 10.8.0.1/24 dev d1 && ip link set d1 up && ip link set p1 up"
 )
 ROUTE = f"{SECOND}\nip route add default via 10.8.0.9"
+IPV6 = SECOND.replace("ip addr add 10.8.0.1/24 dev d1", "ip addr add fd00::1/64 dev d1 nodad")
+IPV6_ROUTE = f"{IPV6}\nip route add default via fd00::9"
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="a network namespace needs root, and ip")
 @pytest.mark.parametrize(
     ("more", "found"),
-    [("", "d0 d0 d0 d0"), (SECOND, "d0 d0 None None"), (ROUTE, "d0 d0 d1 d1")],
-    ids=["one", "two", "route"],
+    [
+        ("", "d0 d0 d0 d0 d0"),
+        (SECOND, "d0 d0 None None None"),
+        (ROUTE, "d0 d0 d1 d1 d1"),
+        (IPV6, "d0 d0 None None d1"),
+        (IPV6_ROUTE, "d0 d0 d1 d1 d1"),
+    ],
+    ids=["one", "two", "route", "IPv6", "IPv6 route"],
 )
 def test_the_interface_is_the_one_that_leads_to_the_first_node(more: str, found: str) -> None:
     """Which that node may know by a name of the loopback alone, as Debian's /etc/hosts has it."""
