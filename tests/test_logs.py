@@ -12,8 +12,11 @@ import termios
 from collections.abc import Callable, Iterator
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from crowdlayer import logs
+from crowdlayer.errors import without_secrets
 from crowdlayer.logs import duration, track
 from tests.conftest import ROOT
 
@@ -117,6 +120,12 @@ def test_json_is_an_object_per_line_with_the_same_keys_everywhere(terminal: bool
         {"time", "level", "logger", "message"}
     ]
     assert [record.get("number") for record in records] == [0, 1, 2, None]
+
+
+@given(st.lists(st.sampled_from(["?Token=", "https://", "@", '"', "'", "\\", " ", "\n", "a", "é"])).map("".join))
+def test_a_secret_is_taken_out_of_a_message_and_not_out_of_its_json(text: str) -> None:
+    line = logs.JsonLines("%(message)s").format(logging.makeLogRecord({"msg": text}))
+    assert json.loads(line) == {"message": without_secrets(text)}
 
 
 @pytest.mark.parametrize(
