@@ -25,7 +25,7 @@ from crowdlayer.errors import (
     without_secrets,
 )
 from crowdlayer.machine import interruption
-from crowdlayer.machine.memory import enough_to_start
+from crowdlayer.machine.memory import enough_to_start, too_little
 
 log = logging.getLogger("crowdlayer")
 
@@ -92,7 +92,7 @@ def main(arguments: list[str]) -> int:
     except (CrowdlayerError, InterruptedRunError) as error:
         return failed(one_line(str(error)), error.exit_code)
     except MemoryError as error:
-        return failed(f"out of memory: {one_line(str(error))}", DeviceMemoryError.exit_code)
+        return failed(too_little(error), DeviceMemoryError.exit_code)
     except BaseException as error:  # the one place that sees everything, to give it its exit code
         say(without_secrets(traceback.format_exc()).rstrip("\n"), sys.stderr)
         return failed(f"a fault of the program: {type(error).__name__}: {one_line(str(error))}", 70)

@@ -14,6 +14,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from .deployment.predictor import Predictor, Probabilities, load
 from .errors import DataError, SettingsError
+from .learning.devices import bound_to_container, enough_memory_for
 from .machine.launch import recognise
 from .report.results import results_name
 from .report.tables import Cell, cell
@@ -49,6 +50,7 @@ def predict(settings: Settings) -> str:
     Raises:
         SettingsError: PREDICT is not set or not there; no pyarrow for parquet.
         DataError: there is no trained model in OUTPUT, no image in PREDICT, or none that can be read.
+        DeviceMemoryError: too little for BATCH_SIZE images.
         AccessError, StoreError: as the places say.
     """
     launch = recognise()
@@ -80,10 +82,13 @@ def predict(settings: Settings) -> str:
 def _label(model: Predictor, root: Path, names: Sequence[str], batch_size: int, write: Writer) -> None:
     started = time.monotonic()
     at = bad = 0
-    for probabilities in model.batches((root / name for name in names), batch_size, bad_images="nan"):
-        write(names[at : at + len(probabilities)], probabilities)
-        at += len(probabilities)
-        bad += int(np.isnan(probabilities[:, 0]).sum())
+    bound_to_container()
+    network = f"the model's {model.description.architecture} at {model.image_size} pixels"
+    with enough_memory_for(f"{network} and BATCH_SIZE={batch_size}: lower BATCH_SIZE"):
+        for probabilities in model.batches((root / name for name in names), batch_size, bad_images="nan"):
+            write(names[at : at + len(probabilities)], probabilities)
+            at += len(probabilities)
+            bad += int(np.isnan(probabilities[:, 0]).sum())
     if bad == len(names):
         raise DataError(f"PREDICT: at least one image must be readable, of {len(names)} none is")
     rate = len(names) / max(time.monotonic() - started, 1e-9)

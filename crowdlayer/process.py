@@ -16,6 +16,7 @@ from .errors import CrowdlayerError, DeviceMemoryError, InterruptedRunError, one
 from .machine import interruption
 from .machine.last_words import LastWords
 from .machine.launch import Launch, Peers, recognise
+from .machine.memory import too_little
 from .machine.supervisor import live
 
 
@@ -40,7 +41,7 @@ def _code(folder: Path, launch: Launch, leave: Callable[[str, int], int]) -> int
     except (CrowdlayerError, InterruptedRunError) as error:
         words = LastWords.of(error)
     except MemoryError as error:
-        words = LastWords(f"out of memory: {one_line(str(error))}", DeviceMemoryError.exit_code)
+        words = LastWords(too_little(error), DeviceMemoryError.exit_code)
     except BaseException as error:  # the one place that sees everything, to give it its exit code
         words = LastWords(f"a fault of the program: {type(error).__name__}: {one_line(str(error))}", 70)
         with suppress(OSError, ValueError):  # standard error's reader may be gone

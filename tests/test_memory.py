@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,11 @@ def test_a_container_too_small_for_the_libraries_is_refused(cgroup: Path) -> Non
     write(cgroup, memory_dot_max=str(300 * 10**6), memory_dot_current="7")
     with pytest.raises(DeviceMemoryError, match=r"must be at least 537 MB for the libraries alone, it is 300 MB"):
         memory.enough_to_start()
+
+
+def test_an_allocation_that_fails_without_a_word_is_told_with_what_there_was() -> None:
+    assert re.fullmatch(r"out of memory: \d+ of \d+ MB were used", memory.too_little(MemoryError()))
+    assert memory.too_little(MemoryError("Unable to allocate\n7 GiB")) == "out of memory: Unable to allocate 7 GiB"
 
 
 def test_what_the_container_has_no_memory_for_is_refused_and_not_killed(cgroup: Path) -> None:

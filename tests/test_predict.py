@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import resource
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import pytest
 
 import crowdlayer
 from crowdlayer import job
-from crowdlayer.errors import DataError, SettingsError
+from crowdlayer.errors import DataError, DeviceMemoryError, SettingsError
 from crowdlayer.predict import is_image, predict
 from crowdlayer.settings import Settings, load_settings
 from tests.conftest import QUICK, Store, run_job
@@ -149,6 +151,29 @@ def test_what_cannot_be_labelled_has_a_runs_exit_codes(
     refused(DataError, "must hold images", PREDICT=str(empty))
     refused(DataError, "at least one image must be readable, of 1 none is", PREDICT=str(torn))
     refused(DataError, r"other: must hold model\.safetensors", OUTPUT_NAME="other")
+
+
+def test_too_little_memory_names_the_model_and_what_to_lower(
+    shapes: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cgroup: Path
+) -> None:
+    """A container that has 500 MB left, of which the first convolution wants more than twice as many."""
+    large = Path(shutil.copytree(trained, tmp_path / "out"))
+    description = large / "best_models" / "crowdlayer" / "model.json"
+    description.write_text(json.dumps(json.loads(description.read_text()) | {"image_size": 1500}))
+    (cgroup / "memory.max").write_text(str(2**30))
+    (cgroup / "memory.current").write_text(str(2**29))
+    settings = settings_of(
+        monkeypatch, TASKS=str(shapes), OUTPUT=str(large), PREDICT=str(shapes / "test"), BATCH_SIZE="8"
+    )
+    before, said = (
+        resource.getrlimit(resource.RLIMIT_DATA),
+        "the model's resnet18 at 1500 pixels and BATCH_SIZE=8: lower",
+    )
+    try:
+        with pytest.raises(DeviceMemoryError, match=f"out of memory with {said} BATCH_SIZE; .* were asked for"):
+            predict(settings)
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 def test_load_takes_the_location_that_the_job_printed(shapes: Path, trained: Path, store: Store) -> None:

@@ -30,11 +30,13 @@ def enough_memory(settings: TrainingSettings) -> Iterator[None]:
     """Say which settings need less memory when there is too little, or more images per step.
 
     Raises:
-        DeviceMemoryError: out of memory on the device; on the CPU torch says so in a RuntimeError.
+        DeviceMemoryError: out of memory on the device.
         SettingsError: one image alone, of which batch norm makes nothing.
     """
+    used = f"MODEL={settings.model}, BATCH_SIZE={settings.batch_size} and IMG_SIZE={settings.img_size}"
     try:
-        yield
+        with enough_memory_for(f"{used}: lower one of them"):
+            yield
     except ValueError as error:
         if "more than 1 value per channel" in str(error):
             raise SettingsError(
@@ -42,20 +44,29 @@ def enough_memory(settings: TrainingSettings) -> Iterator[None]:
                 f"IMG_SIZE={settings.img_size}"
             ) from error
         raise
+
+
+@contextmanager
+def enough_memory_for(what: str) -> Iterator[None]:
+    """Say what there is too little memory for, with its remedy.
+
+    Raises:
+        DeviceMemoryError: out of memory on the device; on the CPU torch says so in a RuntimeError.
+    """
+    try:
+        yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error):
-            raise DeviceMemoryError(
-                f"out of memory with MODEL={settings.model}, BATCH_SIZE={settings.batch_size} and "
-                f"IMG_SIZE={settings.img_size}: lower one of them{_wanted(str(error))}"
-            ) from error
+            raise DeviceMemoryError(f"out of memory with {what}{_wanted(str(error))}") from error
         raise
 
 
 def bound_to_container() -> None:
-    """Have the job's own allocations fail, and be said, where its container has no memory for them; GPUs do so anyway.
+    """Compute on the CPUs that are this process's, and have what its container has no memory for fail, and be said.
 
-    CUDA reserves far more addresses than memory: it could not live with such a bound.
+    GPUs do so anyway; CUDA reserves far more addresses than memory, and could not live with such a bound.
     """
+    torch.set_num_threads(_threads())
     if not torch.cuda.is_available():
         allocations_must_fit(_threads())
 

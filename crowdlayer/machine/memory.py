@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 from pathlib import Path
 
-from ..errors import DeviceMemoryError
+from ..errors import DeviceMemoryError, one_line
 from .cgroups import groups, lines
 
 MEMINFO = Path("/proc/meminfo")
@@ -56,6 +56,12 @@ def used_memory() -> tuple[int, int]:
     now = status.get("RssAnon", 0) + status.get("RssShmem", 0)
     most = status.get("VmHWM", 0) - status.get("RssFile", 0)  # getrusage's would be the starting process's, if larger
     return max(most, now), now + free_memory()
+
+
+def too_little(error: MemoryError) -> str:
+    """What an allocation has failed for: Python itself says nothing of it."""
+    used, there = used_memory()
+    return f"out of memory: {one_line(str(error)) or f'{used / 1e6:.0f} of {there / 1e6:.0f} MB were used'}"
 
 
 def enough_to_start() -> None:
