@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import traceback
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -62,27 +62,8 @@ def main(arguments: list[str]) -> int:
 
                 say(__version__, sys.stdout)
             case [] | ["--check"] | ["--dry-run"] | ["predict"]:
-                from crowdlayer import logs
-                from crowdlayer.settings import load_settings
-
-                settings = load_settings()
-                logs.start(settings.log_format)
-                enough_to_start()
-                from crowdlayer import check, job, predict
-                from crowdlayer.storage.s3 import patience
-
-                interruption.begin(settings.grace)
-                patience.timeout, patience.attempts = settings.store_timeout, settings.store_attempts
-                location = ""
-                match arguments:
-                    case ["--check"]:
-                        check.check(settings)
-                    case ["--dry-run"]:
-                        job.dry_run(settings)
-                    case ["predict"]:
-                        location = predict.predict(settings)
-                    case _:
-                        location = job.train(settings)
+                with redirect_stdout(sys.stderr):  # what libraries print, as MLflow does
+                    location = work(*arguments)
                 if location:  # the first process and node have one
                     say(location, sys.stdout)
             case _:
@@ -96,6 +77,31 @@ def main(arguments: list[str]) -> int:
     except BaseException as error:  # the one place that sees everything, to give it its exit code
         say(without_secrets(traceback.format_exc()).rstrip("\n"), sys.stderr)
         return failed(f"a fault of the program: {type(error).__name__}: {one_line(str(error))}", 70)
+
+
+def work(what: str = "") -> str:
+    """Do what is asked for, by the settings; returns the location of what was put."""
+    from crowdlayer import logs
+    from crowdlayer.settings import load_settings
+
+    settings = load_settings()
+    logs.start(settings.log_format)
+    enough_to_start()
+    from crowdlayer import check, job, predict
+    from crowdlayer.storage.s3 import patience
+
+    interruption.begin(settings.grace)
+    patience.timeout, patience.attempts = settings.store_timeout, settings.store_attempts
+    match what:
+        case "--check":
+            check.check(settings)
+        case "--dry-run":
+            job.dry_run(settings)
+        case "predict":
+            return predict.predict(settings)
+        case _:
+            return job.train(settings)
+    return ""
 
 
 def failed(line: str, code: int) -> int:

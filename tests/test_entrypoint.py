@@ -218,20 +218,29 @@ def test_who_reads_the_logs_may_be_gone(tmp_path: Path, monkeypatch: pytest.Monk
         assert (done.returncode, done.stderr) == (0, b"")
 
 
+SPEAKING = """
+import shutil
+usage = shutil.disk_usage
+shutil.disk_usage = lambda path: print("a library speaks") or usage(path)
+"""
+
 # --- 0 ---------------------------------------------------------------------------------------------------------------
 
 
 def test_a_run_says_where_its_results_are_and_a_second_one_has_nothing_to_do(
     shapes: Path, tmp_path: Path, tmpdir_of_job: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In any characters, wherever a log is said to take ASCII alone."""
+    """In any characters, wherever a log is said to take ASCII alone; and whatever a library has to say."""
     out = tmp_path / "résultats"
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    (tmp_path / "sitecustomize.py").write_text(SPEAKING)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
     first = quick_job(TASKS=str(shapes), OUTPUT=str(out), VERBOSE="false")
 
     assert (first.code, first.stdout) == (0, f"{out}/results/crowdlayer.json\n"), first.stderr
     assert "epoch 1/2" not in first.stderr
+    assert "a library speaks" in first.stderr
     assert left_in(tmpdir_of_job) == []
     results = out / "results" / "crowdlayer.json"
     written = results.stat().st_mtime_ns

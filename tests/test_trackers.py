@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from crowdlayer import job
 from crowdlayer.report import trackers
 from crowdlayer.report.trackers import Textfile, Trackers, wanted
 from crowdlayer.settings import load_settings
-from tests.conftest import QUICK
+from tests.conftest import QUICK, run_job
 
 CONFIG: dict[str, Any] = {"n_epochs": 2, "lr": 0.1, "classes": None, "milestones": [50]}
 pytestmark = pytest.mark.usefixtures("process_state")
@@ -118,6 +119,52 @@ def test_mlflow_gets_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     track(wanted("my run", None, None))
     (found,) = tmp_path.glob("*/*/metrics/train/loss")
     assert [line.split()[1:] for line in found.read_text().splitlines()] == [["1.5", "1"], ["0.5", "2"]]
+
+
+class Server(BaseHTTPRequestHandler):
+    """MLflow's, as far as a run with a tracker asks it: whatever is told is well."""
+
+    def do(self) -> None:
+        self.rfile.read(int(self.headers.get("content-length") or 0))
+        experiment = {
+            "experiment_id": "1",
+            "name": "crowdlayer",
+            "lifecycle_stage": "active",
+            "artifact_location": "x:/",
+        }
+        info = {"run_id": "r", "experiment_id": "1", "status": "RUNNING", "lifecycle_stage": "active", "start_time": 1}
+        known = {
+            "experiments/search": {"experiments": [experiment]},
+            "experiments/get-by-name": {"experiment": experiment},
+            "experiments/get": {"experiment": experiment},
+            "runs/create": {"run": {"info": info, "data": {}}},
+            "runs/get": {"run": {"info": info, "data": {}}},
+            "runs/update": {"run_info": info},
+        }
+        answer = json.dumps(known.get(self.path.partition("?")[0].partition("mlflow/")[2], {})).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    do_GET = do_POST = do_PATCH = do  # noqa: N815  http.server's names
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("n_processes", ["1", "2"])
+def test_what_mlflow_says_of_its_server_is_not_on_standard_output(
+    n_processes: str, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mlflow")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+        done = run_job(timeout=300, TASKS=str(shapes), OUTPUT=str(tmp_path), N_PROCESSES=n_processes, **QUICK)
+        server.shutdown()
+    assert (done.code, done.stdout) == (0, f"{tmp_path}/results/crowdlayer.json\n"), done.stderr
+    assert "View run" in done.stderr
 
 
 def test_wandb_is_asked_for_by_its_own_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,7 +98,9 @@ class _Gang:
         try:
             self._alive = {
                 first + i: subprocess.Popen(  # our own interpreter and module  # noqa: S603  # nosec B603
-                    command, env={**shared, "RANK": str(first + i), "LOCAL_RANK": str(i)}
+                    command,
+                    env={**shared, "RANK": str(first + i), "LOCAL_RANK": str(i)},
+                    stdout=2,  # what libraries print there goes to the log
                 )
                 for i in range(n)
             }

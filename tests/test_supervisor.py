@@ -1,0 +1,40 @@
+"""The training processes of a node, as the one that has started them sees them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from crowdlayer.machine.launch import Launch
+from crowdlayer.machine.supervisor import supervise
+
+BUSY = """
+import sys, types
+busy = sys.modules["crowdlayer.busy"] = types.ModuleType("crowdlayer.busy")
+exec(\'\'\'{main}\'\'\', vars(busy))
+"""
+"""A file that Python runs at its start: it makes a module of our package, with a `main` in it."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where processes leave their last words."""
+    path = tmp_path / "run"
+    path.mkdir()
+    return path
+
+
+def busy(main: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have processes that are started now know a module `busy` with this text."""
+    (tmp_path / "sitecustomize.py").write_text(BUSY.format(main=main))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+
+def test_what_processes_print_is_not_on_standard_output(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Which is for the location of the results alone; libraries print, as MLflow does."""
+    busy("def main(): print('a library speaks')", tmp_path, monkeypatch)
+    supervise("busy", folder, 2, Launch(), 1, 60.0)
+    assert capfd.readouterr() == ("", "a library speaks\n" * 2)
