@@ -218,6 +218,15 @@ def test_who_reads_the_logs_may_be_gone(tmp_path: Path, monkeypatch: pytest.Monk
         assert (done.returncode, done.stderr) == (0, b"")
 
 
+def test_the_log_may_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CROWDLAYER_TASKS", "nowhere")
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, str(ROOT / "entrypoint.py"), "--check"],
+        stdout=subprocess.PIPE,
+    )
+    assert (done.returncode, done.stdout) == (78, b"")
+
+
 SPEAKING = """
 import shutil
 usage = shutil.disk_usage
