@@ -21,9 +21,11 @@ from .machine.supervisor import live
 
 
 def main() -> None:
-    """Train by the plan in the folder that the argument names; never returns."""
-    folder, launch = Path(sys.argv[1]), recognise()
+    """Train by the plan in the folder that the first argument names; the second is the supervisor. Never returns."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: not to outlive the supervisor
+    if os.getppid() != int(sys.argv[2]):  # which was killed before that
+        os._exit(InterruptedRunError.exit_code)
+    folder, launch = Path(sys.argv[1]), recognise()
 
     def leave(line: str, code: int) -> int:
         LastWords(line, code).write(folder, _peers(launch).rank)

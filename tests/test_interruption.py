@@ -201,11 +201,11 @@ from pathlib import Path
 
 class Finder:
     def find_spec(name, path=None, target=None):
-        if name == sys.argv[2]:
+        if name == sys.argv[3]:
             os.kill(os.getpid(), signal.SIGTERM)
 
 sys.meta_path.insert(0, Finder)
-if sys.argv[3] == "job":
+if sys.argv[4] == "job":
     import entrypoint
     os._exit(entrypoint.main(["--check"]))
 from crowdlayer.process import main
@@ -223,7 +223,7 @@ def test_a_signal_that_comes_while_torch_is_imported_ends_the_process_at_once(
     peers = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     done = subprocess.run(
-        [sys.executable, "-c", IMPORTING, str(tmp_path), module, kind],
+        [sys.executable, "-c", IMPORTING, str(tmp_path), str(os.getpid()), module, kind],
         env=dict(os.environ) | {"CROWDLAYER_TASKS": "nowhere"} | (peers | address if kind == "process" else {}),
         cwd=ROOT,
         capture_output=True,

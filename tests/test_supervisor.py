@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from crowdlayer.machine.launch import Launch
 from crowdlayer.machine.supervisor import supervise
+from tests.conftest import ROOT
 
 BUSY = """
 import sys, types
@@ -38,3 +42,13 @@ def test_what_processes_print_is_not_on_standard_output(
     busy("def main(): print('a library speaks')", tmp_path, monkeypatch)
     supervise("busy", folder, 2, Launch(), 1, 60.0)
     assert capfd.readouterr() == ("", "a library speaks\n" * 2)
+
+
+def test_a_process_whose_supervisor_was_killed_before_it_could_ask_to_go_with_it_goes(folder: Path) -> None:
+    another = str(os.getppid())
+    program = "from crowdlayer.process import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder), another], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (75, "")
+    assert list(folder.iterdir()) == []

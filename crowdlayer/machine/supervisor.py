@@ -53,7 +53,7 @@ def supervise(module: str, folder: Path, n: int, launch: Launch, port: int, time
     """Run the `main` of a module of this package in `n` processes of this node, until all have ended.
 
     Args:
-        folder: their argument, where they leave their last words.
+        folder: where they leave their last words; their arguments are it and the id of this process.
         port: of the first node, where they meet; its supervisor has opened it already.
         timeout: seconds without a sign of life after which a process is taken for lost.
 
@@ -74,7 +74,14 @@ def supervise(module: str, folder: Path, n: int, launch: Launch, port: int, time
     }
     shared.setdefault("OMP_NUM_THREADS", str(max(cpus() // n, 1)))
     with interruption.deferred():
-        command = [sys.executable, "-P", "-c", program, str(folder)]  # -P: no modules of the current folder's
+        command = [
+            sys.executable,
+            "-P",
+            "-c",
+            program,
+            str(folder),
+            str(os.getpid()),
+        ]  # -P: no modules of the current folder's
         gang = _Gang(command, n, launch.node * n, shared, folder, timeout)
         try:
             gang.wait()
