@@ -327,3 +327,16 @@ def test_a_process_that_is_stopped_ends_the_job(data: Path, tmp_path: Path) -> N
     os.kill(training_process(process, rank=1), signal.SIGSTOP)
     assert job.ended(process) == 74
     assert "another process of the run is gone or silent" in job.log[-1] or "signs of life" in job.log[-1]
+
+
+@pytest.mark.slow
+def test_a_job_that_is_suspended_again_and_again_goes_on(data: Path, tmp_path: Path) -> None:
+    """For less than TIMEOUT each time, and in all for longer."""
+    job = Job(data, tmp_path / "out", n_epochs=25, timeout=20)
+    process = job.start()
+    for epoch in (3, 9, 15):
+        wait_for(process, f"epoch {epoch:2}/25", job)
+        os.killpg(process.pid, signal.SIGSTOP)
+        time.sleep(15)
+        os.killpg(process.pid, signal.SIGCONT)
+    assert job.ended(process) == DONE, "\n".join(job.log)

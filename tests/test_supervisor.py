@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -52,3 +54,49 @@ def test_a_process_whose_supervisor_was_killed_before_it_could_ask_to_go_with_it
     )
     assert (done.returncode, done.stderr) == (75, "")
     assert list(folder.iterdir()) == []
+
+
+LIVING = """
+def main():
+    import os, sys, time
+    from pathlib import Path
+    from crowdlayer.machine.supervisor import live
+    folder = Path(sys.argv[1])
+    live(folder, int(os.environ["RANK"]))
+    while not (folder / "end").exists():
+        time.sleep(0.05)
+"""
+SUPERVISE = """
+import sys
+from pathlib import Path
+from crowdlayer.machine.launch import Launch
+from crowdlayer.machine.supervisor import supervise
+supervise("busy", Path(sys.argv[1]), 2, Launch(), 1, timeout=3)
+"""
+
+
+def test_the_time_for_which_all_were_suspended_is_no_silence(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is the moment that the others need longer than the supervisor to be there again."""
+    busy(LIVING, tmp_path, monkeypatch)
+    supervisor = subprocess.Popen(
+        [sys.executable, "-c", SUPERVISE, str(folder)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        while len(list(folder.glob("alive-*"))) < 2:
+            time.sleep(0.05)
+        os.killpg(supervisor.pid, signal.SIGSTOP)
+        time.sleep(5)
+        os.kill(supervisor.pid, signal.SIGCONT)
+        time.sleep(0.5)
+        os.killpg(supervisor.pid, signal.SIGCONT)
+        (folder / "end").touch()
+        assert (supervisor.communicate(timeout=60)[1], supervisor.returncode) == ("", 0)
+    finally:
+        if supervisor.poll() is None:
+            os.killpg(supervisor.pid, signal.SIGKILL)
