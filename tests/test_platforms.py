@@ -251,6 +251,19 @@ def test_the_readme_shows_every_overlay() -> None:
     assert all(f"k8s/overlays/{name}" in told for name in OVERLAYS)
 
 
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl")
+def test_the_readmes_patch_gives_a_second_run_another_name(tmp_path: Path) -> None:
+    patch = re.search(r"`(patches: .*)`", (K8S / "README.md").read_text())
+    assert patch is not None
+    shutil.copytree(K8S, tmp_path / "k8s")
+    own = tmp_path / "own" / "kustomization.yaml"
+    own.parent.mkdir()
+    own.write_text(f"resources: [../k8s/overlays/one-gpu]\n{patch[1]}\n")
+    done = subprocess.run(["kubectl", "kustomize", str(own.parent)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert job_of(list(yaml.safe_load_all(done.stdout)))["metadata"]["name"] == "birds"
+
+
 # --- AWS Batch -------------------------------------------------------------------------------------------------------
 
 DEFINITIONS = ("job-definition.json", "job-definition-nodes.json")
