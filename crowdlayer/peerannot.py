@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
+import weakref
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,14 @@ from .learning.classifier import has_small_stem
 from .learning.crowd_model import CrowdLoss, CrowdModel
 from .learning.devices import device_name
 from .learning.experiment import Experiment, Phases, load_images
-from .learning.learner import Mover
+from .learning.learner import Both, Mover
 from .learning.progress import Progress
 from .learning.trainer import EVALUATION_BATCHES
 from .report.publishing import publish
 from .report.results import Finished, Provenance, headline, results_name
 from .settings import FileName, RunSettings, is_archive, nearest, setting_complaints
 from .storage.places import Folder
+from .storage.workdir import working_folder
 
 DECIDED_BY_DATA = frozenset({"n_workers", "labels", "metadata_path", "n_params", "dataset", "strategy"})
 """What peerannot's command line hands over beside the settings; the data decide."""
@@ -138,15 +141,14 @@ class Crowdlayer:
 
     def _prepare(self, settings: Arguments) -> None:
         """Read, decode, build; the same steps that the job takes. What fails on the way leaves all as it was."""
-        if settings.baselines and str(settings.pretrained).startswith("s3://"):
-            raise SettingsError("pretrained: must be a file on this machine where there are baselines")
-        with logs.shown(settings.verbose), tempfile.TemporaryDirectory() as workdir:
-            inputs = read_inputs(settings, Path(workdir), Phases())
+        with logs.shown(settings.verbose), ExitStack() as folder:
+            inputs = read_inputs(settings, folder.enter_context(working_folder(None)), Phases())
             decoded = load_images(inputs.dataset, inputs.synced.root, settings, settings.max_bad_images, None)
             experiment = Experiment(*decoded, settings, inputs.weights or settings.pretrained is True)
             trainer = experiment.trainer()
+            kept = _Kept(folder.pop_all())  # later images are decoded from there that are not held, and weights read
         self._settings, self._digest, self._experiment, self._trainer = settings, inputs.digest, experiment, trainer
-        self._begun = False
+        self._folder, self._begun = kept, False
 
     # The names under which peerannot's object has its parts.
 
@@ -264,7 +266,7 @@ class Crowdlayer:
         `optimizer` and `optimizer2` may be the class's own, which are one, or two of the caller's.
         """
         progress = Progress(trainloader.epoch)
-        moves = optimizer if optimizer2 is optimizer else _Both(optimizer, optimizer2)
+        moves = optimizer if optimizer2 is optimizer else Both(optimizer, optimizer2)
         learner = self._trainer.learner.lent(model, criterion, moves)
         loss = self._trainer.train_epoch(learner, trainloader, progress)
         trainloader.epoch += 1
@@ -277,19 +279,14 @@ class NoScheduler:
         """Nothing: peerannot has a scheduler per optimiser and steps both, here the first one moves all rates."""
 
 
-class _Both:
-    """Two optimisers as one: peerannot has one for the classifier and one for the workers' matrices."""
+class _Kept:
+    """Has a folder until nobody has this any more; a deep copy of it is the same."""
 
-    def __init__(self, *optimizers: Mover) -> None:
-        self._optimizers = optimizers
+    def __init__(self, folder: ExitStack) -> None:
+        weakref.finalize(self, folder.close)
 
-    def zero_grad(self) -> None:
-        for optimizer in self._optimizers:
-            optimizer.zero_grad()
-
-    def step(self) -> None:
-        for optimizer in self._optimizers:
-            optimizer.step()
+    def __deepcopy__(self, memo: object) -> _Kept:
+        return self
 
 
 def _checked(given: dict[str, Any]) -> Arguments:

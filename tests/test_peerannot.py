@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import torch
 
 from crowdlayer import CrowdLayer, Crowdlayer
 from crowdlayer.errors import DataError, SettingsError
-from tests.conftest import SHARED
+from tests.conftest import SHARED, Store
 
 OPTIONS: dict[str, Any] = {"batch_size": 16, "lr": 0.01, "img_size": 16, "small_images": "false", "verbose": False}
 
@@ -181,6 +184,35 @@ def test_of_an_archive_the_results_lie_beside_it(data: Path, tmp_path: Path) -> 
     archive = Path(shutil.make_archive(str(tmp_path / "packed/shapes"), "zip", data))
     small(archive).run()
     assert {path.name for path in archive.parent.iterdir()} == {"shapes.zip", "results", "best_models"}
+
+
+def test_what_is_unpacked_of_an_archive_is_there_as_long_as_the_object_or_a_copy_of_it(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images that are not held are decoded from it in every epoch."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    archive = Path(shutil.make_archive(str(tmp_path / "shapes"), "zip", data))
+    held, strategy = small(archive), small(archive, max_cache=0)
+    copied = copy.deepcopy(strategy)
+    assert strategy.run()["train_loss"] == held.run()["train_loss"]
+    assert torch.equal(copied.trainloader.dataset[:], held.trainloader.dataset[:])
+    del strategy, held
+    gc.collect()
+    assert len(copied.trainloader.dataset[:])
+    with pytest.raises(SettingsError, match="N_CLASSES: must agree"):
+        copied.setup(n_classes=4)
+    assert len(list((tmp_path / "temporary").iterdir())) == 1
+    del copied
+    gc.collect()
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_baselines_start_from_weights_of_a_bucket_too(data: Path, store: Store, tmp_path: Path) -> None:
+    torch.save(small(data).model.state_dict(), tmp_path / "w.pth")
+    store.put("w.pth", (tmp_path / "w.pth").read_bytes())
+    results = small(data, pretrained=f"s3://{store.bucket}/w.pth", baselines=["majority"]).run()
+    assert results["baselines"] == small(data, pretrained=tmp_path / "w.pth", baselines=["majority"]).run()["baselines"]
 
 
 @pytest.mark.parametrize("name", ["run/1", "../up", "/tmp/run", "x" * 250, ""])

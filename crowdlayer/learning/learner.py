@@ -38,6 +38,21 @@ class Mover(Protocol):
     def step(self) -> object: ...
 
 
+class Both:
+    """Two optimisers as one: peerannot has one for the classifier and one for the workers' matrices."""
+
+    def __init__(self, *optimizers: Mover) -> None:
+        self._optimizers = optimizers
+
+    def zero_grad(self) -> None:
+        for optimizer in self._optimizers:
+            optimizer.zero_grad()
+
+    def step(self) -> None:
+        for optimizer in self._optimizers:
+            optimizer.step()
+
+
 def on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A copy of the tensors."""
     return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
