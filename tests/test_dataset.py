@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torchvision.datasets import ImageFolder
 
 from crowdlayer.data.classes import best_order
 from crowdlayer.data.dataset import Dataset, without_broken
@@ -236,15 +237,31 @@ def test_metadata_of_the_wrong_form_is_refused(read: Read, metadata: str) -> Non
         read(names(train=["x-1.png"], val=VAL), {"1": {"0": 0}}, metadata)
 
 
-def test_path_remove_takes_tasks_or_positions(read: Read) -> None:
+def test_path_remove_takes_tasks_whatever_their_positions(read: Read) -> None:
     images = names(train=["a/x-5.png", "a/x-6.png", "b/x-7.png"], val=VAL)
     answers = {"5": {"0": 0}, "6": {"0": 0}, "7": {"0": 1}}
     by_task = read(images, answers, removed="-1 6\n-1 7\n")
     assert by_task.train.tasks == ["5"]
     assert by_task.left_out["tasks_removed"] == 2
     assert read(images, answers, removed="0 5\n2 7\n").train.tasks == ["6"]
+    assert read(images, answers, removed="1 5\n0 7\n").train.tasks == ["6"]
     with pytest.raises(DataError, match="two integers per line"):
         read(images, answers, removed="hello\n")
+
+
+def test_a_file_of_peerannots_takes_the_images_that_peerannot_would(read: Read, tmp_path: Path) -> None:
+    """Its positions are ImageFolder's, which has a folder's own images before those of the folders in it."""
+    images = ["train/a/x-5.png", "train/a/more/x-6.png", "train/a/more/x-7.png", "train/b/x-8.png"]
+    for name in images:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    theirs = [path for path, _ in ImageFolder(tmp_path / "train").samples]
+    removed = "".join(
+        f"{theirs.index(str(tmp_path / f'train/{name}'))} {name[-5]}\n" for name in ("a/x-5.png", "b/x-8.png")
+    )
+    assert removed == "0 5\n3 8\n"
+    data = read([*images, *names(val=VAL)], {str(task): {"0": 0} for task in range(5, 9)}, removed=removed)
+    assert data.train.tasks == ["6", "7"]
 
 
 def test_what_belongs_to_a_data_set() -> None:

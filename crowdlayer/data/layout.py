@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -67,7 +66,7 @@ def read_dataset(
     with complaints:
         metadata = read_metadata(root / METADATA)
     with complaints:
-        drop = None if removed is None else read_removed(removed)
+        drop = frozenset[str]() if removed is None else read_removed(removed)
     complaints.close()
     classes = find_classes(images, settings, metadata, file.labels)
     given = file.answers
@@ -103,7 +102,7 @@ def labelled(names: Sequence[str], classes: Sequence[str]) -> LabelledImages | N
 
 
 def crowd_images(
-    names: Sequence[str], file: AnswerFile, answers: Answers, classes: Sequence[str], drop: Removed | None
+    names: Sequence[str], file: AnswerFile, answers: Answers, classes: Sequence[str], drop: frozenset[str]
 ) -> tuple[CrowdImages, dict[str, int]]:
     """The train images that have answers, in the order of `names`, and how many of what was left out."""
     number = {task: i for i, task in enumerate(file.tasks)}
@@ -111,13 +110,13 @@ def crowd_images(
     complaints = []
     left_out = {"images_without_answers": 0, "answered_tasks_without_image": 0, "tasks_removed": 0, "broken_images": 0}
     answered = np.diff(answers.starts_at) > 0
-    for position, name in enumerate(names):
+    for name in names:
         stem = name.rpartition("/")[2].rpartition(".")[0]
         whole, part = canonical(stem), canonical(stem.rpartition("-")[2])
         task = number.get(whole, number.get(part))
         if task is not None and not answered[task]:
             task = None
-        if drop is not None and (position in drop.positions or whole in drop.tasks or part in drop.tasks):
+        if whole in drop or part in drop:
             left_out["tasks_removed"] += 1
             if task is not None:
                 image_of[task] = ""
@@ -147,16 +146,10 @@ def crowd_images(
     return CrowdImages(kept, tasks, answers.of_tasks(np.array(rows, dtype=np.int64)), truth), left_out
 
 
-@dataclass(frozen=True)
-class Removed:
-    """What PATH_REMOVE names: positions in the order of train's images, or tasks."""
+def read_removed(path: Path) -> frozenset[str]:
+    """The tasks of peerannot's file: `position task` per line, or `-1 task` where it comes from an aggregation.
 
-    positions: frozenset[int]
-    tasks: frozenset[str]
-
-
-def read_removed(path: Path) -> Removed:
-    """Peerannot's file: `position task` per line, or `-1 task` where it comes from an aggregation.
+    A position counts the files as torchvision's ImageFolder finds them, which depends on all of them: the task decides.
 
     Raises:
         DataError: no such file.
@@ -167,6 +160,4 @@ def read_removed(path: Path) -> Removed:
         raise DataError(f"PATH_REMOVE {path.name}: must hold two integers per line: {one_line(str(error))}") from error
     if any(len(row) < 2 for row in rows):
         raise DataError(f"PATH_REMOVE {path.name}: must hold two integers per line")
-    if rows and rows[0][0] == -1:
-        return Removed(frozenset(), frozenset(str(task) for _, task in rows))
-    return Removed(frozenset(position for position, _ in rows), frozenset())
+    return frozenset(str(task) for _, task in rows)
