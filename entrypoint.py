@@ -123,8 +123,11 @@ def say(text: str, stream: TextIO) -> None:
 
 
 if __name__ == "__main__":
-    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:  # was closed: a file would have taken it
-        os.set_inheritable(number, True)
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # closed by who started us: the next file would take its place
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     sys.stderr = sys.stderr or os.fdopen(2, "w")
     if isinstance(sys.stdout, io.TextIOWrapper):  # a location has any characters, and those bytes that are none
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")

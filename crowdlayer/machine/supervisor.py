@@ -74,14 +74,8 @@ def supervise(module: str, folder: Path, n: int, launch: Launch, port: int, time
     }
     shared.setdefault("OMP_NUM_THREADS", str(max(cpus() // n, 1)))
     with interruption.deferred():
-        command = [
-            sys.executable,
-            "-P",
-            "-c",
-            program,
-            str(folder),
-            str(os.getpid()),
-        ]  # -P: no modules of the current folder's
+        # -P: no modules of the current folder's
+        command = [sys.executable, "-P", "-c", program, str(folder), str(os.getpid())]
         gang = _Gang(command, n, launch.node * n, shared, folder, timeout)
         try:
             gang.wait()

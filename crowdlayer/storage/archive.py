@@ -87,10 +87,8 @@ def unpack(
         with closing(members):
             unpacked = _unpacked(members, location, at_most, beside, belongs)
     except (*BROKEN, OSError) as error:
-        if not isinstance(error, BROKEN) and error.errno not in (
-            None,
-            errno.EINVAL,
-        ):  # bz2's word; an offset that cannot be
+        # bz2's word has no number; an offset that cannot be is EINVAL
+        if not isinstance(error, BROKEN) and error.errno not in (None, errno.EINVAL):
             raise
         raise DataError(f"{location}: must be a whole archive: {one_line(str(error))}") from error
     if stripped:
