@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 
 STAGED, SPOOL = "results", "checkpoints"
 """Folders of a run: what is to be put to the output, and its checkpoints."""
-RUN, DRY_RUN, KILLED, KEPT = "run", "dry-run", "-killed", "crowdlayer-kept-"
-"""Folders of WORKDIR: this run's; how that of one that was killed ends, and those begin that could not put all."""
+RUN, DRY_RUN, KEPT = "run", "dry-run", "crowdlayer-kept-"
+"""Folders of WORKDIR: this run's, and how those begin of runs that were killed or could not put all."""
 
 
 def workdir_of(named: str | None, launch: Launch) -> str | None:
@@ -33,28 +33,23 @@ def workdir_of(named: str | None, launch: Launch) -> str | None:
 
 @contextmanager
 def run_folder(workdir: Path, name: str) -> Iterator[Path]:
-    """A folder of this run alone, for its user alone; what a killed one has left lies beside it until a run is done.
-
-    A start that was killed before it trained, or that could not reach the store, has not taken what lies there.
-    """
-    folder, killed = workdir / name, workdir / f"{name}{KILLED}"
+    """A folder of this run alone, for its user alone; a checkpoint that a killed run has left there is kept."""
+    folder = workdir / name
     with disk_errors(str(workdir)):
-        if any((folder / SPOOL).glob("*.json")):
-            shutil.rmtree(killed, ignore_errors=True)
-            folder.rename(killed)
+        if name == RUN and any((folder / SPOOL).glob("*.json")):
+            (folder / SPOOL).rename(Path(tempfile.mkdtemp(prefix=KEPT, dir=workdir)) / SPOOL)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700)
         (folder / SPOOL).mkdir()
     try:
         yield folder
-        shutil.rmtree(killed, ignore_errors=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def put_kept(workdir: Path, checkpoints: Checkpoints, identity: Identity) -> None:
     """Put checkpoints of this run that earlier starts in this folder could not put: days of training are in them."""
-    for folder in (workdir / f"{RUN}{KILLED}", *sorted(workdir.glob(f"{KEPT}*"))):
+    for folder in sorted(workdir.glob(f"{KEPT}*")):
         if checkpoints.put_kept(folder / SPOOL, identity):
             _remove(folder / SPOOL)
 

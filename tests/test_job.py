@@ -20,7 +20,7 @@ from crowdlayer.check import check as run_check
 from crowdlayer.errors import AccessError, DataError, SettingsError, StoreError
 from crowdlayer.learning.checkpoint import Checkpoints
 from crowdlayer.learning.spool import Identity, Spool
-from crowdlayer.run_folder import DRY_RUN, KILLED, RUN
+from crowdlayer.run_folder import DRY_RUN, RUN
 from crowdlayer.settings import load_settings
 from crowdlayer.storage.places import place
 from crowdlayer.storage.workdir import OURS
@@ -554,7 +554,7 @@ def test_a_named_working_folder_keeps_what_was_downloaded(
     assert proxy.count("GET", ".png") == 0
     assert files_below(workdir) == kept
     assert {path.name for path in workdir.iterdir()} <= {*OURS, ".lock", ".crowdlayer"}
-    assert {name + end for name in (RUN, DRY_RUN) for end in ("", KILLED)} <= {*OURS}
+    assert {RUN, DRY_RUN} <= {*OURS}
 
 
 def test_a_working_folder_in_use_by_another_job_is_refused(shapes: Path, tmp_path: Path, train: Job) -> None:

@@ -11,7 +11,7 @@ import pytest
 from crowdlayer.errors import EndedError, StoreError
 from crowdlayer.learning.spool import Identity, Spool, newest_of
 from crowdlayer.machine.launch import Launch
-from crowdlayer.run_folder import RUN, SPOOL, STAGED, forget_kept, kept, run_folder, workdir_of
+from crowdlayer.run_folder import DRY_RUN, RUN, SPOOL, STAGED, forget_kept, kept, run_folder, workdir_of
 from crowdlayer.storage.workdir import working_folder
 
 IDENTITY, ANOTHER = (Identity({"output_name": "run", "lr": lr}, "data") for lr in (0.1, 0.5))
@@ -34,19 +34,25 @@ def failed(workdir: Path, identity: Identity) -> None:
         raise StoreError("the store is away")
 
 
-def test_the_checkpoint_of_a_killed_run_outlives_starts_that_could_not_take_it(tmp_path: Path) -> None:
+def test_the_checkpoint_of_a_killed_run_outlives_starts_that_could_not_take_it_and_other_runs(tmp_path: Path) -> None:
     killed(tmp_path, "00000001.json")
     with suppress(StoreError), run_folder(tmp_path, RUN):
         raise StoreError("the store is away")
     killed(tmp_path)  # before it trained
     with suppress(StoreError), run_folder(tmp_path, RUN):
         raise StoreError("the store is away")
-    assert [path.name for path in tmp_path.rglob("*.json")] == ["00000001.json"]
-
     killed(tmp_path, "00000002.json")
     with run_folder(tmp_path, RUN) as folder:
         assert [path.name for path in folder.iterdir()] == [SPOOL]
-        assert [path.name for path in tmp_path.rglob("*.json")] == ["00000002.json"]
+    assert sorted(path.name for path in tmp_path.rglob("*.json")) == ["00000001.json", "00000002.json"]
+    assert {path.parent.parent.name[:16] for path in tmp_path.rglob("*.json")} == {"crowdlayer-kept-"}
+
+
+def test_of_a_killed_dry_run_nothing_is_kept(tmp_path: Path) -> None:
+    killed(tmp_path, "00000001.json")
+    (tmp_path / RUN).rename(tmp_path / DRY_RUN)
+    with run_folder(tmp_path, DRY_RUN):
+        pass
     assert not list(tmp_path.iterdir())
 
 

@@ -18,8 +18,8 @@ from .files import Stored, disk_errors
 from .places import Place
 
 OURS = (
-    "archive", "archive.json", "cache", "data", "dry-run", "dry-run-killed", "files", "manifest.jsonl", "partial",
-    "predict", "predictions.csv", "predictions.parquet", "run", "run-killed",
+    "archive", "archive.json", "cache", "data", "dry-run", "files", "manifest.jsonl", "partial",
+    "predict", "predictions.csv", "predictions.parquet", "run",
 )  # fmt: skip
 """What jobs make, replace and remove in a WORKDIR."""
 BOOT = Path("/proc/sys/kernel/random/boot_id")
