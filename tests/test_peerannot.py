@@ -116,6 +116,24 @@ def test_run_epoch_takes_an_optimizer_for_each_part(data: Path) -> None:
     assert moved == [True, True, False]
 
 
+def test_what_the_page_calls_different_is(data: Path) -> None:
+    """`crowdlayer/docs/peerannot.md`, for those who call the parts themselves."""
+    strategy = small(data)
+    batch = next(iter(strategy.trainloader))
+    with pytest.raises(TypeError, match=r"task.*worker"):
+        strategy.crowdlayer_net(batch.images)
+    logits, scores = strategy.crowdlayer_net(batch.images, batch.task, batch.worker)
+    assert (logits.shape, scores.shape) == ((len(batch.images), 3), (len(batch.label), 3))
+    state = strategy.crowdlayer_net.state_dict()
+    assert torch.equal(state["crowd_layer.confusion"], strategy.crowdlayer_net.confusion)
+    assert "confusion" not in state
+    assert not hasattr(strategy.crowdlayer_net, "n_worker")
+    assert not hasattr(strategy, "get_workers")
+    for refused in ({"milestones": [0]}, {"model": "modellabelme"}, {"model": "modelmusic"}):
+        with pytest.raises(SettingsError, match=f"^{next(iter(refused))}: "):
+            strategy.setup(**refused)
+
+
 def test_loaders_can_be_looped_over(data: Path) -> None:
     strategy = Crowdlayer(data, data / "answers.json", "resnet18", 3, "sgd", 1, **OPTIONS)
     batch = next(iter(strategy.trainloader))
