@@ -21,13 +21,15 @@ from .errors import AccessError, CrowdlayerError, DataError, DeviceMemoryError, 
 from .inputs import Inputs, check_possible, probe, processes_to_start, read_inputs
 from .learning import advice
 from .learning.checkpoint import Checkpoints
-from .learning.devices import bound_to_container, device_name, enough_memory, memory_used, precision
+from .learning.devices import bound_to_container, device_name, driver, enough_memory, memory_used, precision
 from .learning.experiment import Experiment, Images, Phases, load_images
+from .learning.inference import LESS, matrices_of
 from .learning.progress import Progress
 from .learning.spool import Identity
 from .learning.trainer import EVALUATION_BATCHES, Trainer, Watch
 from .logs import duration
 from .machine.launch import Launch, recognise
+from .machine.memory import free_memory, used_memory
 from .report.results import done_before
 from .run_folder import workdir_of
 from .settings import Settings
@@ -120,9 +122,9 @@ def check(settings: Settings) -> None:
                 dataset, images = found
                 for warning in advice.before(dataset, settings):
                     table.warn("advice", *warning.split(": consider ", 1))
-                n_processes = 1 if launch is None else processes_to_start(settings, launch) * launch.n_nodes
+                here, nodes = (1, 1) if launch is None else (_processes(settings, launch), launch.n_nodes)
                 table.attempt(
-                    "devices", lambda: _rehearse(table, settings, dataset, images, inputs, n_processes, phases)
+                    "devices", lambda: _rehearse(table, settings, dataset, images, inputs, here, nodes, phases)
                 )
     table.show()
     if table.error is not None:
@@ -133,6 +135,11 @@ def _nodes(table: Table, settings: Settings) -> Launch:
     launch = recognise()
     table.ok("nodes", f"{launch}; {processes_to_start(settings, launch)} training processes here")
     return launch
+
+
+def _processes(settings: Settings, launch: Launch) -> int:
+    """How many will train on this node, whoever starts them."""
+    return processes_to_start(settings, launch) if launch.peers is None else launch.peers.local_world
 
 
 def _model(table: Table, settings: Settings) -> None:
@@ -228,10 +235,12 @@ def _rehearse(
     dataset: Dataset,
     images: Images,
     inputs: Inputs,
-    n_processes: int,
+    here: int,
+    nodes: int,
     phases: Phases,
 ) -> None:
-    """A few steps on one device, with the share of a step that a process of the run has: memory and time."""
+    """A few steps on one device, with the share of a step that each of the `here` processes on a node has."""
+    n_processes = here * nodes
     share = settings.model_copy(update={"batch_size": -(-settings.batch_size // n_processes)})
     bound_to_container()
     with enough_memory(settings):
@@ -252,10 +261,10 @@ def _rehearse(
     weights = sum(weight.numel() for weight in trainer.classifier.parameters())
     table.ok(
         "devices",
-        f"{device_name(device)}{_driver()}, torch {torch.__version__}, precision {precision(settings)}, "
+        f"{device_name(device)}{driver()}, torch {torch.__version__}, precision {precision(settings)}, "
         f"{weights / 1e6:.1f} million weights",
     )
-    _memory(table, device)
+    _memory(table, device, dataset, here)
     lasted = [after - before for before, after in itertools.pairwise(watch.times)]
     step = statistics.median(lasted[1:] or lasted)
     n_steps = -(-len(dataset.train.names) // settings.batch_size)
@@ -269,21 +278,20 @@ def _rehearse(
     )
 
 
-def _memory(table: Table, device: torch.device) -> None:
-    """The most that the steps took, against all that there is."""
+def _memory(table: Table, device: torch.device, dataset: Dataset, here: int) -> None:
+    """The most that a step takes and that the evaluation will, against all that there is; a CPU's is all processes'."""
     used, there = memory_used(device)
-    found = f"{used / 1e9:.1f} of {there / 1e9:.1f} GB used by a step"
+    if device.type == "cpu":
+        used *= here
+    _compare(table, "memory", used, there, "a step", REMEDIES[DeviceMemoryError])
+    matrices, size = matrices_of(dataset)
+    there = used_memory()[1]
+    _compare(table, "evaluation", here * (there - free_memory() + size), there, matrices, LESS)
+
+
+def _compare(table: Table, what: str, used: int, there: int, by: str, remedy: str) -> None:
+    found = f"{used / 1e9:.1f} of {there / 1e9:.1f} GB used by {by}"
     if used > NEARLY_ALL * there:
-        table.warn("memory", found, "lower BATCH_SIZE or IMG_SIZE, or take a smaller MODEL")
+        table.warn(what, found, remedy)
     else:
-        table.ok("memory", found)
-
-
-def _driver() -> str:
-    """NVIDIA's driver, as its kernel module tells."""
-    try:
-        words = Path("/proc/driver/nvidia/version").read_text().split()
-    except OSError:
-        return ""
-    version = next((word for word in words if word[0].isdigit() and "." in word), "of unknown version")
-    return f", driver {version}"
+        table.ok(what, found)

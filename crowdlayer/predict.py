@@ -14,7 +14,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from .deployment.predictor import Predictor, Probabilities, load
 from .errors import DataError, SettingsError
-from .learning.devices import bound_to_container, enough_memory_for
+from .learning.devices import bound_to_container, memory_for
 from .machine.launch import recognise
 from .report.results import results_name
 from .report.tables import Cell, cell
@@ -84,7 +84,7 @@ def _label(model: Predictor, root: Path, names: Sequence[str], batch_size: int, 
     at = bad = 0
     bound_to_container()
     network = f"the model's {model.description.architecture} at {model.image_size} pixels"
-    with enough_memory_for(f"{network} and BATCH_SIZE={batch_size}: lower BATCH_SIZE"):
+    with memory_for(f"{network} and BATCH_SIZE={batch_size}", "lower BATCH_SIZE"):
         for probabilities in model.batches((root / name for name in names), batch_size, bad_images="nan"):
             write(names[at : at + len(probabilities)], probabilities)
             at += len(probabilities)

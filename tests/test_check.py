@@ -16,6 +16,7 @@ from crowdlayer import check as check_module
 from crowdlayer import job
 from crowdlayer.check import check
 from crowdlayer.errors import AccessError, CrowdlayerError, DataError, DeviceMemoryError, SettingsError, StoreError
+from crowdlayer.learning import experiment
 from crowdlayer.learning.trainer import Trainer
 from crowdlayer.settings import load_settings
 from tests.conftest import QUICK, run_job
@@ -49,10 +50,9 @@ def test_a_sound_data_set_is_ok_in_every_row(tmp_path: Path, look: Callable[...,
     before = sorted(data.rglob("*"))
     rows, error = look(TASKS=str(data))
     assert error is None
-    assert {name: state for name, (state, _, _) in rows.items()} == dict.fromkeys(
-        ["settings", "nodes", "model", "output", "data set", "resume", "images", "disk", "devices", "memory", "time"],
-        "ok",
-    )
+    expected = ["settings", "nodes", "model", "output", "data set", "resume", "images", "disk", "devices"]
+    expected += ["memory", "evaluation", "time"]
+    assert {name: state for name, (state, _, _) in rows.items()} == dict.fromkeys(expected, "ok")
     assert rows["resume"][1] == "a run would begin"
     assert "90 tasks" in rows["data set"][1]
     assert "an object was written, read back and deleted" in rows["output"][1]
@@ -130,6 +130,36 @@ def test_a_step_that_takes_nearly_all_memory_is_a_warning(
     state, found, remedy = rows["memory"]
     assert (state, remedy) == ("warning", "lower BATCH_SIZE or IMG_SIZE, or take a smaller MODEL")
     assert re.fullmatch(r"\d+\.\d of \d+\.\d GB used by a step", found)
+
+
+def test_the_memory_of_all_processes_of_a_node_is_counted_and_what_the_evaluation_will_take(tmp_path: Path) -> None:
+    """In a process of its own, lest that of other tests count."""
+    data = write_shapes(tmp_path / "data")
+    answers = {str(task): {f"{task} {worker}": task % 3 for worker in range(100)} for task in range(24)}
+    (data / "answers.json").write_text(json.dumps(answers))
+    classes = ",".join(["blue", "green", "red", *(f"none {i}" for i in range(97))])
+
+    at = {"TASKS": str(data), "CLASSES": classes, "N_PROCESSES": "2", "LOG_FORMAT": "json"}
+    done = run_job("--check", timeout=300, **QUICK, **at)
+
+    found = {row["check"]: row["found"] for row in map(json.loads, done.stderr.splitlines()) if "check" in row}
+    assert found["evaluation"].endswith(" GB used by matrices of 2400 workers for 100 classes")
+    step, evaluation = (float(found[row].split()[0]) for row in ("memory", "evaluation"))
+    assert step > 1.3  # twice what one takes, of which the libraries and the crowd layer are 0.8
+    assert 2.6 < evaluation < 4  # twice 36 bytes × 2400 × 100 × 100 beside what a process has anyway
+
+
+def test_where_memory_is_too_little_for_the_workers_matrices_no_smaller_network_is_asked_for(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(*args: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(experiment, "infer", too_large)
+    for name, value in (QUICK | {"TASKS": str(shapes), "OUTPUT": str(tmp_path / "out")}).items():
+        monkeypatch.setenv(f"CROWDLAYER_{name}", value)
+    with pytest.raises(DeviceMemoryError, match=r"^out of memory with matrices of \d+ workers .*: lower N_PROC"):
+        job.train(load_settings())
 
 
 def test_every_kind_of_error_has_a_remedy() -> None:

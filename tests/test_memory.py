@@ -122,3 +122,30 @@ def test_what_there_is_for_the_process_is_what_it_has_and_what_is_left(cgroup: P
     write(cgroup, memory_dot_max=str(2**33), memory_dot_current=str(2**32))
     _, there = memory.used_memory()
     assert 2**32 < there < 2**33
+
+
+def test_what_the_evaluation_takes_is_what_a_check_foresees() -> None:
+    script = """if True:
+        import numpy as np
+        import torch
+        from crowdlayer.answers import Answers
+        from crowdlayer.data.dataset import CrowdImages, Dataset
+        from crowdlayer.learning.crowd_layer import log_likelihood
+        from crowdlayer.learning.inference import Predictions, infer, matrices_of
+        from crowdlayer.machine.memory import free_memory, used_memory
+        rng, n_workers, n_classes = np.random.default_rng(0), 3000, 50
+
+        def crowd(n):
+            task = np.repeat(np.arange(n), 5)
+            worker, label = (rng.integers(top, size=5 * n) for top in (n_workers, n_classes))
+            return CrowdImages([""] * n, [""] * n, Answers(n, n_workers, task, worker, label), np.full(n, -1))
+
+        data = Dataset("", [""] * n_classes, [""] * n_workers, crowd(90), crowd(10), None, None)
+        predictions = Predictions(torch.zeros(90, n_classes), torch.zeros(10, n_classes), None)
+        before = used_memory()[1] - free_memory()
+        chosen = torch.zeros(2, n_workers, n_classes, n_classes)  # as they were trained, and as they are shown
+        infer(data, predictions, log_likelihood(chosen[0], "softmax"))
+        print((used_memory()[0] - before) / matrices_of(data)[1])
+    """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert 0.9 < float(done.stdout) < 1.15, done.stderr

@@ -35,7 +35,7 @@ def enough_memory(settings: TrainingSettings) -> Iterator[None]:
     """
     used = f"MODEL={settings.model}, BATCH_SIZE={settings.batch_size} and IMG_SIZE={settings.img_size}"
     try:
-        with enough_memory_for(f"{used}: lower one of them"):
+        with memory_for(used, "lower one of them"):
             yield
     except ValueError as error:
         if "more than 1 value per channel" in str(error):
@@ -47,17 +47,17 @@ def enough_memory(settings: TrainingSettings) -> Iterator[None]:
 
 
 @contextmanager
-def enough_memory_for(what: str) -> Iterator[None]:
-    """Say what there is too little memory for, with its remedy.
+def memory_for(what: str, remedy: str) -> Iterator[None]:
+    """Say what there was too little memory for, and what helps.
 
     Raises:
-        DeviceMemoryError: out of memory on the device; on the CPU torch says so in a RuntimeError.
+        DeviceMemoryError: out of memory; on the CPU torch says so in a RuntimeError.
     """
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error):
-            raise DeviceMemoryError(f"out of memory with {what}{_wanted(str(error))}") from error
+            raise DeviceMemoryError(f"out of memory with {what}: {remedy}{_wanted(str(error))}") from error
         raise
 
 
@@ -127,6 +127,16 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
 def device_name(device: torch.device) -> str:
     """The device trained on, with its make."""
     return f"{device} {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
+
+
+def driver() -> str:
+    """NVIDIA's driver, as its kernel module tells."""
+    try:
+        words = Path("/proc/driver/nvidia/version").read_text().split()
+    except OSError:
+        return ""
+    version = next((word for word in words if word[0].isdigit() and "." in word), "of unknown version")
+    return f", driver {version}"
 
 
 def seed_all(seed: int, device: torch.device) -> None:

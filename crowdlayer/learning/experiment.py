@@ -23,9 +23,9 @@ from ..settings import TrainingSettings
 from . import advice, metrics
 from .classifier import build_classifier
 from .crowd_layer import WORKER_MODELS, log_likelihood
-from .devices import enough_memory, make_accelerator
+from .devices import enough_memory, make_accelerator, memory_for
 from .features import on_features
-from .inference import Inferred, Predictions, infer
+from .inference import LESS, Inferred, Predictions, infer, matrices_of
 from .progress import Best, History
 from .trainer import Trainer, Validation
 
@@ -171,6 +171,7 @@ class Experiment:
                 seen = trainer.predict(trainer.train.dataset), trainer.predict(trainer.validation.images)
         with phases("evaluate"), enough_memory(settings):
             predictions = Predictions(*seen, None if images.test is None else trainer.predict(images.test))
+        with phases("evaluate"), memory_for(matrices_of(dataset)[0], LESS):
             test = predictions.test
             figures = dict(best.figures)
             if dataset.test is not None and test is not None:

@@ -24,6 +24,18 @@ from .quality import (
     predictive_temperature,
 )
 
+BYTES = 36
+"""What `infer` takes for each number of the workers' matrices, measured: three float64 at once, and in float32 the
+likelihood and, twice, the chosen epoch's matrices."""
+LESS = "lower N_PROCESSES, or give the job more memory"
+"""What helps where there is too little for it: each process has its own."""
+
+
+def matrices_of(dataset: Dataset) -> tuple[str, int]:
+    """The workers' matrices, in words, and the bytes that a process needs to judge them once it has trained."""
+    n_workers, n_classes = len(dataset.workers), len(dataset.classes)
+    return f"matrices of {n_workers} workers for {n_classes} classes", BYTES * n_workers * n_classes**2
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -73,6 +85,7 @@ def infer(dataset: Dataset, predictions: Predictions, likelihood: Tensor) -> tup
         temperature = metrics.fitted_temperature(
             lambda t: answers_log_loss(validation / t, matrices, held), held.n_tasks
         )
+        del matrices  # of a large crowd gigabytes, and as many are to come
         in_sample = max(in_sample, temperature)
         logits = torch.cat([train / in_sample, validation / temperature])
     answers = dataset.answers

@@ -73,7 +73,7 @@ def confusion(counts: Tensor) -> Tensor:
 
     A class that a worker has hardly seen is thus judged by how it does elsewhere.
     """
-    return (counts + PRIOR * expected(counts)) / (counts.sum(2, keepdim=True) + PRIOR)
+    return expected(counts).mul_(PRIOR).add_(counts).div_(counts.sum(2, keepdim=True) + PRIOR)  # they may be gigabytes
 
 
 def expected(counts: Tensor) -> Tensor:
@@ -81,8 +81,10 @@ def expected(counts: Tensor) -> Tensor:
 
     On the diagonal the worker's reliability; beside it the crowd's errors, (n_workers, true, answered).
     """
-    right = _shrunk(counts.diagonal(dim1=1, dim2=2).sum(1), counts.sum((1, 2)))[:, None, None]
-    return right * torch.eye(counts.shape[1], dtype=counts.dtype) + (1 - right) * _errors(counts.sum(0))
+    right = _shrunk(counts.diagonal(dim1=1, dim2=2).sum(1), counts.sum((1, 2)))
+    matrices = torch.mul((1 - right)[:, None, None], _errors(counts.sum(0)), out=torch.empty_like(counts))
+    matrices.diagonal(dim1=1, dim2=2)[:] = right[:, None]
+    return matrices
 
 
 def reliability(posterior: Tensor, answers: Answers) -> tuple[Tensor, Tensor, Tensor]:
@@ -191,8 +193,7 @@ def answers_log_loss(logits: Tensor, matrices: Tensor, answers: Answers) -> floa
 
 def label_issues(posterior: Tensor, majority: Tensor) -> Tensor:
     """(tasks,) bool: the majority's label is more likely wrong than right."""
-    believed: Tensor = posterior.gather(1, majority[:, None])[:, 0]
-    return believed < 0.5
+    return torch.lt(posterior.gather(1, majority[:, None])[:, 0], 0.5)
 
 
 def review_order(posterior: Tensor, issues: Tensor) -> Tensor:
@@ -257,9 +258,8 @@ def _as_given(likelihood: Tensor, answers: Answers) -> Evidence:
 def _as_others_show(posterior: Tensor, answers: Answers) -> Evidence:
     """The answers under the matrices that each worker's answers to other tasks show."""
     counts = _counts(posterior, answers)
-    n_workers, n_classes, _ = counts.shape
-    seen = torch.zeros(n_workers, n_classes, dtype=torch.float64)  # sums of `counts`, which may have many empty cells
-    crowd, right_ones = torch.zeros(n_classes, n_classes, dtype=torch.float64), seen.new_zeros(n_workers)
+    seen = counts.new_zeros(counts.shape[:2])  # sums of `counts`, which may have many empty cells
+    crowd, right_ones = counts.new_zeros(counts.shape[1:]), counts.new_zeros(len(counts))
     for rows in _chunks(answers):
         task, worker, label = _tensors(answers, rows)
         seen.index_add_(0, worker, posterior[task])
