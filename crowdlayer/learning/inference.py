@@ -81,11 +81,9 @@ def infer(dataset: Dataset, predictions: Predictions, likelihood: Tensor) -> tup
         assert dataset.held_out is not None
         held = dataset.held_out.answers
         in_sample = predictive_temperature(train, likelihood, dataset.train.answers, 1.0)
-        matrices = confusion(consensus(train / in_sample, likelihood, dataset.train.answers).counts)
-        temperature = metrics.fitted_temperature(
-            lambda t: answers_log_loss(validation / t, matrices, held), held.n_tasks
-        )
-        del matrices  # of a large crowd gigabytes, and as many are to come
+        shown = confusion(consensus(train / in_sample, likelihood, dataset.train.answers).counts).log_()
+        temperature = metrics.fitted_temperature(lambda t: answers_log_loss(validation / t, shown, held), held.n_tasks)
+        del shown  # of a large crowd gigabytes, and as many are to come
         in_sample = max(in_sample, temperature)
         logits = torch.cat([train / in_sample, validation / temperature])
     answers = dataset.answers

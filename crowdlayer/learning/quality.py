@@ -182,13 +182,13 @@ def judge_labels(posterior: Tensor, majority: Tensor) -> Labels:
     return Labels(label, score, torch.special.entr(posterior).sum(1), issue, review_order(posterior, issue))
 
 
-def answers_log_loss(logits: Tensor, matrices: Tensor, answers: Answers) -> float:
+def answers_log_loss(logits: Tensor, likelihood: Tensor, answers: Answers) -> float:
     """-log P(answers | images) per task, in nats: the loss of a classifier where only answers are known.
 
-    `matrices`: P(answered | true, worker), (n_workers, true, answered).
+    `likelihood`: log P(answered | true, worker), (n_workers, true, answered).
     """
-    evidence = _as_given(matrices.log(), answers)
-    return -float(_bayes(logits.double().log_softmax(1), evidence, answers).logsumexp(1).mean())
+    scores = _bayes(logits.double().log_softmax(1), _as_given(likelihood, answers), answers)
+    return -float(scores.logsumexp(1).mean())
 
 
 def label_issues(posterior: Tensor, majority: Tensor) -> Tensor:
