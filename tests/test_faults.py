@@ -219,11 +219,12 @@ def test_a_store_that_stays_away_ends_the_job_with_74_and_all_is_kept_here(
     assert verify(str(kept / "results")) > 2
     assert "out/results/crowdlayer.json" not in store.keys()
     assert not [key for key in store.keys() if not key.startswith(("data/", "out/"))]
+    theirs = json.loads((kept / "results/results/crowdlayer.json").read_text())
 
     again = job(forks, TASKS=before, OUTPUT=out, **work)
     assert again.code == 0, again.stderr
+    assert kept.exists() is not named
     del (ours := published(store, "out/"))["results"]["job"]["settings"]
-    theirs = json.loads((kept / "results/results/crowdlayer.json").read_text())
     assert {name: theirs[name] for name in ("train_loss", "val_loss", "best_epoch")}.items() <= ours["results"].items()
     assert lasting(theirs["job"]["files"]) == ours["results"]["job"]["files"]
 
