@@ -58,10 +58,11 @@ def forget_kept(workdir: Path, identity: Identity) -> None:
     """Remove what earlier starts of this very run have kept in this folder: it is done, or keeps the same anew."""
     name, settings, data = identity.settings["output_name"], identity.settings, identity.data_digest
     for folder in workdir.glob(f"{KEPT}*"):
-        if newest_of(folder / SPOOL, identity) is not None:
-            _remove(folder / SPOOL)
-        if done_before(place(str(folder / STAGED)), name, settings, data):
-            _remove(folder / STAGED)
+        with suppress(OSError, CrowdlayerError):  # what cannot be read stays, and fails no run that is done
+            if newest_of(folder / SPOOL, identity) is not None:
+                _remove(folder / SPOOL)
+            if done_before(place(str(folder / STAGED)), name, settings, data):
+                _remove(folder / STAGED)
 
 
 def _remove(part: Path) -> None:
@@ -94,7 +95,7 @@ def _keep(parts: Sequence[Path], workdir: str | None, identity: Identity) -> Non
         for part in parts:
             shutil.move(part, beside)
         flush_disk(beside)
-    except (OSError, CrowdlayerError) as error:  # a disk that is full for good; why the run failed is still to be said
+    except OSError as error:  # a disk that is full for good; why the run failed is still to be said
         log.error("what was not put to the output could not be kept here either: %s", error)
         return
     log.error("what was not put to the output is kept in %s: %s",

@@ -159,7 +159,7 @@ def test_the_shape_that_a_picture_had_is_known(tmp_path: Path) -> None:
     (tmp_path / "c.png").write_bytes(b"no image")
     Image.new("RGB", (9, 9)).save(tmp_path / "d.png")
     Image.new("RGB", (100, 40)).save(tmp_path / "e.tiff", exif=exif)
-    names = [f"{name}" for name in ("a.jpg", "b.jpg", "c.png", "d.png", "e.tiff")]
+    names = ["a.jpg", "b.jpg", "c.png", "d.png", "e.tiff"]
     expected = torch.tensor([2.501, 0.4, 1.0, 0.4])
     for _ in range(2):
         images, _ = decode_all(tmp_path, names, 8, 2, tmp_path / "work", ("train", names))
