@@ -96,6 +96,17 @@ def simulate(
     return Simulated(truth, confusion, Answers(n_tasks, n_workers, task, worker, label), logits)
 
 
+def start(crowd: Simulated, certainty: float = 1.0) -> torch.Tensor:
+    """The likelihood of a layer that is near its start, the identity."""
+    n_workers, n_classes, _ = crowd.confusion.shape
+    return (certainty * torch.eye(n_classes, dtype=torch.float64)).repeat(n_workers, 1, 1).log_softmax(2)
+
+
+def answers_of(rows: list[tuple[int, int, int]], n_tasks: int, n_workers: int) -> Answers:
+    task, worker, label = np.array(sorted(rows)).T.copy()
+    return Answers(n_tasks, n_workers, task, worker, label)
+
+
 def write_digits(
     root: Path,
     *,

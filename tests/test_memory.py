@@ -132,20 +132,20 @@ def test_what_the_evaluation_takes_is_what_a_check_foresees() -> None:
         from crowdlayer.data.dataset import CrowdImages, Dataset
         from crowdlayer.learning.crowd_layer import log_likelihood
         from crowdlayer.learning.inference import Predictions, infer, matrices_of
-        from crowdlayer.machine.memory import free_memory, used_memory
-        rng, n_workers, n_classes = np.random.default_rng(0), 3000, 50
+        from crowdlayer.machine.memory import used_memory
+        rng, n_workers, n_classes = np.random.default_rng(0), 4000, 80
 
         def crowd(n):
             task = np.repeat(np.arange(n), 5)
             worker, label = (rng.integers(top, size=5 * n) for top in (n_workers, n_classes))
             return CrowdImages([""] * n, [""] * n, Answers(n, n_workers, task, worker, label), np.full(n, -1))
 
-        data = Dataset("", [""] * n_classes, [""] * n_workers, crowd(90), crowd(10), None, None)
-        predictions = Predictions(torch.zeros(90, n_classes), torch.zeros(10, n_classes), None)
-        before = used_memory()[1] - free_memory()
+        data = Dataset("", [""] * n_classes, [""] * n_workers, crowd(180), crowd(20), None, None)
+        predictions = Predictions(torch.zeros(180, n_classes), torch.zeros(20, n_classes), None)
+        before, _ = used_memory()
         chosen = torch.zeros(2, n_workers, n_classes, n_classes)  # as they were trained, and as they are shown
         infer(data, predictions, log_likelihood(chosen[0], "softmax"))
         print((used_memory()[0] - before) / matrices_of(data)[1])
     """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
-    assert 0.9 < float(done.stdout) < 1.15, done.stderr
+    assert 0.75 < float(done.stdout) < 1.1, done.stderr

@@ -8,12 +8,9 @@ import torch
 from torch import Tensor
 
 from crowdlayer.answers import Answers, majority_vote
-from crowdlayer.data.dataset import CrowdImages, Dataset, LabelledImages
 from crowdlayer.learning import quality
-from crowdlayer.learning.inference import Predictions, infer
-from crowdlayer.learning.metrics import cross_entropy
-from crowdlayer.learning.quality import consensus
-from tests.crowds import Simulated, simulate
+from crowdlayer.learning.consensus import Consensus, consensus, count
+from tests.crowds import Simulated, answers_of, simulate, start
 
 KINDS = {
     "ten classes": {},
@@ -26,118 +23,9 @@ KINDS = {
 }
 
 
-def start(crowd: Simulated, certainty: float = 1.0) -> Tensor:
-    """The likelihood of a layer that is near its start, the identity."""
-    n_workers, n_classes, _ = crowd.confusion.shape
-    return (certainty * torch.eye(n_classes, dtype=torch.float64)).repeat(n_workers, 1, 1).log_softmax(2)
-
-
 def true_quality(crowd: Simulated) -> Tensor:
     """Each worker's probability of a right answer, all classes being as frequent."""
     return torch.from_numpy(crowd.confusion.diagonal(axis1=1, axis2=2).mean(1))
-
-
-def right(posterior: Tensor, crowd: Simulated) -> float:
-    return float((posterior.argmax(1).numpy() == crowd.truth).mean())
-
-
-def answers_of(rows: list[tuple[int, int, int]], n_tasks: int, n_workers: int) -> Answers:
-    task, worker, label = np.array(sorted(rows)).T.copy()
-    return Answers(n_tasks, n_workers, task, worker, label)
-
-
-# --- the consensus ---------------------------------------------------------------------------------------------------
-
-
-def test_without_rounds_the_consensus_is_bayes_rule() -> None:
-    rng = np.random.default_rng(1)
-    logits, likelihood = torch.from_numpy(rng.normal(size=(3, 4))), torch.from_numpy(rng.normal(size=(2, 4, 4)))
-    rows = [(0, 0, 1), (0, 1, 2), (2, 1, 3)]
-    expected = logits.exp()
-    for task, worker, label in rows:
-        expected[task] *= likelihood.log_softmax(2)[worker, :, label].exp()
-    found = consensus(logits, likelihood.log_softmax(2), answers_of(rows, 3, 2), rounds=0)
-    torch.testing.assert_close(found.posterior, expected / expected.sum(1, keepdim=True))
-
-
-def test_the_consensus_is_what_its_formula_says() -> None:
-    """Two rounds against loops over tasks, answers and classes."""
-    crowd = simulate(0, n_classes=3, n_tasks=12, n_workers=10, per_task=2, signal=1)
-    likelihood = torch.from_numpy(np.random.default_rng(0).standard_normal((10, 3, 3))).log_softmax(2)
-    prior = crowd.logits.softmax(1).numpy()
-    given = list(zip(crowd.answers.task, crowd.answers.worker, crowd.answers.label, strict=True))
-
-    posterior = prior.copy()
-    for task, worker, label in given:
-        posterior[task] *= likelihood[worker, :, label].exp().numpy()
-    posterior /= posterior.sum(1, keepdims=True)
-    for _ in range(2):
-        counts = np.zeros((10, 3, 3))
-        for task, worker, label in given:
-            counts[worker, :, label] += posterior[task]
-        n_right, n = counts.trace(axis1=1, axis2=2), counts.sum((1, 2))
-        reliable = (n_right + 2 * (n_right.sum() + 1) / (n.sum() + 2)) / (n + 2)
-        errors = (counts.sum(0) + 1 / 3) * (1 - np.eye(3))
-        errors /= errors.sum(1, keepdims=True)
-        fresh = prior.copy()
-        for task, worker, label in given:
-            for true in range(3):
-                others = counts[worker, true].copy()
-                others[label] -= posterior[task, true]
-                before = reliable[worker] if true == label else (1 - reliable[worker]) * errors[true, label]
-                fresh[task, true] *= (others[label] + quality.PRIOR * before) / (others.sum() + quality.PRIOR)
-        posterior = fresh / fresh.sum(1, keepdims=True)
-
-    found = consensus(crowd.logits, likelihood, crowd.answers, rounds=2)
-
-    np.testing.assert_allclose(found.posterior.numpy(), posterior, rtol=1e-9)
-
-
-def test_the_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    crowd = simulate(1, n_tasks=100)
-    whole = consensus(crowd.logits, start(crowd), crowd.answers)
-    monkeypatch.setattr(quality, "CHUNK", 7)
-    parts = consensus(crowd.logits, start(crowd), crowd.answers)
-    torch.testing.assert_close(whole.posterior, parts.posterior)
-    torch.testing.assert_close(whole.counts, parts.counts)
-
-
-def test_every_answer_is_counted_once_and_a_row_is_a_distribution() -> None:
-    crowd = simulate(2)
-    found = consensus(crowd.logits, start(crowd), crowd.answers)
-    given = torch.bincount(torch.from_numpy(crowd.answers.worker), minlength=30).double()
-    torch.testing.assert_close(found.counts.sum((1, 2)), given)
-    for matrices in (quality.confusion(found.counts), quality.expected(found.counts)):
-        assert (matrices > 0).all()
-        torch.testing.assert_close(matrices.sum(2), torch.ones(30, 10, dtype=torch.float64))
-
-
-def test_an_answer_that_a_model_holds_impossible_is_only_unlikely() -> None:
-    crowd = simulate(2, n_tasks=200)
-    impossible = torch.eye(10, dtype=torch.float64).repeat(30, 1, 1).log()
-    found = consensus(crowd.logits, impossible, crowd.answers)
-    assert found.posterior.isfinite().all()
-    assert right(found.posterior, crowd) > 0.9
-
-
-@pytest.mark.parametrize("certainty", [0.0, 1.0, 4.0])
-def test_a_layer_near_its_start_is_mended(certainty: float) -> None:
-    """Even one whose likelihood says nothing; and the workers' matrices come out near the true ones."""
-    crowd = simulate(3)
-    found = consensus(crowd.logits, start(crowd, certainty), crowd.answers)
-    majority = (majority_vote(crowd.answers, 10) == crowd.truth).mean()
-    assert right(found.posterior, crowd) > 0.95 > max(majority, right(crowd.logits, crowd)) + 0.1
-    assert np.abs(quality.confusion(found.counts).numpy() - crowd.confusion).mean() < 0.05
-
-
-def test_the_posterior_can_be_believed() -> None:
-    """Of the labels given with a certainty of 90 % and more, no less than that are right; and so on downwards."""
-    crowd = simulate(4, n_tasks=3000, per_task=2, signal=1.5)
-    score, label = consensus(crowd.logits, start(crowd), crowd.answers).posterior.max(1)
-    hit = label.numpy() == crowd.truth
-    for low, high in ((0.4, 0.6), (0.6, 0.8), (0.8, 0.9), (0.9, 1.01)):
-        rows = ((score >= low) & (score < high)).numpy()
-        assert hit[rows].mean() == pytest.approx(float(score[rows].mean()), abs=0.1)
 
 
 # --- the workers -----------------------------------------------------------------------------------------------------
@@ -213,10 +101,7 @@ def test_the_worst_class_is_the_one_least_often_recognised() -> None:
     label = np.where((truth == 1) & (rng.random(600) < 0.6), 0, truth)
     certain = torch.eye(4, dtype=torch.float64)[torch.from_numpy(truth)]
     answers = Answers(600, 1, np.arange(600), np.zeros(600, dtype=np.int64), label)
-    counts = quality.Consensus(certain, torch.zeros(1)).posterior.new_zeros(1, 4, 4)
-    for true, observed in zip(truth, label, strict=True):
-        counts[0, true, observed] += 1
-    assert quality.judge_workers(quality.Consensus(certain, counts), answers).worst.tolist() == [1]
+    assert quality.judge_workers(Consensus(certain, count(certain, answers)), answers).worst.tolist() == [1]
 
 
 def test_a_worker_with_few_answers_is_neither_best_nor_worst() -> None:
@@ -271,54 +156,3 @@ def test_the_first_rows_are_the_issues_then_the_doubtful() -> None:
     assert labels.order.tolist() == [3, 2, 1, 0]
     assert labels.label.tolist() == [0, 0, 1, 1]
     assert float(labels.entropy[0]) == pytest.approx(-(0.9 * np.log(0.9) + 0.1 * np.log(0.1)))
-
-
-# --- the temperature -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("overconfidence", "least"), [(1.0, 1.0), (4.0, 1.0), (4.0, 0.05)])
-def test_the_answers_tell_how_far_to_believe_the_classifier(overconfidence: float, least: float) -> None:
-    crowd = simulate(5, overconfidence=overconfidence)
-    found = quality.predictive_temperature(crowd.logits, start(crowd), crowd.answers, least)
-    assert overconfidence / 1.5 <= found <= overconfidence * 2
-
-
-def test_a_classifier_that_has_seen_the_answers_is_believed_less() -> None:
-    """As one that was trained on them, whose logits lean towards what was answered."""
-    crowd = simulate(6, per_task=5)
-    seen, truth = crowd.logits.clone(), torch.from_numpy(crowd.truth)
-    task, label = torch.from_numpy(crowd.answers.task), torch.from_numpy(crowd.answers.label)
-    seen.index_put_((task, label), torch.tensor(4.0, dtype=torch.float64), accumulate=True)
-    temperature = quality.predictive_temperature(seen, start(crowd), crowd.answers, 1.0)
-    assert temperature > 1
-    believed, doubted = (
-        cross_entropy(consensus(seen / t, start(crowd), crowd.answers).posterior.log(), truth)
-        for t in (1.0, temperature)
-    )
-    assert doubted < believed
-
-
-def test_of_single_answers_nothing_can_be_told() -> None:
-    crowd = simulate(8, per_task=1, overconfidence=4)
-    assert quality.predictive_temperature(crowd.logits, start(crowd), crowd.answers, 1.7) == 1.7
-
-
-@pytest.mark.parametrize("with_val", [True, False])
-def test_ten_images_without_an_error_leave_a_calibrated_classifier_about_as_it_is(with_val: bool) -> None:
-    """The likeliest temperature of both kinds is none at all, below which every wrong image is wrong for certain."""
-    crowd = simulate(11, n_tasks=310, signal=4)
-    names, task = [str(task) for task in range(310)], np.arange(310)
-    whole = CrowdImages(names, names, crowd.answers, crowd.truth)
-    train, held = whole.subset(task[:300]), whole.subset(task[300:])
-    val = LabelledImages(held.names, held.truth) if with_val else None
-    dataset = Dataset("made up", names[:10], names[:30], train, None if with_val else held, val, None)
-    temperature, _ = infer(dataset, Predictions(crowd.logits[:300], crowd.logits[300:], None), start(crowd))
-    assert 0.4 < temperature < 1.5
-
-
-def test_a_sample_of_the_answers_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    crowd = simulate(9, n_tasks=2000, overconfidence=4)
-    whole = quality.predictive_temperature(crowd.logits, start(crowd), crowd.answers, 1.0)
-    monkeypatch.setattr(quality, "ANSWERS_TO_FIT", 2000)
-    sampled = quality.predictive_temperature(crowd.logits, start(crowd), crowd.answers, 1.0)
-    assert whole / 2 <= sampled <= 2 * whole

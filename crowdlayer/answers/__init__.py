@@ -55,6 +55,14 @@ class Answers:
         """(tasks + 1,): the answers of task i are those from starts_at[i] to starts_at[i+1]."""
         return np.concatenate([[0], np.cumsum(np.bincount(self.task, minlength=self.n_tasks))]).astype(np.int64)
 
+    @cached_property
+    def pairs(self) -> tuple[Ints, Ints, Ints]:
+        """The (worker, label) that occur, sorted: worker (pairs,) and label (pairs,); each answer's pair (answers,)."""
+        n_labels = int(self.label.max(initial=0)) + 1
+        pair, of_answer = np.unique(self.worker * n_labels + self.label, return_inverse=True)
+        worker, label = np.divmod(pair, n_labels)
+        return worker, label, of_answer
+
     def of_tasks(self, tasks: Ints) -> Answers:
         """The answers to `tasks` (n,) alone, which become tasks 0 … n-1 in that order; the workers stay."""
         place = np.full(self.n_tasks, -1, dtype=np.int64)

@@ -12,29 +12,23 @@ from torch import Tensor
 from ..answers import majority_vote
 from ..data.dataset import Dataset
 from . import metrics
-from .quality import (
-    Consensus,
-    Labels,
-    Workers,
-    answers_log_loss,
-    confusion,
-    consensus,
-    judge_labels,
-    judge_workers,
-    predictive_temperature,
-)
+from .consensus import CELLS, Consensus, answers_log_loss, consensus, predictive_temperature
+from .quality import Labels, Workers, judge_labels, judge_workers
 
-BYTES = 36
-"""What `infer` takes for each number of the workers' matrices, measured: three float64 at once, and in float32 the
-likelihood and, twice, the chosen epoch's matrices."""
 LESS = "lower N_PROCESSES, or give the job more memory"
 """What helps where there is too little for it: each process has its own."""
 
 
 def matrices_of(dataset: Dataset) -> tuple[str, int]:
-    """The workers' matrices, in words, and the bytes that a process needs to judge them once it has trained."""
-    n_workers, n_classes = len(dataset.workers), len(dataset.classes)
-    return f"matrices of {n_workers} workers for {n_classes} classes", BYTES * n_workers * n_classes**2
+    """The workers' matrices, in words, and about the bytes that a process needs to judge the crowd once it has trained.
+
+    Three times all matrices in float32: the likelihood, and the chosen epoch's, as trained and as kept. In float64,
+    twice the counts, four figures per worker and class, and eight per task and class; and what is handled at once.
+    """
+    n_workers, n_classes, n_answers = len(dataset.workers), len(dataset.classes), len(dataset.answers)
+    rows = 2 * min(n_answers, n_workers * n_classes) + 4 * n_workers + 8 * dataset.answers.n_tasks
+    size = 12 * n_workers * n_classes**2 + 8 * (n_classes * rows + 8 * CELLS)
+    return f"matrices of {n_workers} workers for {n_classes} classes", size
 
 
 @dataclass(frozen=True)
@@ -81,7 +75,7 @@ def infer(dataset: Dataset, predictions: Predictions, likelihood: Tensor) -> tup
         assert dataset.held_out is not None
         held = dataset.held_out.answers
         in_sample = predictive_temperature(train, likelihood, dataset.train.answers, 1.0)
-        shown = confusion(consensus(train / in_sample, likelihood, dataset.train.answers).counts).log_()
+        shown = consensus(train / in_sample, likelihood, dataset.train.answers).counts
         temperature = metrics.fitted_temperature(lambda t: answers_log_loss(validation / t, shown, held), held.n_tasks)
         del shown  # of a large crowd gigabytes, and as many are to come
         in_sample = max(in_sample, temperature)

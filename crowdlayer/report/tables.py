@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -135,15 +134,16 @@ def write_confusion(path: Path, dataset: Dataset, inferred: Inferred) -> None:
 
     `prob` is P(observed | true, worker); `count` how many of the worker's answers the posterior puts there.
     """
-    workers, counts, classes = inferred.workers, inferred.consensus.counts, dataset.classes
-    least = -1.0 if counts.numel() <= MOST_CELLS else LEAST_COUNT
+    counts, workers, classes = inferred.consensus.counts, dataset.workers, dataset.classes
+    least = -1.0 if len(workers) * len(classes) ** 2 <= MOST_CELLS else LEAST_COUNT
 
     def rows() -> Iterator[list[Cell]]:
-        for worker in workers.order.tolist():
-            name, mine, prob = dataset.workers[worker], counts[worker].tolist(), workers.matrices[worker].tolist()
-            for true, observed in product(range(len(classes)), repeat=2):
-                if mine[true][observed] >= least:
-                    yield [name, classes[true], classes[observed], prob[true][observed], mine[true][observed]]
+        for some in counts.blocks(inferred.workers.order):
+            table, confusion = counts.table(some), counts.confusion(some)
+            shown = table >= least
+            figures = (shown.nonzero().tolist(), confusion[shown].tolist(), table[shown].tolist())
+            for (at, true, observed), prob, count in zip(*figures, strict=True):
+                yield [workers[int(some[at])], classes[true], classes[observed], prob, count]
 
     write_table(path, ["worker", "true_label", "observed_label", "prob", "count"], rows())
 

@@ -73,7 +73,7 @@ def _suspected(outcome: Outcome) -> Tensor:
     One who guesses each class as often as the worker answers it is right by chance as often as that class comes.
     """
     workers, counts = outcome.inferred.workers, outcome.inferred.consensus.counts
-    answered, true = counts.sum(1), counts.sum((0, 2))
+    answered, true = counts.answered, counts.seen.sum(0)
     chance = (answered / answered.sum(1, keepdim=True).clamp_min(1)) @ (true / true.sum())
     return (workers.spam >= SPAMMER) & (workers.n >= SPAMMER_ANSWERS) & (workers.low <= chance)
 
@@ -114,11 +114,12 @@ def _workers(dataset: Dataset, outcome: Outcome, rows: Sequence[int]) -> list[li
 
 def _matrices(outcome: Outcome, rows: Sequence[int]) -> list[str]:
     """The matrices of the first workers shown, a character per cell, row after row."""
-    matrices = outcome.inferred.workers.matrices
-    n_cells = matrices[0].numel()
+    counts = outcome.inferred.consensus.counts
+    n_cells = counts.n_classes**2
     if n_cells > MOST_CELLS // 10:
         return []
-    levels = (matrices[list(rows[: MOST_CELLS // n_cells])] * (len(LEVELS) - 1)).round().long().flatten(1).tolist()
+    matrices = counts.confusion(torch.tensor(rows[: MOST_CELLS // n_cells]))
+    levels = (matrices * (len(LEVELS) - 1)).round().long().flatten(1).tolist()
     return ["".join(LEVELS[level] for level in mine) for mine in levels]
 
 

@@ -1,0 +1,261 @@
+"""What classifier and answers say together: the true classes, and how each worker answers. Pure functions.
+
+They rest on the classifier's logits and on a likelihood log P(answered | true class, worker), whatever worker model it
+comes from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..answers import Answers
+
+PRIOR = 10.0
+"""So many answers per true class weighs what is believed of a worker before its answers to that class are seen."""
+ROUNDS = 5
+"""Rounds of `consensus`: on simulated crowds its figures hardly move after three, from a poor start after five."""
+LEAST = -30.0
+"""The least log-probability of an answer: nobody is quite sure to give none like it."""
+CELLS = 2**21
+"""Numbers handled at once: what is held beside the results is a few times as many float64."""
+ANSWERS_TO_FIT = 100_000
+"""So many answers are enough to fit a temperature."""
+FACTORS = tuple(2 ** (step / 2) for step in range(18))
+"""The temperatures tried, in units of the least one, which may be 0.05: 1, 1.4, 2 … 362; between two little changes."""
+
+Evidence = Callable[[slice], Tensor]
+"""For a slice of the answers, log P(answer | true class), (answers, classes)."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Each worker's answers, shared out over the true classes by a posterior, and what they show of the worker.
+
+    A row for each (worker, label) that occurs, so memory grows with the answers: matrices of a large crowd are
+    gigabytes. `pair` (rows,) is worker · classes + label, ascending; `true` (rows, classes) float64 says how often that
+    worker gave that label where each class is true.
+    """
+
+    n_workers: int
+    pair: Tensor
+    true: Tensor
+
+    @property
+    def n_classes(self) -> int:
+        return self.true.shape[1]
+
+    @cached_property
+    def seen(self) -> Tensor:
+        """(n_workers, true): each worker's answers by true class."""
+        worker = self.pair.div(self.n_classes, rounding_mode="floor")
+        return self.true.new_zeros(self.n_workers, self.n_classes).index_add_(0, worker, self.true)
+
+    @cached_property
+    def answered(self) -> Tensor:
+        """(n_workers, answered): each worker's answers by label."""
+        flat = self.true.new_zeros(self.n_workers * self.n_classes).index_put_((self.pair,), self.true.sum(1))
+        return flat.view(self.n_workers, self.n_classes)
+
+    @cached_property
+    def reliable(self) -> Tensor:
+        """(n_workers,): the share of right answers, see `shrunk`."""
+        right = self.true.gather(1, self.pair.remainder(self.n_classes)[:, None])[:, 0]
+        worker = self.pair.div(self.n_classes, rounding_mode="floor")
+        return shrunk(self.true.new_zeros(self.n_workers).index_add_(0, worker, right), self.seen.sum(1))
+
+    @cached_property
+    def errors(self) -> Tensor:
+        """(true, answered): how the crowd spreads its wrong answers, 0 on the diagonal; rows add to 1."""
+        eye = torch.eye(self.n_classes, dtype=self.true.dtype)
+        crowd = torch.zeros_like(eye).index_add_(0, self.pair.remainder(self.n_classes), self.true).T
+        errors: Tensor = (crowd + 1 / self.n_classes) * (1 - eye)
+        return errors / errors.sum(1, keepdim=True)
+
+    def of(self, worker: Tensor, label: Tensor) -> Tensor:
+        """(n, true): how often the workers (n,) gave the labels (n,)."""
+        pair = worker * self.n_classes + label
+        row = torch.searchsorted(self.pair, pair).clamp_max(len(self.pair) - 1)
+        return torch.where((self.pair[row] == pair)[:, None], self.true[row], 0.0)
+
+    def expected(self, worker: Tensor, label: Tensor) -> Tensor:
+        """(n, true): P(label | true) if the workers were as good at every class, and erred as the crowd does."""
+        right = self.reliable[worker][:, None]
+        return ((1 - right) * self.errors.T[label]).scatter(1, label[:, None], right)
+
+    def likelihood(self, worker: Tensor, label: Tensor) -> Tensor:
+        """(n, true): P(label | true, worker), from the counts and `expected`, which weighs PRIOR answers.
+
+        A class that a worker has hardly seen is thus judged by how it does elsewhere.
+        """
+        shown = self.of(worker, label).add_(self.expected(worker, label), alpha=PRIOR)
+        return shown.div_(self.seen[worker] + PRIOR)
+
+    def blocks(self, workers: Tensor) -> tuple[Tensor, ...]:
+        """The workers (n,), as many at a time as have CELLS numbers in their matrices."""
+        return torch.split(workers, max(1, CELLS // self.n_classes**2))
+
+    def table(self, workers: Tensor) -> Tensor:
+        """(n, true, answered): the counts of the workers (n,)."""
+        return self._whole(self.of, workers)
+
+    def confusion(self, workers: Tensor) -> Tensor:
+        """(n, true, answered): P(answered | true, worker) for the workers (n,)."""
+        return self._whole(self.likelihood, workers)
+
+    def _whole(self, part: Callable[[Tensor, Tensor], Tensor], workers: Tensor) -> Tensor:
+        n = self.n_classes
+        return part(workers.repeat_interleave(n), torch.arange(n).repeat(len(workers))).view(-1, n, n).transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class Consensus:
+    """What classifier and answers say together.
+
+    `posterior` (tasks, classes) is P(true class | image, answers), float64; `counts`, each worker's answers, shared out
+    by it.
+    """
+
+    posterior: Tensor
+    counts: Counts
+
+
+def consensus(logits: Tensor, likelihood: Tensor, answers: Answers, rounds: int = ROUNDS) -> Consensus:
+    """Labels and workers' matrices that fit each other, started from a worker model's likelihood.
+
+    Bayes' rule with the classifier as the prior gives a posterior, its counts give the workers' matrices, these a
+    better posterior, and so on (Dawid & Skene 1979, with images). A task is judged by matrices from which its own
+    answers are taken out (the collapsed variational Bayes of Asuncion et al. 2009): else an answer would testify to
+    its own worth, and certainty would grow out of nothing.
+
+    Args:
+        logits: (tasks, classes), divided by their temperature.
+        likelihood: log P(answered | true, worker), (n_workers, true, answered). Where it is poor, as that of a layer
+            still near its start, the rounds mend it.
+        answers: to these tasks.
+    """
+    prior = logits.double().log_softmax(1)
+    posterior = _bayes(prior, _as_given(likelihood, answers), answers).softmax(1)
+    for _ in range(rounds):
+        posterior = _bayes(prior, _as_others_show(posterior, answers), answers).softmax(1)
+    return Consensus(posterior, count(posterior, answers))
+
+
+def count(posterior: Tensor, answers: Answers) -> Counts:
+    """The answers, shared out over the true classes by the posterior (tasks, classes)."""
+    n_classes = posterior.shape[1]
+    worker, label, at = map(torch.from_numpy, answers.pairs)
+    true = posterior.new_zeros(len(worker), n_classes)
+    for rows in _chunks(answers, n_classes):
+        true.index_add_(0, at[rows], posterior[torch.from_numpy(answers.task[rows])])
+    return Counts(answers.n_workers, worker * n_classes + label, true)
+
+
+def answers_log_loss(logits: Tensor, counts: Counts, answers: Answers) -> float:
+    """-log P(answers | images) per task, in nats: the loss of a classifier where only answers are known.
+
+    `counts`: what other answers show of the workers.
+    """
+    scores = _bayes(logits.double().log_softmax(1), _as_counted(counts, answers), answers)
+    return -float(scores.logsumexp(1).mean())
+
+
+def predictive_temperature(logits: Tensor, likelihood: Tensor, answers: Answers, least: float) -> float:
+    """The temperature, `least` or more, with which the classifier best predicts each answer beside the others.
+
+    The criterion, the mean of log P(answer | image, the task's other answers), needs no true label. Of the images that
+    a classifier was trained on it is too sure, and it predicts their answers, which it has learnt, too well for the
+    criterion to see all of that: the posterior is an upper bound. Where no task has two answers `least` comes out.
+    """
+    chosen = np.flatnonzero(np.diff(answers.starts_at) > 1)
+    share = ANSWERS_TO_FIT / max(len(answers), 1)
+    if share < 1:
+        chosen = np.sort(np.random.default_rng(0).permutation(chosen)[: round(share * len(chosen))])
+    if len(chosen) == 0:
+        return least
+    rows, sample = torch.from_numpy(chosen), answers.of_tasks(chosen)
+    best, found, worse = -math.inf, least, 0
+    for temperature in (least * factor for factor in FACTORS):
+        rated = _predicts(logits[rows] / temperature, likelihood, sample)
+        best, found, worse = (rated, temperature, 0) if rated > best else (best, found, worse + 1)
+        if worse == 2:  # it has one peak
+            break
+    return found
+
+
+def shrunk(right: Tensor, n: Tensor) -> Tensor:
+    """The share `right` / `n` (n_workers,) with two answers of the crowd's mean."""
+    mean = (right.sum() + 1) / (n.sum() + 2)
+    return (right + 2 * mean) / (n + 2)
+
+
+def _predicts(logits: Tensor, likelihood: Tensor, answers: Answers) -> float:
+    """The sum over the answers of log P(answer | image, the task's other answers)."""
+    found = consensus(logits, likelihood, answers)
+    evidence = _as_others_show(found.posterior, answers)
+    scores = _bayes(logits.double().log_softmax(1), evidence, answers)
+    total = 0.0
+    for rows in _chunks(answers, logits.shape[1]):
+        ours = evidence(rows)
+        without = (scores[torch.from_numpy(answers.task[rows])] - ours).log_softmax(1)
+        total += float((without + ours).logsumexp(1).sum())
+    return total
+
+
+def _bayes(log_prior: Tensor, evidence: Evidence, answers: Answers) -> Tensor:
+    """(tasks, classes): log P(true class, answers | image)."""
+    scores = log_prior.clone()
+    for rows in _chunks(answers, scores.shape[1]):
+        scores.index_add_(0, torch.from_numpy(answers.task[rows]), evidence(rows))
+    return scores
+
+
+def _as_given(likelihood: Tensor, answers: Answers) -> Evidence:
+    """The answers under the worker model's matrices."""
+
+    def evidence(rows: slice) -> Tensor:
+        _, worker, label = tensors(answers, rows)
+        return likelihood[worker, :, label].double().clamp_min(LEAST)
+
+    return evidence
+
+
+def _as_counted(counts: Counts, answers: Answers) -> Evidence:
+    """The answers under the matrices that other answers show."""
+
+    def evidence(rows: slice) -> Tensor:
+        _, worker, label = tensors(answers, rows)
+        return counts.likelihood(worker, label).log_()
+
+    return evidence
+
+
+def _as_others_show(posterior: Tensor, answers: Answers) -> Evidence:
+    """The answers under the matrices that each worker's answers to other tasks show."""
+    counts = count(posterior, answers)
+    at = torch.from_numpy(answers.pairs[2])
+
+    def evidence(rows: slice) -> Tensor:
+        task, worker, label = tensors(answers, rows)
+        own = posterior[task]
+        alike = (counts.true[at[rows]] - own).clamp_min(0) + PRIOR * counts.expected(worker, label)
+        return (alike / ((counts.seen[worker] - own).clamp_min(0) + PRIOR)).log()
+
+    return evidence
+
+
+def _chunks(answers: Answers, n_classes: int) -> Iterator[slice]:
+    n = max(1, CELLS // n_classes)
+    return (slice(at, at + n) for at in range(0, len(answers), n))
+
+
+def tensors(answers: Answers, rows: slice = slice(None)) -> tuple[Tensor, Tensor, Tensor]:
+    """(answers,) each: task, worker and label of a slice of the answers."""
+    task, worker, label = (torch.from_numpy(part[rows]) for part in (answers.task, answers.worker, answers.label))
+    return task, worker, label
