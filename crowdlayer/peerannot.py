@@ -23,7 +23,7 @@ from .learning.classifier import has_small_stem
 from .learning.crowd_model import CrowdLoss, CrowdModel
 from .learning.devices import device_name
 from .learning.experiment import Experiment, Phases, load_images
-from .learning.learner import Both, Mover
+from .learning.optimization import Both, Mover
 from .learning.progress import Progress
 from .learning.trainer import EVALUATION_BATCHES
 from .report.publishing import publish

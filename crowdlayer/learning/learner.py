@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -24,33 +24,11 @@ from .graphs import Graphs
 from .kernels import available, crowd_loss, of_classes
 from .mixup import Mixed, mix, unmixed
 from .moving import Moving
-from .optimization import Average, hold, make_optimizer, make_scheduler
+from .optimization import Average, Mover, hold, make_optimizer, make_scheduler
 from .progress import Best
 from .recorded import Recorded, recorded
 from .regularizers import Regularizer
 from .rows import share_rows
-
-
-class Mover(Protocol):
-    """What a step asks of an optimiser."""
-
-    def zero_grad(self) -> None: ...
-    def step(self) -> object: ...
-
-
-class Both:
-    """Two optimisers as one: peerannot has one for the classifier and one for the workers' matrices."""
-
-    def __init__(self, *optimizers: Mover) -> None:
-        self._optimizers = optimizers
-
-    def zero_grad(self) -> None:
-        for optimizer in self._optimizers:
-            optimizer.zero_grad()
-
-    def step(self) -> None:
-        for optimizer in self._optimizers:
-            optimizer.step()
 
 
 def on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:

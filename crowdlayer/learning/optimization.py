@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,28 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..settings import TrainingSettings
 from .crowd_model import CrowdModel
 from .rows import RowWiseAdam, RowWiseAdamW, RowWiseSGD
+
+
+class Mover(Protocol):
+    """What a step asks of an optimiser."""
+
+    def zero_grad(self) -> None: ...
+    def step(self) -> object: ...
+
+
+class Both:
+    """Two optimisers as one: peerannot has one for the classifier and one for the workers' matrices."""
+
+    def __init__(self, *optimizers: Mover) -> None:
+        self._optimizers = optimizers
+
+    def zero_grad(self) -> None:
+        for optimizer in self._optimizers:
+            optimizer.zero_grad()
+
+    def step(self) -> None:
+        for optimizer in self._optimizers:
+            optimizer.step()
 
 
 def make_optimizer(model: CrowdModel, settings: TrainingSettings) -> Optimizer:
