@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 
 COLUMNS = ("task", "worker", "label")
 """Of the long form, as crowd-kit has them; further columns are ignored."""
-LONG_FORMS = (".csv", ".parquet")
 
 
 class _Numbers(dict[Any, int]):
