@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from .environment import PREFIX, Settings
-from .groups import DataSettings, Group, JobSettings, SweepSettings, TrainingSettings
+from .environment import PREFIX
+from .groups import DataSettings, JobSettings, SweepSettings, TrainingSettings
 from .values import Unit
 
 
@@ -26,24 +26,17 @@ class Row:
 
 def table() -> list[Row]:
     """All settings in the order of their groups, for `--help` and the README."""
-    fields = {name: field for group in Settings.__mro__[::-1] for name, field in _own_fields(group).items()}
-    order = [
-        name for group in (DataSettings, TrainingSettings, JobSettings, SweepSettings) for name in group.model_fields
-    ]
     return [
         Row(
             PREFIX + name.upper(),
-            _type_name(fields[name]),
-            "required" if fields[name].is_required() else _shown(fields[name].default),
-            next((note.name for note in fields[name].metadata if isinstance(note, Unit)), ""),
-            fields[name].description or "",
+            _type_name(field),
+            "required" if field.is_required() else _shown(field.default),
+            next((note.name for note in field.metadata if isinstance(note, Unit)), ""),
+            field.description or "",
         )
-        for name in order
+        for group in (DataSettings, TrainingSettings, JobSettings, SweepSettings)
+        for name, field in group.model_fields.items()
     ]
-
-
-def _own_fields(group: type) -> dict[str, FieldInfo]:
-    return dict(group.model_fields) if issubclass(group, Group) else {}
 
 
 def _shown(value: object) -> str:
