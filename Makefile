@@ -61,7 +61,7 @@ audit: .venv/.dev ## the pinned packages and PyPI's advisories; fails too where 
 requirements: ## pin the image's dependencies anew, from pyproject.toml (needs uv)
 	.docker/update-requirements
 
-readme: .venv/.dev ## write the table of variables into the README
+readme: .venv/.dev ## write the table of settings into crowdlayer/docs/settings.md
 	$(BIN)/python -m tests.test_readme
 
 clean:

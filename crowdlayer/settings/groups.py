@@ -1,7 +1,8 @@
 """Every setting, in three groups: the data, the training, the job; and which run of several this is.
 
-A setting is a field, its description the docstring under it, its unit a note on its type; `--help`, the README's
-table and the messages are made from these. Nothing here imports torch: a wrong setting is reported in a second.
+A setting is a field, its description the docstring under it, its unit a note on its type; `--help`, the table in
+docs/settings.md and the messages are made from these. Nothing here imports torch: a wrong setting is reported in a
+second.
 """
 
 from __future__ import annotations

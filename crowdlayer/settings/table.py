@@ -1,4 +1,4 @@
-"""All settings as people read them: `--help`, and the README's table."""
+"""All settings as people read them: `--help`, and the table in docs/settings.md."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Row:
 
 
 def table() -> list[Row]:
-    """All settings in the order of their groups, for `--help` and the README."""
+    """All settings in the order of their groups, a row each."""
     return [
         Row(
             PREFIX + name.upper(),

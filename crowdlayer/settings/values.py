@@ -23,7 +23,7 @@ NO_TEXT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Unit:
-    """The unit of a setting, shown in `--help` and in the README."""
+    """The unit of a setting, shown in `--help` and in docs/settings.md."""
 
     name: str
 
