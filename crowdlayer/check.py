@@ -21,7 +21,7 @@ from .errors import AccessError, CrowdlayerError, DataError, DeviceMemoryError, 
 from .inputs import Inputs, check_possible, probe, processes_to_start, read_inputs
 from .learning import advice
 from .learning.checkpoint import Checkpoints
-from .learning.devices import bound_to_container, device_name, driver, enough_memory, memory_used, precision
+from .learning.devices import bound_to_container, device_memory, device_name, driver, enough_memory, precision
 from .learning.experiment import Experiment, Images, Phases, load_images
 from .learning.inference import LESS, matrices_of
 from .learning.progress import Progress
@@ -280,7 +280,7 @@ def _rehearse(
 
 def _memory(table: Table, device: torch.device, dataset: Dataset, here: int) -> None:
     """The most that a step takes and that the evaluation will, against all that there is; a CPU's is all processes'."""
-    used, there = memory_used(device)
+    used, there = device_memory(device)
     if device.type == "cpu":
         used *= here
     _compare(table, "memory", used, there, "a step", REMEDIES[DeviceMemoryError])

@@ -22,7 +22,7 @@ from crowdlayer.data.pixels import DRAWS, affine, augment, normalise
 from crowdlayer.deployment.model_files import read_model
 from crowdlayer.errors import DeviceMemoryError
 from crowdlayer.learning.crowd_layer import WORKER_MODELS
-from crowdlayer.learning.devices import enough_memory, make_accelerator, memory_used, precision
+from crowdlayer.learning.devices import device_memory, enough_memory, make_accelerator, precision
 from crowdlayer.learning.progress import Best, Progress
 from crowdlayer.learning.tensors import read_tensors
 from crowdlayer.learning.trainer import Trainer
@@ -68,7 +68,7 @@ def test_images_lie_on_the_device_where_there_is_room() -> None:
     assert on(there, device)
     assert not on(trainer.train.dataset, device)
     assert torch.equal(there[:].cpu(), trainer.train.dataset[:])
-    used, total = memory_used(device)
+    used, total = device_memory(device)
     assert 0 < used < total
 
 

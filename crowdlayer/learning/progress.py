@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..logs import duration
-from .devices import memory_used
+from .devices import device_memory
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def log_epoch(history: History, n_epochs: int, best_epoch: int, device: torch.de
         "  best" if best_epoch == epoch else "", extra=fields,
     )  # fmt: skip
     if len(history.seconds) == 1 and left:
-        used, there = memory_used(device)
+        used, there = device_memory(device)
         log.info(
             "memory: %.1f of %.1f GB used by this process; at the first epoch's rate the others take %s",
             used / 1e9, there / 1e9, duration(left), extra={"memory_bytes": used, "memory_total_bytes": there},
