@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+TOP_K, TOP_K_FROM = (2, 5), 8
+"""The k of the top-k figures, and from how many classes on there are such figures."""
+
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> float:
     """Mean negative log-likelihood, in nats, of (n, classes) logits and (n,) labels."""
@@ -113,13 +116,13 @@ def calibrated(loss: Callable[[float], float], steps: int = 40) -> float:
 
 
 def evaluation(logits: Tensor, labels: Tensor, split: str) -> dict[str, float]:
-    """The seed's figures of one split: loss, accuracy, and for 8 classes and more the top 2 and top 5."""
+    """The seed's figures of one split: loss, accuracy, and from `TOP_K_FROM` classes on the top 2 and top 5."""
     figures = {
         f"{split}_loss": cross_entropy(logits, labels),
         f"{split}_accuracy": accuracy(logits.argmax(1), labels),
     }
-    if logits.shape[1] >= 8:
-        for k in (2, 5):
+    if logits.shape[1] >= TOP_K_FROM:
+        for k in TOP_K:
             figures[f"{split}_micro_top{k}"], figures[f"{split}_macro_top{k}"] = top_k(logits, labels, k)
     return figures
 

@@ -14,12 +14,11 @@ from .. import __version__
 from ..data.dataset import Dataset, summary
 from ..learning.experiment import Images, Outcome
 from ..learning.inference import calibration, crowd_figures
+from ..learning.metrics import TOP_K, TOP_K_FROM
 from ..settings import influential
 from ..storage.places import Place
 from .tables import worker_columns
 
-TOP_K_FROM = 8
-"""From so many classes on the results hold the top-2 and top-5 figures."""
 LIBRARIES = ("torch", "torchvision", "accelerate", "boto3", "numpy", "pillow")
 
 
@@ -77,7 +76,7 @@ def document(run: Finished, seconds: Mapping[str, float]) -> dict[str, Any]:
     }
     names = ["test_loss", "test_accuracy", "test_ece"]
     if len(dataset.classes) >= TOP_K_FROM:
-        names += [f"{s}_{mean}_top{k}" for s in ("val", "test") for mean in ("micro", "macro") for k in (2, 5)]
+        names += [f"{s}_{mean}_top{k}" for s in ("val", "test") for mean in ("micro", "macro") for k in TOP_K]
     counts = summary(dataset)
     return {
         **seed,
