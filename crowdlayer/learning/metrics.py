@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 TOP_K, TOP_K_FROM = (2, 5), 8
 """The k of the top-k figures, and from how many classes on there are such figures."""
+TEMPERATURES = 0.05, 20.0
+"""The least and the greatest that is looked for."""
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> float:
@@ -78,10 +80,10 @@ def confusion_matrix(predicted: Tensor, labels: Tensor, n_classes: int) -> Tenso
     return torch.bincount(labels * n_classes + predicted, minlength=n_classes**2).view(n_classes, n_classes)
 
 
-def best_temperature(loss: Callable[[float], float], low: float = 0.05, high: float = 20.0, steps: int = 40) -> float:
-    """The temperature from `low` to `high` with the least `loss`, by golden-section search in the logarithm."""
+def best_temperature(loss: Callable[[float], float], steps: int = 40) -> float:
+    """The temperature within `TEMPERATURES` with the least `loss`, by golden-section search in the logarithm."""
     shrink = (5**0.5 - 1) / 2
-    a, b = math.log(low), math.log(high)
+    a, b = map(math.log, TEMPERATURES)
 
     def at(x: float) -> float:
         return loss(math.exp(x))
