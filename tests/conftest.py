@@ -16,7 +16,7 @@ import pytest
 
 from tests.crowds import write_shapes
 from tests.forks import Forks, forking
-from tests.servers import moto_server
+from tests.servers import REAL_STORE, moto_server, real_store
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # set before torch comes: on nets this small threads only wait
 
@@ -123,6 +123,25 @@ def store(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Store:
     bucket = f"test-{uuid.uuid4().hex[:12]}"
     client.create_bucket(Bucket=bucket)
     return Store(bucket, client)
+
+
+@pytest.fixture
+def real(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """A fresh bucket in the real store; gone afterwards."""
+    environment = real_store(REAL_STORE)
+    if environment is None:
+        pytest.skip("no S3_TEST_ENDPOINT")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    client = boto3.client("s3", region_name="us-east-1")
+    monkeypatch.delenv("AWS_REQUEST_CHECKSUM_CALCULATION")
+    store = Store(f"test-{uuid.uuid4().hex[:12]}", client)
+    client.create_bucket(Bucket=store.bucket)
+    yield store
+    for key in store.keys():
+        client.delete_object(Bucket=store.bucket, Key=key)
+    client.delete_bucket(Bucket=store.bucket)
 
 
 @dataclass(frozen=True)

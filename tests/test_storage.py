@@ -12,12 +12,10 @@ import sys
 import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from pathlib import Path
 
-import boto3
 import pytest
 from boto3.s3.transfer import TransferConfig
 from botocore.utils import parse_timestamp
@@ -31,7 +29,6 @@ from crowdlayer.storage.workdir import working_folder
 from tests.conftest import ROOT, Store, without_obstore
 from tests.servers import (
     OTHER_USER,
-    REAL_STORE,
     Answer,
     Meddler,
     Spoiler,
@@ -1101,25 +1098,6 @@ def test_every_flipped_bit_is_found_and_no_clean_transfer_is_suspected(
 
 
 # --- a real store ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def real(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    """A fresh bucket in the real store; gone afterwards."""
-    environment = real_store(REAL_STORE)
-    if environment is None:
-        pytest.skip("no S3_TEST_ENDPOINT")
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
-    client = boto3.client("s3", region_name="us-east-1")
-    monkeypatch.delenv("AWS_REQUEST_CHECKSUM_CALCULATION")
-    store = Store(f"test-{uuid.uuid4().hex[:12]}", client)
-    client.create_bucket(Bucket=store.bucket)
-    yield store
-    for key in list(store.keys()):  # a method of ours, no dict
-        client.delete_object(Bucket=store.bucket, Key=key)
-    client.delete_bucket(Bucket=store.bucket)
 
 
 @pytest.mark.store

@@ -18,7 +18,6 @@ import tempfile
 import threading
 import time
 import unicodedata
-import uuid
 import warnings
 import zipfile
 import zlib
@@ -26,7 +25,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import boto3
 import pytest
 
 from crowdlayer.data.layout import belongs
@@ -39,7 +37,6 @@ from tests.conftest import ROOT, Store, run_job
 from tests.crowds import write_shapes
 from tests.servers import (
     OTHER_USER,
-    REAL_STORE,
     Answer,
     Meddler,
     cut_after,
@@ -1085,25 +1082,6 @@ def test_a_single_file_larger_than_the_disk_is_not_fetched(store: Store, meddler
 
 
 # --- a real store ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def real(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    """A fresh bucket in the real store; gone afterwards."""
-    environment = real_store(REAL_STORE)
-    if environment is None:
-        pytest.skip("no S3_TEST_ENDPOINT")
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
-    client = boto3.client("s3", region_name="us-east-1")
-    monkeypatch.delenv("AWS_REQUEST_CHECKSUM_CALCULATION")
-    store = Store(f"test-{uuid.uuid4().hex[:12]}", client)
-    client.create_bucket(Bucket=store.bucket)
-    yield store
-    for key in list(store.keys()):  # a method of ours, no dict
-        client.delete_object(Bucket=store.bucket, Key=key)
-    client.delete_bucket(Bucket=store.bucket)
 
 
 @pytest.mark.store
