@@ -159,17 +159,14 @@ class Bucket:
         return replace(stored, name=stored.name.removeprefix(self.prefix))
 
     def find(self, name: str) -> Stored | None:
-        try:
-            head = self.client.head_object(Bucket=self.bucket, Key=self.prefix + name)
-        except ClientError as error:
-            if status_of(error) == 404:
-                return None
-            with translated(f"{self.location}/{name}", self.bucket):
+        with translated(f"{self.location}/{name}", self.bucket):
+            try:
+                head = self.client.head_object(Bucket=self.bucket, Key=self.prefix + name)
+            except ClientError as error:
+                if status_of(error) == 404:
+                    return None
                 raise
-        except BotoCoreError:
-            with translated(f"{self.location}/{name}", self.bucket):
-                raise
-        return Stored(name, head["ContentLength"], head["ETag"])
+            return Stored(name, head["ContentLength"], head["ETag"])
 
     def read(self, name: str) -> bytes | None:
         stored = self.find(name)
