@@ -10,7 +10,7 @@ from .cgroups import groups, lines
 
 def allowed() -> list[int]:
     """The numbers of the CPUs that this process may run on."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    return sorted(os.sched_getaffinity(0))
 
 
 def cpus() -> int:
