@@ -60,7 +60,7 @@ def deploy_model(folder: Path, run: Finished) -> list[str]:
         list(run.dataset.classes),
         settings["img_size"],
         run.provenance.small_stem,
-        run.outcome.figures.get("temperature", 1.0),
+        run.outcome.figures["temperature"],
     )
     names = write_model(folder, description, weights)
     if settings.get("export"):
