@@ -9,6 +9,7 @@ import tarfile
 from . import command
 from .data.layout import belongs
 from .errors import SettingsError
+from .settings import folder_and_name
 from .storage.files import disk_errors, enough_space, safe_names
 from .storage.places import place
 from .storage.sync import sync
@@ -27,7 +28,7 @@ def pack(tasks: str, archive: str) -> int:
         SettingsError: `archive` is no name of a .tar.
         DataError, AccessError, StoreError: as `sync` and the place say.
     """
-    folder, _, name = archive.rpartition("/")
+    folder, name = folder_and_name(archive)
     if not name.endswith(".tar") or folder == "s3:/":
         raise SettingsError(f"archive: must be a .tar in a folder or a bucket, got {archive}")
     with working_folder(None) as workdir:
@@ -42,7 +43,7 @@ def pack(tasks: str, archive: str) -> int:
                 member.size = size
                 with (synced.root / file).open("rb") as content:
                     tar.addfile(member, content)
-        place(folder or ("/" if archive.startswith("/") else ".")).upload(packed, name)
+        place(folder).upload(packed, name)
     return len(sizes)
 
 

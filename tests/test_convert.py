@@ -238,6 +238,12 @@ def test_what_is_imported_comes_back_under_the_same_tasks(tmp_path: Path) -> Non
         assert set(answers_in(exported(tmp_path, items))) == {("a-1", "1", "cat"), ("b 7", "1", "dog")}
 
 
+def test_an_archive_may_lie_at_the_root() -> None:
+    """Its images are where it would be unpacked, not in the folder that the job was started in."""
+    (item,) = import_list("/birds.tar", ["train/a-1.jpg"], ["cat"], [0.5], "crowdlayer 1")
+    assert item["data"]["image"] == "/data/local-files/?d=/train/a-1.jpg"
+
+
 def test_a_run_leaves_a_list_of_the_images_to_look_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = write_shapes(tmp_path / "data")
     for name, value in (QUICK | {"TASKS": str(data)}).items():

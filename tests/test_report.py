@@ -277,6 +277,7 @@ def test_what_is_no_run_is_told(tmp_path: Path, content: str | None, error: type
     [
         ("https://store/run", "results: must be a path or an s3:// URI, got 'https://store/run'"),
         ("crowdlayer.json", "results: must be results/<name>.json or the folder above, got crowdlayer.json"),
+        ("my-results/a.json", "results: must be results/<name>.json or the folder above, got my-results/a.json"),
     ],
 )
 def test_a_location_that_no_run_has_is_a_wrong_setting(location: str, complaint: str) -> None:

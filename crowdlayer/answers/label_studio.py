@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 import msgspec
 
 from ..errors import DataError, one_line
-from ..settings import is_archive
+from ..settings import folder_and_name, is_archive
 from ..storage.files import decode_json
 
 Kind = TypeVar("Kind")
@@ -208,7 +208,7 @@ def import_list(
         names: of the images, relative to `tasks`.
     """
     if is_archive(tasks):  # as if it were unpacked where it lies
-        tasks = tasks.rpartition("/")[0] or "."
+        tasks, _ = folder_and_name(tasks)
     if tasks.startswith("s3://"):
         addresses = [f"{tasks}/{name}" for name in names]
     else:

@@ -18,7 +18,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from ..errors import DataError, SettingsError, one_line
-from ..settings import as_location, quoted
+from ..settings import as_location, folder_and_name, quoted
 from ..storage.files import disk_errors
 from ..storage.places import Place, place
 from . import charts, comparison
@@ -129,11 +129,11 @@ def _runs(location: str) -> list[tuple[Place, str]]:
     except ValueError as error:
         raise SettingsError(f"results: {error}, got {quoted(location)}") from error
     if location.endswith(".json"):
-        folder, _, file = location.rpartition("/")
-        above = folder.removesuffix("results").rstrip("/") if folder.endswith("results") else None
-        if above is None:
+        folder, file = folder_and_name(location)
+        above, last = folder_and_name(folder)
+        if last != "results":
             raise SettingsError(f"results: must be results/<name>.json or the folder above, got {one_line(location)}")
-        return [(place(above or "."), f"results/{file}")]
+        return [(place(above), f"results/{file}")]
     at = place(location.rstrip("/") or "/")
     names = [stored.name for stored in at.below("results") if re.fullmatch(r"results/[^/]+\.json", stored.name)]
     return [(at, name) for name in sorted(names)]

@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from ..errors import SettingsError, listed
 from ..machine.launch import array_index
 from .groups import JobSettings, RunSettings, SweepSettings
-from .values import is_archive, nearest, quoted
+from .values import folder_and_name, is_archive, nearest, quoted
 
 PREFIX = "CROWDLAYER_"
 ENVIRONMENT = SettingsConfigDict(
@@ -29,10 +29,7 @@ class Settings(RunSettings, JobSettings, SweepSettings, BaseSettings):
         """OUTPUT, or `<tasks>`, or the folder of the archive that `<tasks>` is."""
         if self.output is not None:
             return self.output
-        if is_archive(self.tasks):
-            parent, slash, _ = self.tasks.rpartition("/")
-            return parent or slash or "."
-        return self.tasks
+        return folder_and_name(self.tasks)[0] if is_archive(self.tasks) else self.tasks
 
 
 class _Sweep(SweepSettings, BaseSettings):

@@ -51,6 +51,12 @@ def is_archive(location: str) -> bool:
     return location.lower().endswith(ARCHIVES) and not bucket_alone
 
 
+def folder_and_name(location: str) -> tuple[str, str]:
+    """The folder that holds what a location names, and its name there."""
+    folder, slash, name = location.rpartition("/")
+    return folder or slash or ".", name
+
+
 def lower(value: object) -> object:
     return value.strip().lower() if isinstance(value, str) else value
 

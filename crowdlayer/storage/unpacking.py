@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from ..errors import DataError, SettingsError
+from ..settings import folder_and_name
 from .archive import Unpacked, must_be_whole, put_in_place, unpack
 from .durable import flush_disk, flush_folder, whole
 from .files import Stored, disk_errors, enough_space, file_digest, safe_names, size_of
@@ -29,8 +30,8 @@ def sync_archive(location: str, workdir: Path, belongs: Callable[[str], bool], s
         The SHA-256 of each file by its name.
     """
     root, memory = workdir / "data", workdir / "archive.json"
-    folder, _, name = location.rpartition("/")
-    source = place(folder or ("/" if location.startswith("/") else "."))
+    folder, name = folder_and_name(location)
+    source = place(folder)
     stored = source.find(name)
     if stored is None:
         raise SettingsError(f"{setting}: must be a folder, an s3:// URI or an archive; there is none at {location}")
