@@ -332,10 +332,6 @@ def test_schedulers_step_once_per_epoch(options: dict[str, Any], rates: list[flo
     assert all(a == b for a, b in seen)
 
 
-def test_a_last_batch_of_one_image_is_no_trouble() -> None:
-    assert len(make(n=9, batch_size=8, n_epochs=1).fit().classifier) > 0
-
-
 def test_precision_auto_is_full_on_a_cpu_and_fp16_needs_a_gpu() -> None:
     assert precision(TrainingSettings()) == "no"
     with pytest.raises(SettingsError, match="MIXED_PRECISION: fp16 needs a GPU"):
