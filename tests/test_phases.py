@@ -25,7 +25,7 @@ SETTINGS = {
 ALONE = {
     "sync": Aim("sync"),
     "read": Aim("read_dataset"),
-    "decode": Aim("_decode", 7),
+    "decode": Aim("decode_with_aspect", 7),
     "build": Aim("Experiment.trainer"),
     "training": Aim("Learner._loss", 6),
     "evaluation": Aim("Trainer.validate", 2),

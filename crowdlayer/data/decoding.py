@@ -63,11 +63,11 @@ def decode(path: Path, size: int) -> np.ndarray:
         BrokenImageError: Pillow cannot read it, whatever its reason: decoders meet damage in many ways.
         OSError: the disk failed.
     """
-    return _decode(path, size)[0]
+    return decode_with_aspect(path, size)[0]
 
 
-def _decode(path: Path, size: int) -> tuple[np.ndarray, float]:
-    """The same, and the whole image's width / height when it is upright, to four digits."""
+def decode_with_aspect(path: Path, size: int) -> tuple[np.ndarray, float]:
+    """What `decode` gives, and the whole image's width / height when it is upright, to four digits."""
     try:
         with Image.open(path, formats=FORMATS) as opened, _one_at_a_time(opened.width * opened.height > LARGE):
             width, height = opened.size  # a draft's are rounded
@@ -185,7 +185,7 @@ def decode_all(
 
     def decode_row(row: int) -> tuple[np.ndarray, float]:
         with disk_errors(one_line(names[row])):
-            return _decode(root / names[row], size)
+            return decode_with_aspect(root / names[row], size)
 
     def fill(file: IO[bytes]) -> Files:
         """Write the images that there is room for."""
