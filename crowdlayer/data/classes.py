@@ -62,37 +62,55 @@ def find_classes(
 ) -> list[str]:
     """The class names in label order: CLASSES, metadata.json, the folders, or the numbers from 0.
 
-    Folders under train/ count when there are none under val/ and test/ or when they share a name with those:
-    else they are no class folders. Metadata's n_classes settles it between folders with and without train's.
+    Args:
+        images: their names, by split.
+        labels: those of the answers, each once.
+
+    Raises:
+        SettingsError: N_CLASSES is another number.
+        DataError: fewer than two, or names that are no printable text or are the same.
     """
-    if settings.classes is not None:
-        classes = [composed(name) for name in settings.classes]
-    elif metadata.classes is not None:
-        classes = [composed(name) for name in metadata.classes]
+    named = metadata.classes if settings.classes is None else settings.classes
+    if named is None:
+        classes = _unnamed(images, settings.n_classes or metadata.n_classes, labels)
     else:
-        folders = {s: {f for f in map(class_folder, names) if f is not None} for s, names in images.items()}
-        labelled_folders = folders["val"] | folders["test"]
+        classes = [composed(name) for name in named]
+    _check(classes, settings, metadata)
+    return classes
+
+
+def _unnamed(images: Mapping[str, Sequence[str]], wanted: int | None, labels: Sequence[int | str]) -> list[str]:
+    """The class folders, or the numbers from 0; `wanted`: how many there are, where that is said.
+
+    Folders under train/ count when there are none under val/ and test/ or when they share a name with those: else they
+    are no class folders. The wanted number settles it between folders with and without train's.
+    """
+    folders = {s: {f for f in map(class_folder, names) if f is not None} for s, names in images.items()}
+    labelled_folders = folders["val"] | folders["test"]
+    found = labelled_folders
+    if not labelled_folders or labelled_folders & folders["train"]:
+        found = labelled_folders | folders["train"]
+    if len(found) != wanted and len(labelled_folders) == wanted:
         found = labelled_folders
-        if not labelled_folders or labelled_folders & folders["train"]:
-            found = labelled_folders | folders["train"]
-        wanted = settings.n_classes or metadata.n_classes
-        if len(found) != wanted and len(labelled_folders) == wanted:
-            found = labelled_folders
-        if not labelled_folders and (len(found) < 2 or (wanted is not None and len(found) != wanted)):
-            if len(found) > 1:
-                log.warning("the %d folders of train/ are no classes: n_classes is %d", len(found), wanted)
-            found = set()  # nothing but folders of train/, and they are not the classes
-        numbers = [
-            int(label) for label in labels if isinstance(label, int) or (DECIMAL.fullmatch(label) and len(label) < 10)
-        ]
-        numbers = [number for number in numbers if number < MOST_CLASSES]
-        classes = sorted(found) or [str(i) for i in range(wanted or max([*numbers, 1]) + 1)]
-        _warn_of_numbers(sorted(found), labels)
-        if not labelled_folders and found and numbers and max(numbers) + 1 < len(found):
-            log.warning(
-                "the %d folders of train/ are taken for the classes, the answers have the labels up to %d: where they "
-                "are no classes, set N_CLASSES", len(found), max(numbers),
-            )  # fmt: skip
+    if not labelled_folders and (len(found) < 2 or (wanted is not None and len(found) != wanted)):
+        if len(found) > 1:
+            log.warning("the %d folders of train/ are no classes: n_classes is %d", len(found), wanted)
+        found = set()  # nothing but folders of train/, and they are not the classes
+    numbers = [
+        int(label) for label in labels if isinstance(label, int) or (DECIMAL.fullmatch(label) and len(label) < 10)
+    ]
+    numbers = [number for number in numbers if number < MOST_CLASSES]
+    _warn_of_numbers(sorted(found), labels)
+    if not labelled_folders and found and numbers and max(numbers) + 1 < len(found):
+        log.warning(
+            "the %d folders of train/ are taken for the classes, the answers have the labels up to %d: where they "
+            "are no classes, set N_CLASSES", len(found), max(numbers),
+        )  # fmt: skip
+    return sorted(found) or [str(i) for i in range(wanted or max([*numbers, 1]) + 1)]
+
+
+def _check(classes: Sequence[str], settings: DataSettings, metadata: Metadata) -> None:
+    """Refuse, or warn of, names and a number of them that cannot be meant."""
     if settings.n_classes is not None and settings.n_classes != len(classes):
         raise SettingsError(
             f"N_CLASSES: must agree with the data set's {len(classes)} classes ({few(classes)}), "
@@ -113,7 +131,6 @@ def find_classes(
         log.warning("some class names differ in capitals only: %s", few(classes))
     if len(classes) < 2:
         raise DataError(f"the data set must have at least 2 classes, has {len(classes)} ({few(classes)})")
-    return classes
 
 
 def _warn_of_numbers(classes: Sequence[str], labels: Sequence[int | str]) -> None:
