@@ -61,7 +61,7 @@ class WorkerModel(nn.Module, ABC):
             if not table.is_cuda:
                 return table[worker]
             return F.embedding(worker, table.view(len(table), -1)).view(-1, *table.shape[1:])
-        rows: Tensor = Rows.apply(table, worker)
+        rows: Tensor = SparseRows.apply(table, worker)
         return rows
 
     @abstractmethod
@@ -85,7 +85,7 @@ class WorkerModel(nn.Module, ABC):
         return log_likelihood(self.matrices(), self.likelihood)
 
 
-class Rows(torch.autograd.Function):
+class SparseRows(torch.autograd.Function):
     """table[row], whose gradient is a sparse tensor: one that holds every worker's would be as large as the crowd."""
 
     @staticmethod
