@@ -43,12 +43,9 @@ def trained(part: Share, n_epochs: int, **options: Any) -> Trainer:
     return make_trainer(part, 16, common | {"n_epochs": n_epochs} | options, "small", 0)
 
 
-def test_accuracy(trainer: Trainer, best: Best, part: Share) -> float:
+def accuracy_on_test(trainer: Trainer, best: Best, part: Share) -> float:
     trainer.load(best)
     return metrics.accuracy(trainer.predict(part.test).argmax(1), part.test_labels)
-
-
-test_accuracy.__test__ = False  # type: ignore[attr-defined]
 
 
 def test_a_collapse_is_said_and_the_run_ends_at_least_at_majority_vote(caplog: pytest.LogCaptureFixture) -> None:
@@ -58,7 +55,7 @@ def test_a_collapse_is_said_and_the_run_ends_at_least_at_majority_vote(caplog: p
     by_majority = trained(part, 6, labels="majority")
     with caplog.at_level(logging.WARNING):
         accuracies = {
-            name: test_accuracy(trainer, trainer.fit(), part)
+            name: accuracy_on_test(trainer, trainer.fit(), part)
             for name, trainer in {"alone": left_alone, "guarded": guarded, "majority": by_majority}.items()
         }
     assert left_alone.collapsed_since is not None
@@ -82,7 +79,9 @@ def test_no_seed_ends_below_majority_vote() -> None:
     for seed in range(5):
         part = like_cifar_100n(3000, seed)
         guarded, by_majority = trained(part, 10), trained(part, 10, labels="majority")
-        gains.append(test_accuracy(guarded, guarded.fit(), part) - test_accuracy(by_majority, by_majority.fit(), part))
+        gains.append(
+            accuracy_on_test(guarded, guarded.fit(), part) - accuracy_on_test(by_majority, by_majority.fit(), part)
+        )
     assert min(gains) >= 0, gains
     print(f"gains over majority vote: {gains}")
 
