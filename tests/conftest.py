@@ -16,7 +16,7 @@ import pytest
 
 from tests.crowds import write_shapes
 from tests.forks import Forks, forking
-from tests.servers import REAL_STORE, moto_server, real_store
+from tests.servers import REAL_STORE, Meddler, meddling, moto_server, real_store
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # set before torch comes: on nets this small threads only wait
 
@@ -123,6 +123,14 @@ def store(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Store:
     bucket = f"test-{uuid.uuid4().hex[:12]}"
     client.create_bucket(Bucket=bucket)
     return Store(bucket, client)
+
+
+@pytest.fixture
+def meddler(store: Store, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Meddler]:
+    """A proxy between the code under test and `store`."""
+    with meddling(endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        yield proxy
 
 
 @pytest.fixture

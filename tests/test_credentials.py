@@ -16,7 +16,7 @@ from crowdlayer.verify import verify
 from tests.conftest import Store, without_obstore
 from tests.forks import Forks
 from tests.gate import Gate, endpoint_of
-from tests.servers import Meddler, meddling
+from tests.servers import Meddler
 from tests.test_faults import job, published
 
 SOURCES = ("file", "process", "container", "role")
@@ -27,13 +27,11 @@ Source = Callable[[str], Gate]
 
 
 @pytest.fixture
-def meddler(store: Store, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Meddler]:
-    """A proxy between the code under test and `store`; there are no credentials yet."""
-    with meddling(endpoint) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-        yield proxy
+def meddler(meddler: Meddler, monkeypatch: pytest.MonkeyPatch) -> Meddler:
+    """The proxy; there are no credentials yet."""
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    return meddler
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,20 +27,11 @@ from tests.servers import (
     free_port,
     header,
     late,
-    meddling,
     refused,
     shortened_to,
 )
 from tests.test_storage import downloaded, only, put_plain
 from tests.test_sync import ODD, TREE, put
-
-
-@pytest.fixture
-def meddler(store: Store, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Meddler]:
-    """A proxy between the code under test and `store`."""
-    with meddling(endpoint) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        yield proxy
 
 
 def askers(meddler: Meddler, path: str = "") -> list[str]:

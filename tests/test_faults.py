@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from crowdlayer.storage.s3 import Bucket
 from crowdlayer.verify import verify
 from tests.conftest import ROOT, Finished, Store
 from tests.forks import Forks
-from tests.servers import KINDS, Fault, Faults, Meddler, Request, is_listing, late, meddling, one_byte_flipped
+from tests.servers import KINDS, Fault, Faults, Meddler, Request, is_listing, late, one_byte_flipped
 from tests.test_catalogue import QUICK
 
 RESET = next(kind for kind in KINDS if kind.name == "reset")
@@ -33,14 +32,6 @@ OF_A_JOB = [
     Fault("flipped", lambda answer: None if is_listing(answer) else one_byte_flipped(answer), only=("GET",)),
 ]
 """A busy machine's store may be slower than the matrix's time-out; a bit of a listing is TLS's to notice."""
-
-
-@pytest.fixture
-def meddler(store: Store, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Meddler]:
-    """A proxy between the job and `store`."""
-    with meddling(endpoint) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        yield proxy
 
 
 def job(forks: Forks, **settings: str) -> Finished:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from crowdlayer.storage import s3
 from crowdlayer.storage.s3 import Bucket
 from tests.conftest import Store, without_obstore
 from tests.forks import Forks
-from tests.servers import Answer, Meddler, Spoiler, is_listing, meddling
+from tests.servers import Answer, Meddler, Spoiler, is_listing
 from tests.test_faults import job
 from tests.test_storage import downloaded
 
@@ -24,16 +24,12 @@ ENTRY = re.compile(rb"<Contents>.*?</Contents>", re.DOTALL)
 
 
 @pytest.fixture(params=["botocore", "obstore"])
-def meddler(
-    request: pytest.FixtureRequest, store: Store, endpoint: str, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Meddler]:
-    """A proxy between `store` and the code under test, with obstore and without."""
+def meddler(meddler: Meddler, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Meddler:
+    """The proxy, for code with obstore and without."""
     if request.param == "botocore":
         without_obstore(monkeypatch)
     monkeypatch.setattr(s3.patience, "attempts", 3)
-    with meddling(endpoint) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        yield proxy
+    return meddler
 
 
 def listed_twice(answer: Answer) -> None:

@@ -16,7 +16,7 @@ import torch
 from tests.aim import Aim
 from tests.conftest import Finished
 from tests.crowds import write_shapes
-from tests.forks import Forks, forking
+from tests.forks import Forks
 
 SETTINGS = {
     "MODEL": "shufflenet_v2_x0_5", "IMG_SIZE": "32", "BATCH_SIZE": "8", "LR": "0.01", "N_EPOCHS": "3",
@@ -61,12 +61,6 @@ TOGETHER = {
 WAYS = [(group, twice) for group in (False, True) for twice in (False, True)]
 
 Run = Callable[..., Finished]
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    with forking() as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -14,7 +13,7 @@ import pytest
 from crowdlayer import command
 from crowdlayer.errors import without_secrets
 from tests.conftest import ROOT, Finished, Store, run_job
-from tests.forks import Forks, forking
+from tests.forks import Forks
 from tests.servers import Fault, Faults, Request, free_port, meddling, refused
 from tests.test_catalogue import QUICK
 
@@ -25,12 +24,6 @@ SECRETS = {
     "AWS_SESSION_TOKEN": f"s3cretSessionToken{'x' * 40}",
 }
 FORMS = {form.encode() for secret in (*SECRETS.values(), PASSWORD) for form in (secret, quote(secret, safe=""))}
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    with forking() as server:
-        yield server
 
 
 @pytest.fixture

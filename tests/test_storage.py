@@ -61,14 +61,6 @@ def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 
 @pytest.fixture
-def meddler(store: Store, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Meddler]:
-    """A proxy between the code under test and `store`."""
-    with meddling(endpoint) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        yield proxy
-
-
-@pytest.fixture
 def nobody() -> Iterator[Path]:
     """A folder that may be read but not written. Root may do everything: the test runs as a user who may not."""
     with tempfile.TemporaryDirectory() as folder:

@@ -21,7 +21,7 @@ import unicodedata
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,7 +42,6 @@ from tests.servers import (
     cut_after,
     flipped,
     late,
-    meddling,
     real_store,
     refused,
     shortened_to,
@@ -129,14 +128,6 @@ def workdir(tmp_path: Path) -> Path:
     path = tmp_path / "deep" / "er" / "workdir"
     path.mkdir(parents=True)
     return path
-
-
-@pytest.fixture
-def meddler(store: Store, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Meddler]:
-    """A proxy between the code under test and `store`."""
-    with meddling(endpoint) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        yield proxy
 
 
 @pytest.fixture
