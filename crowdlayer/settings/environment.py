@@ -14,9 +14,8 @@ from .groups import JobSettings, RunSettings, SweepSettings
 from .values import folder_and_name, is_archive, nearest, quoted
 
 PREFIX = "CROWDLAYER_"
-ENVIRONMENT = SettingsConfigDict(
-    env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid", hide_input_in_errors=True
-)
+ENVIRONMENT = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True)
+"""Beside what the groups say for themselves."""
 
 
 class Settings(RunSettings, JobSettings, SweepSettings, BaseSettings):

@@ -33,9 +33,7 @@ from .values import (
 class Group(BaseModel):
     """A group of settings: typed, checked once, then unchangeable."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True, validate_default=False
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
 
 
 class DataSettings(Group):
