@@ -13,13 +13,13 @@ from ..logs import track
 from ..machine.cpus import cpus
 from .files import Stored, disk_errors, enough_space, file_digest, safe_names, size_of
 from .manifest import brought, recording
-from .places import Place
+from .s3 import Bucket
 from .workdir import bring, remove, tidy
 
 log = logging.getLogger(__name__)
 
 
-def sync_bucket(source: Place, workdir: Path, belongs: Callable[[str], bool]) -> dict[str, str]:
+def sync_bucket(source: Bucket, workdir: Path, belongs: Callable[[str], bool]) -> dict[str, str]:
     """Bring what is new or changed into workdir/data, and remove what is not there any more.
 
     Returns:

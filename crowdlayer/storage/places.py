@@ -24,9 +24,6 @@ class Place(Protocol):
 
     location: str
 
-    @property
-    def threads(self) -> int: ...
-    def listing(self) -> list[Stored]: ...
     def below(self, folder: str) -> list[Stored]: ...
     def find(self, name: str) -> Stored | None: ...
     def read(self, name: str) -> bytes | None: ...
@@ -39,17 +36,17 @@ class Place(Protocol):
 
 def place(location: str) -> Place:
     """The folder or the bucket's prefix that `location` names."""
-    if location.startswith("s3://"):
-        bucket, _, prefix = location.removeprefix("s3://").partition("/")
-        return Bucket(bucket, prefix.strip("/"))
-    return Folder(Path(location))
+    return bucket_at(location) if location.startswith("s3://") else Folder(Path(location))
+
+
+def bucket_at(location: str) -> Bucket:
+    """The bucket's prefix that an s3:// URI names."""
+    bucket, _, prefix = location.removeprefix("s3://").partition("/")
+    return Bucket(bucket, prefix.strip("/"))
 
 
 class Folder:
     """A local folder."""
-
-    threads = 1
-    """Downloads at once that pay."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

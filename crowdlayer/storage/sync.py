@@ -13,7 +13,7 @@ from ..machine.cpus import cpus
 from ..settings import ARCHIVES, is_archive
 from .buckets import sync_bucket
 from .files import disk_errors, enough_space, file_digest, safe_names
-from .places import Folder, place
+from .places import Folder, bucket_at, place
 from .unpacking import sync_archive
 from .workdir import bring
 
@@ -56,7 +56,7 @@ def sync(
     if is_archive(location):
         synced = Synced(workdir / "data", sync_archive(location, workdir, belongs, setting))
     elif location.startswith("s3://"):
-        synced = Synced(workdir / "data", sync_bucket(place(location), workdir, belongs))
+        synced = Synced(workdir / "data", sync_bucket(bucket_at(location), workdir, belongs))
     else:
         synced = Synced(Path(location), _in_place(location, belongs))
     if not synced.digests:
