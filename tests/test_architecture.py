@@ -89,8 +89,7 @@ def test_the_environment_is_read_in_one_place_and_where_others_variables_count()
     assert readers == {
         "settings.environment",
         "machine.launch",
-        "storage.s3",  # whether the user chose botocore's checksums and retries
-        "storage.s3_session",  # AWS_REGION, which botocore does not know
+        "storage.s3_session",  # AWS_REGION, which botocore does not know; whether the user chose checksums and retries
         "machine.supervisor",  # hands it on
         "report.trackers",  # whether MLflow's and W&B's own variables ask for them
     }

@@ -1,7 +1,6 @@
 """Buckets of S3-compatible stores. The only module that imports boto3.
 
-What was measured on Ceph, Swift and moto decides the details: botocore's default checksums make every upload over
-https fail on the first two.
+What was measured on Ceph, Swift and moto decides the details.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -21,7 +19,6 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 import boto3
 import botocore.session
 from boto3.s3.transfer import TransferConfig
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from ..errors import DataError, SettingsError, StoreError, one_line
@@ -32,7 +29,7 @@ from .etags import PART, expected_etag
 from .fast import FastReader, fast_reader
 from .files import CHUNK, Stored, disk_errors, file_digest, may_be_open
 from .s3_errors import status_of, translated
-from .s3_session import Credentials, new_session
+from .s3_session import Credentials, client_config, mistrust, new_session
 from .s3_stream import ObjectStream
 
 log = logging.getLogger(__name__)
@@ -77,28 +74,9 @@ class Bucket:
     def client(self) -> S3Client:
         """Made at the first request; safe to share between threads."""
         with translated(self.location, self.bucket, SettingsError):
-            said = self._session.get_scoped_config()
-
-            def unless_said(option: str, value: str) -> str | None:
-                return None if option in said or f"AWS_{option.upper()}" in os.environ else value
-
-            attempts = None if "AWS_MAX_ATTEMPTS" in os.environ or "max_attempts" in said else patience.attempts
-            mode = unless_said("retry_mode", "standard")
-            retries: dict[str, Any] = {} if mode is None else {"mode": mode}
-            if attempts is not None:
-                retries["total_max_attempts"] = attempts
-            config = Config(
-                signature_version="s3v4",
-                max_pool_connections=FAST_THREADS,
-                connect_timeout=min(10, patience.timeout),
-                read_timeout=patience.timeout,
-                retries=retries or None,  # type: ignore[arg-type]
-                request_checksum_calculation=unless_said("request_checksum_calculation", "when_required"),  # type: ignore[arg-type]
-                response_checksum_validation=unless_said("response_checksum_validation", "when_required"),  # type: ignore[arg-type]
-                user_agent_extra="crowdlayer",
-            )
+            config = client_config(self._session, patience.timeout, patience.attempts, FAST_THREADS)
             client = boto3.Session(botocore_session=self._session).client("s3", config=config)
-            client.meta.events.register_first("needs-retry.s3", _mistrust)
+            client.meta.events.register_first("needs-retry.s3", mistrust)
             if isinstance(credentials := self._session.get_credentials(), Credentials):
                 credentials.watch(client)
             return client
@@ -279,20 +257,3 @@ class Bucket:
 
     def prune(self, folder: str) -> None:
         """A bucket has no folders to be empty."""
-
-
-def _mistrust(response: tuple[Any, dict[str, Any]] | None, operation: Any, **_: object) -> None:
-    """Have tried again what botocore takes for an answer.
-
-    That is 429 with a code that it does not know; and a body that ends before its first byte: a listing cut there is
-    one of nothing, and images are gone without a word.
-    """
-    if response is None:
-        return
-    http, parsed = response
-    if http.status_code == 429:
-        parsed.setdefault("Error", {})["Code"] = "SlowDown"
-    elif not operation.has_streaming_output and operation.http["method"] != "HEAD":
-        declared = http.headers.get("content-length", "")
-        if declared.isdecimal() and int(declared) > len(http.content):
-            http.status_code = 503

@@ -1,4 +1,4 @@
-"""botocore's session for a bucket: its region, whom it trusts, and credentials that may expire in mid-run."""
+"""How a bucket is reached: botocore's session, the settings of a client, and credentials that may expire in mid-run."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import botocore.loaders
 import botocore.session
 from botocore.awsrequest import AWSRequest
+from botocore.config import Config
 from botocore.credentials import ReadOnlyCredentials, create_credential_resolver
 from botocore.exceptions import CredentialRetrievalError
 from botocore.utils import parse_timestamp
@@ -48,6 +49,54 @@ def new_session(location: str) -> botocore.session.Session:
         except (FileNotFoundError, PermissionError) as error:
             raise AccessError(f"{location}: credentials are needed: {one_line(str(error))}") from error
     return session
+
+
+def client_config(session: botocore.session.Session, timeout: float, attempts: int, connections: int) -> Config:
+    """How a client makes requests; what the user has said to botocore of checksums and retries goes before.
+
+    Its default checksums make every upload over https fail on Ceph and Swift.
+
+    Args:
+        timeout: seconds without a byte.
+        attempts: how often a request is tried.
+        connections: at once.
+    """
+    said = session.get_scoped_config()
+
+    def unless_said(option: str, value: str) -> str | None:
+        return None if option in said or f"AWS_{option.upper()}" in os.environ else value
+
+    mode = unless_said("retry_mode", "standard")
+    retries: dict[str, Any] = {} if mode is None else {"mode": mode}
+    if "AWS_MAX_ATTEMPTS" not in os.environ and "max_attempts" not in said:
+        retries["total_max_attempts"] = attempts
+    return Config(
+        signature_version="s3v4",
+        max_pool_connections=connections,
+        connect_timeout=min(10, timeout),
+        read_timeout=timeout,
+        retries=retries or None,  # type: ignore[arg-type]
+        request_checksum_calculation=unless_said("request_checksum_calculation", "when_required"),  # type: ignore[arg-type]
+        response_checksum_validation=unless_said("response_checksum_validation", "when_required"),  # type: ignore[arg-type]
+        user_agent_extra="crowdlayer",
+    )
+
+
+def mistrust(response: tuple[Any, dict[str, Any]] | None, operation: Any, **_: object) -> None:
+    """Have tried again what botocore takes for an answer.
+
+    That is 429 with a code that it does not know; and a body that ends before its first byte: a listing cut there is
+    one of nothing, and images are gone without a word.
+    """
+    if response is None:
+        return
+    http, parsed = response
+    if http.status_code == 429:
+        parsed.setdefault("Error", {})["Code"] = "SlowDown"
+    elif not operation.has_streaming_output and operation.http["method"] != "HEAD":
+        declared = http.headers.get("content-length", "")
+        if declared.isdecimal() and int(declared) > len(http.content):
+            http.status_code = 503
 
 
 class Credentials:
