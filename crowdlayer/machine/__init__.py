@@ -1,1 +1,1 @@
-"""What the job runs on: processes, nodes, devices, processors, memory, signals."""
+"""What the job runs on: processes, nodes, their network, processors, memory, signals."""
