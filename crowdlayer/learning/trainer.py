@@ -221,7 +221,7 @@ class Trainer:
         )  # fmt: skip
         if self._first is not None:
             self._fall_back(self._first)
-            self.restart()
+            self.progress, self.history, self.best = Progress(), History(), None  # count from the first epoch again
 
     def _fall_back(self, first: dict[str, Tensor]) -> None:
         """The fall-back's crowd layer, optimiser and schedule, and the first weights."""
@@ -231,10 +231,6 @@ class Trainer:
         del self.learner  # the next one wants as much memory
         self.accelerator.free_memory()
         self.learner = self._learner(settings, classifier)
-
-    def restart(self) -> None:
-        """Count from the first epoch again, from the weights as they are."""
-        self.progress, self.history, self.best = Progress(), History(), None
 
     def load(self, best: Best) -> None:
         """Put the weights of `best` back."""
