@@ -50,6 +50,7 @@ TESTS = {
     "storage/places.py": ["test_storage"],
     "storage/s3.py": ["test_storage"],
     "storage/s3_errors.py": ["test_storage"],
+    "storage/s3_session.py": ["test_storage", "test_credentials"],
     "storage/s3_stream.py": ["test_storage", "test_sync"],
     "storage/buckets.py": ["test_sync"],
     "storage/manifest.py": ["test_sync"],
