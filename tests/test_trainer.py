@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from crowdlayer.learning.crowd_model import CrowdLoss
 from crowdlayer.learning.devices import enough_memory, make_accelerator, precision
 from crowdlayer.learning.optimization import make_optimizer, make_scheduler
 from crowdlayer.learning.progress import Best, Progress
+from crowdlayer.learning.regularizers import Name
 from crowdlayer.learning.tensors import read_tensors
 from crowdlayer.learning.trainer import Trainer, Validation, Watch
 from crowdlayer.machine.processes import Processes
@@ -287,9 +288,10 @@ def test_accuracy_cannot_choose_without_truth() -> None:
         make(with_truth=False, select_by="accuracy")
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_setting_to_change() -> None:
+@pytest.mark.parametrize("regularizer", get_args(Name))
+def test_a_loss_that_is_not_finite_stops_with_the_setting_to_change(regularizer: Name) -> None:
     with pytest.raises(SettingsError, match=r"must be finite, is (nan|inf) in epoch \d+: lower LR="):
-        make(lr=1e20, n_epochs=5).fit()
+        make(lr=1e20, n_epochs=5, scale=0.01, regularizer=regularizer).fit()
 
 
 def test_out_of_memory_is_said_with_the_settings_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -83,7 +84,7 @@ def geo_f(logits: Tensor, processes: Processes) -> Tensor:
 
 
 def log_determinant(gram: Tensor) -> Tensor:
-    """log det(gram + RIDGE · 1), float64, of a positive semi-definite `gram`."""
+    """log det(gram + RIDGE · 1), float64, of a positive semi-definite `gram`; NaN where the run has come to NaN."""
     ridge = RIDGE * torch.eye(len(gram), dtype=torch.float64, device=gram.device)
-    root: Tensor = torch.linalg.cholesky(gram.double() + ridge)
-    return 2 * root.diagonal().log().sum()
+    root, failed = torch.linalg.cholesky_ex(gram.double() + ridge)  # which raises nothing: the loss tells of NaN
+    return torch.where(failed == 0, 2 * root.diagonal().log().sum(), math.nan)
