@@ -36,6 +36,10 @@ def data(
     return Dataset("d", classes, [str(i) for i in range(n_workers)], train, held_out, val, None)
 
 
+def history(train_loss: Sequence[float], with_truth: bool = True) -> History:
+    return History(train_loss=list(train_loss), val_accuracy=[50.0 if with_truth else None] * len(train_loss))
+
+
 def warnings_before(dataset: Dataset, **settings: Any) -> list[str]:
     return list(advice.before(dataset, TrainingSettings(**SOUND | settings)))
 
@@ -44,6 +48,7 @@ def test_a_sound_run_has_no_warnings() -> None:
     assert warnings_before(data()) == []
     assert warnings_before(data(n_held_out=100)) == []
     assert warnings_before(data(per_task=2)) == []
+    assert warnings_before(data(n_tasks=24, n_workers=3), batch_size=8) == []  # three steps, and none could be smaller
 
 
 @pytest.mark.parametrize(
@@ -76,10 +81,26 @@ def test_a_reason_to_warn_has_one_warning_with_its_remedy(
     ],
 )
 def test_what_the_training_tells(train_loss: Sequence[float], best: int, remedy: str | None) -> None:
-    found = list(advice.after(History(train_loss=list(train_loss)), best, TrainingSettings(**SOUND)))
+    found = list(advice.after(history(train_loss), best, TrainingSettings(**SOUND)))
     assert found == [] if remedy is None else remedy in found[0]
 
 
+@pytest.mark.parametrize(
+    ("select_by", "with_truth", "rules"),
+    [
+        ("loss", True, "accuracy or calibrated_loss"),
+        ("accuracy", True, "calibrated_loss"),
+        ("calibrated_loss", True, "accuracy"),
+        ("loss", False, "last"),
+        ("calibrated_loss", False, "last"),
+    ],
+)
+def test_the_rules_that_are_advised_are_others_and_can_be_had(select_by: str, with_truth: bool, rules: str) -> None:
+    """Accuracy needs true labels: a run that is told to choose by it without any is refused."""
+    settings = TrainingSettings(**SOUND | {"select_by": select_by})
+    (advised,) = advice.after(history([2.0, 1.5, 1.2, 1.0], with_truth), 1, settings)
+    assert advised.endswith(f", or SELECT_BY={rules}")
+
+
 def test_who_takes_the_last_epoch_is_not_told_that_it_is_the_last() -> None:
-    history = History(train_loss=[2.0, 1.5, 1.0])
-    assert list(advice.after(history, 3, TrainingSettings(**SOUND | {"select_by": "last"}))) == []
+    assert list(advice.after(history([2.0, 1.5, 1.0]), 3, TrainingSettings(**SOUND | {"select_by": "last"}))) == []

@@ -9,11 +9,14 @@ import numpy as np
 from ..data.dataset import Dataset
 from ..settings import TrainingSettings
 from .progress import History
+from .selection import others
 
 FEW_HELD_OUT = 50
 """Held-out tasks below which the choice of the epoch is mostly luck: a rate has a standard error of 7 % at 50."""
 FEW_IMAGES = 5000
 """Below so many images a large network from scratch seldom comes near one that starts from ImageNet's weights."""
+FEW_TASKS = 8
+"""A step of so many is small enough for any data set."""
 LARGE_IMAGES = 96
 """Pixels from which torchvision's weights, trained at 224, are of use."""
 
@@ -28,11 +31,11 @@ def before(dataset: Dataset, settings: TrainingSettings) -> Iterator[str]:
             f"MILESTONES={_list(settings.milestones)}: none comes within N_EPOCHS={settings.n_epochs}, LR never falls: "
             f"consider MILESTONES={max(settings.n_epochs // 2, 1)} or SCHEDULER=cosine"
         )
-    if settings.batch_size > n // 4:
+    if settings.batch_size > max(n // 4, FEW_TASKS):
         steps = -(-n // settings.batch_size)
         yield (
             f"BATCH_SIZE={settings.batch_size}: an epoch of {n} tasks has {steps} step{'s' if steps > 1 else ''}: "
-            f"consider BATCH_SIZE={max(n // 20, 8)}"
+            f"consider BATCH_SIZE={max(n // 20, FEW_TASKS)}"
         )
     if settings.pretrained is False and n < FEW_IMAGES and settings.img_size >= LARGE_IMAGES:
         yield f"PRETRAINED=false: {n} images are few to train {settings.model} from scratch: consider PRETRAINED=true"
@@ -78,9 +81,10 @@ def after(history: History, best_epoch: int, settings: TrainingSettings) -> Iter
     elif settings.select_by != "last" and best_epoch == epochs:
         yield f"the best epoch is the last: consider more than N_EPOCHS={settings.n_epochs}"
     elif settings.select_by != "last" and best_epoch <= epochs // 4:
+        with_truth = history.val_accuracy[0] is not None
         yield (
             f"nothing was gained after epoch {best_epoch} of {epochs}: consider DATA_AUGMENTATION=true, "
-            f"a lower LR than {settings.lr:g}, or SELECT_BY=accuracy or calibrated_loss"
+            f"a lower LR than {settings.lr:g}, or SELECT_BY={others(settings.select_by, with_truth=with_truth)}"
         )
 
 

@@ -59,7 +59,13 @@ def log_choice(epoch: int, accuracy: float | None, accuracies: Sequence[float | 
     known = [(value, number) for number, value in enumerate(accuracies, 1) if value is not None]
     if accuracy is not None and known and max(known)[0] - accuracy >= NOTEWORTHY:
         log.warning(
-            "SELECT_BY=%s chose epoch %d with val_accuracy %.1f %%, epoch %d has %.1f %%: "
-            "consider SELECT_BY=accuracy or calibrated_loss",
-            rule, epoch, accuracy, *max(known)[::-1],
+            "SELECT_BY=%s chose epoch %d with val_accuracy %.1f %%, epoch %d has %.1f %%: consider SELECT_BY=%s",
+            rule, epoch, accuracy, *max(known)[::-1], others(rule, with_truth=True),
         )  # fmt: skip
+
+
+def others(rule: Rule, *, with_truth: bool) -> str:
+    """The rules to consider in the place of `rule`; without true labels there is nothing better than the last epoch."""
+    if not with_truth:
+        return "last"
+    return " or ".join(name for name in ("accuracy", "calibrated_loss") if name != rule)
