@@ -125,3 +125,14 @@ def test_a_baseline_that_does_not_fit_into_memory_does_not_cost_the_run(
     results = run(monkeypatch, write_shapes(tmp_path / "data"), BASELINES="majority")
     assert results["baselines"] == {"majority": None}
     assert "baseline majority: left out: out of memory" in caplog.text
+
+
+def test_a_baseline_that_diverges_does_not_cost_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The crowd layer's loss has small gradients, whatever the logits; that of labels has not."""
+    data = write_shapes(tmp_path / "data")
+    results = run(monkeypatch, data, BASELINES="majority", MODEL="squeezenet1_1", IMG_SIZE="32", LR="1", GUARD="false")
+    assert results["baselines"] == {"majority": None}
+    (left_out,) = (line for line in caplog.messages if line.startswith("baseline majority: left out: "))
+    assert left_out.endswith(": lower LR=1.0")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..answers import Answers, Ints, majority_vote
-from ..errors import DeviceMemoryError
+from ..errors import DeviceMemoryError, SettingsError
 from . import metrics
 from .aggregation import dawid_skene
 from .devices import enough_memory
@@ -39,7 +39,7 @@ def compare(experiment: Experiment, outcome: Outcome, watch: Watch, phases: Phas
     val/ the epoch is chosen on the held-out tasks' aggregated labels. The figures, by the name of the baseline:
     `label_accuracy` (percent of the aggregated labels that are right, where truth is known), `best_epoch`,
     `val_accuracy`, `test_loss`, `test_accuracy`, `test_ece`, and `gain` (see `gain`); None for all where the memory of
-    the device does not suffice for a second network.
+    the device does not suffice for a second network, or where LR is too high without the crowd layer, which damps it.
     """
     found: dict[str, dict[str, Any] | None] = {}
     for name in experiment.settings.baselines:
@@ -47,7 +47,7 @@ def compare(experiment: Experiment, outcome: Outcome, watch: Watch, phases: Phas
         with phases(f"baseline {name}"):
             try:
                 found[name] = _figures(name, experiment, outcome, watch)
-            except DeviceMemoryError as error:  # the run itself is done, and worth more
+            except (DeviceMemoryError, SettingsError) as error:  # the run itself is done, and worth more
                 log.warning("baseline %s: left out: %s", name, error)
                 found[name] = None
     return replace(outcome, baselines=found)
