@@ -81,6 +81,27 @@ def test_any_curve_can_be_drawn(series: dict[str, list[float | None]]) -> None:
     to_picture(drawing, scale=1)
 
 
+def test_every_curve_is_named_within_the_drawing() -> None:
+    names = [f"experiments/seed-{seed}: crowdlayer" for seed in range(5)] + ["s3://bucket/" + "long/" * 13]
+    drawing = charts.curves("loss", {name: [1.0, 2.0] for name in names}, chosen=None, width=520)
+    legend = [part for part in drawing.parts if isinstance(part, Text) and part.colour == "ink"]
+    assert [part.text[:20] for part in legend] == [name[:20] for name in names]
+    assert all(part.x + 6.5 * len(part.text) <= drawing.width for part in legend)
+    assert len({(part.x, part.y) for part in legend}) == len(names)
+    highest = min(y for part in drawing.parts if isinstance(part, Line) and part.width == 2 for _, y in part.points)
+    assert max(part.y for part in legend) < highest - 5
+
+
+def test_names_of_east_asia_have_the_room_that_they_take() -> None:
+    name = "中华人民共和国国家"
+    for drawing in (
+        charts.matrix([name, "b"], [[1, 0], [0, 1]], True),
+        charts.bars("", [name, "b"], {"a": [1.0, 2.0]}),
+    ):
+        text = next(part for part in drawing.parts if isinstance(part, Text) and part.text == name)
+        assert text.x >= 11 * len(name)
+
+
 def test_the_matrix_shades_the_share_of_the_row() -> None:
     drawing = charts.matrix(["cat", "dog"], [[3, 1], [0, 0]], normalised=True)
     boxes = [part for part in drawing.parts if isinstance(part, Box)]

@@ -305,9 +305,16 @@ def test_a_run_whose_page_cannot_be_drawn_is_told(
     ("folders", "names"),
     [
         (("a", "b"), ("a: crowdlayer", "b: crowdlayer")),
+        (("sweeps/2026-11/seed-1", "sweeps/2026-11/seed-2"), ("seed-1: crowdlayer", "seed-2: crowdlayer")),
+        (("a", "a/b"), ("a: crowdlayer", "a/b: crowdlayer")),
         (("n" * 99 + "a", "n" * 99 + "b"), ("1. crowdlayer", "2. crowdlayer")),
     ],
-    ids=["by their places", "by a number, of places too long to be shown"],
+    ids=[
+        "by their places",
+        "by what differs of these",
+        "one below the other",
+        "by a number, of places too long to be shown",
+    ],
 )
 def test_runs_of_the_same_name_are_told_apart(
     output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folders: tuple[str, ...], names: tuple[str, ...]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .drawing import SERIES, Box, Dot, Drawing, Line, Part, Text, shortened
+from .drawing import SERIES, Box, Dot, Drawing, Line, Part, Text, letters, shortened
 
 MOST_CLASSES = 40
 """Of more classes a matrix on a page is no picture any more."""
@@ -31,7 +31,10 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 def curves(title: str, series: Series, chosen: int | None, unit: str = "", width: float = 440) -> Drawing:
     """A value per epoch, from 1, of each series, a gap where there is none; a dashed line at the chosen epoch."""
-    left, right, top, bottom, height = 46.0, 12.0, 34.0, 34.0, 240.0
+    left, right, bottom = 46.0, 12.0, 34.0
+    legend = _legend(series, left, width)
+    top = 20 + max([y for _, y, _ in legend], default=14.0)
+    height = top + 206
     known = [value for values in series.values() for value in values if value is not None]
     n = max([len(values) for values in series.values()] + [1])
     low, high = (min(known), max(known)) if known else (0.0, 1.0)
@@ -54,11 +57,9 @@ def curves(title: str, series: Series, chosen: int | None, unit: str = "", width
     if chosen is not None:
         x = at(chosen, low)[0]
         drawing.add(Line([(x, top), (x, height - bottom)], "muted", 1, dashed=True))
-    at_x = left
-    for colour, (name, values) in zip(SERIES, series.items(), strict=False):
+    for colour, values, (x, y, name) in zip(SERIES, series.values(), legend, strict=False):
         drawing.parts += _runs([None if v is None else at(k, v) for k, v in enumerate(values, 1)], colour)
-        drawing.add(Line([(at_x, 14), (at_x + 16, 14)], colour, 2.5), Text(at_x + 21, 14, name, colour="ink"))
-        at_x += 36 + 6.9 * len(name)
+        drawing.add(Line([(x, y), (x + 16, y)], colour, 2.5), Text(x + 21, y, name, colour="ink"))
     if unit:
         drawing.add(Text(left - 6, 14, unit, anchor="end"))
     if n <= 400:
@@ -70,6 +71,18 @@ def curves(title: str, series: Series, chosen: int | None, unit: str = "", width
             tip = f"epoch {epoch}{' (chosen)' if epoch == chosen else ''}: {', '.join(values_here)}"
             drawing.add(Box(at(epoch, low)[0] - step / 2, top, step, height - top - bottom, "paper", 0.0, tip))
     return drawing
+
+
+def _legend(names: Iterable[str], left: float, width: float) -> list[tuple[float, float, str]]:
+    """Where each name stands, x and y, and what of it: in as many lines as there must be."""
+    letter, places, x, y = 6.9, [], left, 14.0
+    for name in names:
+        shown = shortened(name, int((width - left - 21) / letter))
+        if x > left and x + 21 + letter * letters(shown) > width:
+            x, y = left, y + 17
+        places.append((x, y, shown))
+        x += 36 + letter * letters(shown)
+    return places
 
 
 def _runs(points: Sequence[tuple[float, float] | None], colour: str) -> list[Part]:
@@ -98,13 +111,18 @@ def _short(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
 
 
+def widest(names: Sequence[str]) -> int:
+    """The room, in letters, that names have beside a chart."""
+    return max([letters(shortened(name, LONGEST_NAME)) for name in names] + [1])
+
+
 def matrix(classes: Sequence[str], counts: Sequence[Sequence[float]], normalised: bool, size: float = 400) -> Drawing:
     """A confusion matrix of `counts` (true, predicted): rows are true classes; the shade is the share of the row.
 
     The cells hold counts, or with `normalised` percent of the row.
     """
     k = len(classes)
-    name_width = 10 + 6.4 * min(LONGEST_NAME, max(map(len, classes)))
+    name_width = 10 + 6.4 * widest(classes)
     edge = max(8.0, min(46.0, size / k))
     left, top = name_width + 18, name_width + 18
     small = min(11.0, edge * 0.8)
@@ -160,7 +178,7 @@ def reliability(title: str, bins: Sequence[dict[str, Any]], colour: str = "one",
 def bars(title: str, names: Sequence[str], series: dict[str, Sequence[float]], width: float = 440) -> Drawing:
     """Horizontal bars, a group per name."""
     row = 9.0 * len(series) + 9
-    left = 12 + 6.4 * min(LONGEST_NAME, max([len(name) for name in names] + [1]))
+    left = 12 + 6.4 * widest(names)
     drawing = Drawing(width, 60 + row * len(names), f"{title}: {', '.join(series)}.")
     drawing.add(Text(8, 12, title, 12, colour="ink"))
     most = max([value for values in series.values() for value in values] + [1e-9])

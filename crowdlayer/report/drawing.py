@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from unicodedata import east_asian_width
 
 from markupsafe import Markup
 from PIL import Image, ImageDraw, ImageFont
@@ -218,3 +219,8 @@ def _faint(colour: str, opacity: float) -> tuple[int, int, int]:
 def shortened(text: str, longest: int) -> str:
     """`text` in at most `longest` characters."""
     return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def letters(text: str) -> int:
+    """How wide `text` is, in letters of English: those of East Asia are twice as wide."""
+    return len(text) + sum(east_asian_width(letter) in "FW" for letter in text)

@@ -12,6 +12,7 @@ import json
 import re
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,10 @@ def page(shown: dict[str, Any]) -> str:
         diagrams=diagrams,
         histograms=histograms,
         balance=balance,
-        embedded=embedded({"classes": classes, "workers": shown["workers"], "matrices": shown["matrices"]}),
+        embedded=embedded(
+            {"classes": classes, "widest": charts.widest(classes)}
+            | {key: shown[key] for key in ("workers", "matrices")}
+        ),
         first_workers=shown["workers"][:25],
     )
 
@@ -113,9 +117,14 @@ def main(arguments: Sequence[str]) -> Path:
 
 
 def _names(runs: Sequence[tuple[Place, str]]) -> list[str]:
-    """What a page calls each run: by its name; where some are the same, by its place too, and by a number at last."""
+    """What a page calls each run: by its name; where some are the same, by its place too, and by a number at last.
+
+    Of the places that which differs: not the folder or prefix above all of them.
+    """
     own = [file.removeprefix("results/").removesuffix(".json") for _, file in runs]
-    for names in (own, [f"{at.location}: {mine}" for (at, _), mine in zip(runs, own, strict=True)]):
+    places = [at.location for at, _ in runs]
+    below = commonprefix(places).rfind("/") + 1  # an s3:// URI is no path  # noqa: RUF071
+    for names in (own, [f"{location[below:]}: {mine}" for location, mine in zip(places, own, strict=True)]):
         shown = list(map(name, names))
         if len(set(shown)) == len(shown):
             return shown

@@ -1,7 +1,7 @@
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const { classes, workers, matrices } = data;
+  const { classes, widest, workers, matrices } = data;
   const LEVELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
   const PER_PAGE = 25;
   const $ = id => document.getElementById(id);
@@ -94,7 +94,7 @@
     chosen = row;
     const k = classes.length, edge = Math.max(3, Math.min(34, 330 / k)), named = edge >= 8;
     const short = name => name.length > 14 ? name.slice(0, 13) + "…" : name;
-    const left = named ? 14 + 6.4 * Math.min(14, Math.max(...classes.map(name => name.length))) : 6, side = left + k * edge + 4;
+    const left = named ? 14 + 6.4 * widest : 6, side = left + k * edge + 4;
     const w = workers[row];
     const svg = draw("svg", { viewBox: `0 0 ${side} ${side}`, width: side, role: "img",
       "aria-label": `Estimated confusion matrix of worker ${w[0]}, right ${percent(w[2])} % of the time` });
