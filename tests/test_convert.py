@@ -147,6 +147,8 @@ def test_an_export_gives_the_votes_of_its_annotators_for_the_images(tmp_path: Pa
         ("https://host/a/my%20cat-7.jpg?size=3", "my cat-7"),
         ("http://host/caf%C3%A9-3.png", "café-3"),
         ("s3://bucket/my%20cat-7.jpg", "my%20cat-7"),
+        ("s3://bucket/cat #7? yes-7.jpg", "cat #7? yes-7"),
+        ("gs://bucket/upload/deadbeef-7.jpg", "deadbeef-7"),
         ("/data/local-files/?d=x/my%20cat-7.jpg", "my cat-7"),
     ],
 )
@@ -198,12 +200,16 @@ def test_of_several_annotations_by_one_person_the_latest_counts(
     [
         (
             [{"id": 1, "data": {"image": "a-1.jpg"}, "annotations": [annotation(1, "cat", "dog")]}],
-            r"image a-1, annotator 1: must have one choice, has \['cat', 'dog'\]",
+            r"image a-1.jpg, annotator 1: must have one choice, has \['cat', 'dog'\]",
         ),
         ([{"id": 8, "data": {"image": "a-1.jpg"}, "annotations": []}], "must have at least one annotation"),
         (
             [{"id": 8, "data": {"text": "hello"}, "annotations": [annotation(1, "cat")]}],
             "task 8: must have one image, has 0",
+        ),
+        (
+            [{"image": f"s3://b/train/{name}/1.png", "annotator": 5, "choice": name} for name in ("cat", "dog")],
+            r"task 1: must have one image, has b/train/cat/1\.png and b/train/dog/1\.png",
         ),
         (
             [{"image": "a-1.jpg", "annotator": 1, "mood": "good", "kind": "cat"}],

@@ -35,12 +35,17 @@ OWN = frozenset(
 
 @dataclass(frozen=True)
 class Vote:
-    """One answer; `task` is the stem of the image's file name, which is how the job finds the image."""
+    """One answer; `image` is the path of the image, as it is in the data set."""
 
-    task: str
+    image: str
     worker: str
     label: str
     when: str = ""
+
+    @property
+    def task(self) -> str:
+        """The stem of the image's file name, which is how the job finds it."""
+        return PurePosixPath(self.image).stem
 
 
 class _Choices(msgspec.Struct):
@@ -74,14 +79,20 @@ def read_export(path: Path) -> list[Vote] | None:
     for one image the latest counts.
 
     Raises:
-        DataError: an annotation with several choices, an image without a name, no annotation at all.
+        DataError: an annotation with several choices, an image without a name, two of one name, no annotation at all.
     """
     found = _from_csv(path) if path.suffix.lower() == ".csv" else _from_json(path)
     if found is None:
         return None
     votes: dict[tuple[str, str], Vote] = {}
+    images: dict[str, str] = {}
     n = 0
     for vote in sorted(found, key=lambda vote: vote.when):
+        if (first := images.setdefault(vote.task, vote.image)) != vote.image:
+            raise DataError(
+                f"{path.name}: task {one_line(vote.task)}: must have one image, "
+                f"has {one_line(first)} and {one_line(vote.image)}"
+            )
         votes[vote.task, vote.worker] = vote
         n += 1
     if not votes:
@@ -178,23 +189,26 @@ def _path(value: str) -> str:
 
     A browser's URL has its odd letters encoded; a bucket's key is its object's name as it is.
     """
+    kind, separator, key = value.partition("://")
+    if separator and kind not in ("http", "https"):
+        return key
     try:
         parts = urlsplit(value)
     except ValueError:
         return ""
-    path = unquote(parts.path) if parts.scheme in ("http", "https") else parts.path
+    path = unquote(parts.path) if separator else parts.path
     return (parse_qs(parts.query).get("d") or [path])[0]
 
 
 def _image(file: str, data: dict[str, Any], number: object) -> str:
-    """The stem of the task's one image."""
+    """The path of the task's one image."""
     found = [_path(value) for value in data.values() if _is_image(value)]
     if len(found) != 1:
         raise DataError(f"{file}: task {number}: must have one image, has {len(found)}")
-    name = PurePosixPath(found[0]).name
-    if "/upload/" in found[0]:
-        name = UPLOADED.sub("", name, count=1)
-    return PurePosixPath(name).stem
+    image = PurePosixPath(found[0])
+    if "/data/upload/" in found[0]:
+        image = image.with_name(UPLOADED.sub("", image.name, count=1))
+    return str(image)
 
 
 def import_list(
