@@ -194,8 +194,9 @@ def test_rows_of_csv_are_sorted_by_task_and_further_columns_ignored(tmp_path: Pa
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ("", "must have the columns task, worker, label"),
-        ("task,worker\n1,2\n", "must have the columns task, worker, label, has task, worker"),
+        ("", "must have columns task, worker, label"),
+        ("task,worker\n1,2\n", "must have columns task, worker, label once, has task, worker"),
+        ("task,worker,label,label\n1,a,0,1\n", "must have columns .*, has task, worker, label, label"),
         ("task,worker,label\n", "must have at least one answer"),
         ("task,worker,label\n1,a,0\n1,a\n", "line 3: must have all columns"),
         ("task,worker,label\n1,,0\n", "line 2: must have a worker"),
@@ -233,6 +234,10 @@ def test_what_is_not_the_parquet_we_want_is_refused(tmp_path: Path, label: list[
     path = tmp_path / "answers.parquet"
     parquet.write_table(pa.table({"task": ["1", "2"], "worker": ["a", "a"], "label": label}), path)
     with pytest.raises(DataError, match=r"answers\.parquet: .*must"):
+        read_answers(path)
+    twice = pa.table([pa.array(["1"])] * 4, names=["task", "worker", "label", "label"])
+    parquet.write_table(twice, path)
+    with pytest.raises(DataError, match=r"answers\.parquet: must have columns task, worker, label once, has"):
         read_answers(path)
     path.write_bytes(b"PAR1")
     with pytest.raises(DataError, match=r"answers\.parquet: must be Parquet"):

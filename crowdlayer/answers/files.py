@@ -262,9 +262,9 @@ def _parquet_columns(path: Path) -> Iterator[Chunk]:
 
 
 def _column(file: str, header: Sequence[str], wanted: str) -> int:
-    if wanted not in header:
-        raise DataError(f"{file}: must have the columns {', '.join(COLUMNS)}, has {one_line(', '.join(header)[:200])}")
-    return list(header).index(wanted)
+    if header.count(wanted) != 1:
+        raise DataError(f"{file}: must have columns {', '.join(COLUMNS)} once, has {short(', '.join(header), 200)}")
+    return header.index(wanted)
 
 
 # --- kept for the next start -----------------------------------------------------------------------------------------
