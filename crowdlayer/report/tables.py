@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,15 @@ def cell(value: Cell) -> str:
 
     Text that could be one begins with an apostrophe; negative numbers, also as names, stay what they are.
     """
-    if value is None:
-        return ""
-    if isinstance(value, bool | int):
-        return str(value)
+    if isinstance(value, str):
+        return _text(value)
     if isinstance(value, float):
         return f"{value:.6f}".rstrip("0").rstrip(".") if abs(value) >= 5e-7 else "0"
+    return "" if value is None else str(value)
+
+
+@lru_cache(2**14)  # names are in a table as often as they have rows
+def _text(value: str) -> str:
     if value.startswith(FORMULA) and not NUMBER.fullmatch(value):
         value = f"'{value}"
     if re.search(r'[,;"\s]', value):
