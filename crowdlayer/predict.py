@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from .data.dataset import spelt_out
 from .deployment.predictor import Predictor, Probabilities, load
 from .errors import DataError, SettingsError
 from .learning.devices import bound_to_container, memory_for
@@ -86,7 +87,7 @@ def _label(model: Predictor, root: Path, names: Sequence[str], batch_size: int, 
     network = f"the model's {model.description.architecture} at {model.image_size} pixels"
     with memory_for(f"{network} and BATCH_SIZE={batch_size}", "lower BATCH_SIZE"):
         for probabilities in model.batches((root / name for name in names), batch_size, bad_images="nan"):
-            write(names[at : at + len(probabilities)], probabilities)
+            write([spelt_out(name) for name in names[at : at + len(probabilities)]], probabilities)
             at += len(probabilities)
             bad += int(np.isnan(probabilities[:, 0]).sum())
     if bad == len(names):
@@ -111,7 +112,7 @@ def _table(path: Path, classes: Sequence[str]) -> Iterator[Writer]:
 
 @contextmanager
 def _csv(path: Path, classes: Sequence[str]) -> Iterator[Writer]:
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
 
         def write_row(row: Sequence[Cell]) -> None:
             file.write(",".join(map(cell, row)) + "\n")
@@ -138,7 +139,7 @@ def _parquet(path: Path, classes: Sequence[str]) -> Iterator[Writer]:
             bad = np.isnan(probabilities[:, 0])
             label = pa.array(probabilities.argmax(1).astype(np.int32), mask=bad)
             arrays = [
-                pa.array([name.encode("utf-8", "replace").decode() for name in names], pa.string()),
+                pa.array(names, pa.string()),
                 pa.DictionaryArray.from_arrays(label, pa.array(classes, pa.string())),
                 pa.array(probabilities.max(1), mask=bad),
                 *(pa.array(column, mask=bad) for column in probabilities.T),

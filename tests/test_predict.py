@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import resource
 import shutil
 import zipfile
@@ -122,13 +123,14 @@ def test_an_image_that_cannot_be_read_has_an_empty_row_and_a_warning(
 ) -> None:
     (tmp_path / "a.png").write_bytes((shapes / "test" / "red" / "square-2.png").read_bytes())
     (tmp_path / "b.png").write_bytes(b"torn")
+    (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(b"torn")
     (tmp_path / ".hidden.png").write_bytes(b"not looked at")
     at = {"TASKS": str(shapes), "OUTPUT": str(trained), "PREDICT": str(tmp_path), "PREDICT_FORMAT": predict_format}
 
     location = predict(settings_of(monkeypatch, **at))
 
     found = rows(Path(location)) if predict_format == "csv" else pyarrow.parquet.read_table(location).to_pylist()
-    assert [row["image"] for row in found] == ["a.png", "b.png"]
+    assert [row["image"] for row in found] == ["a.png", "b.png", r"caf\xe9.png"]
     assert found[0]["label"]
     assert not any(found[1][column] for column in COLUMNS[1:])
     assert "b.png: must be an image" in caplog.text

@@ -44,6 +44,11 @@ class CrowdImages:
         )
 
 
+def spelt_out(name: str) -> str:
+    """A file's name as text in UTF-8: bytes of it that are none are spelt out, as in `caf\\xe9-1.png`."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A data set as it is trained on. `held_out` is there exactly when `val` is not."""
@@ -72,14 +77,10 @@ class Dataset:
         return replace(self, train=some(self.train), held_out=held_out, val=few(self.val), test=few(self.test))
 
     def spelt_out(self) -> Dataset:
-        """The same for texts in UTF-8: bytes of a name that are none are spelt out, as in `caf\\xe9-1.png`."""
-
-        def spelt(name: str) -> str:
-            return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-        crowd = [replace(part, names=[spelt(name) for name in part.names]) for part in self.crowd]
+        """The same with the images' names as texts in UTF-8."""
+        crowd = [replace(part, names=[spelt_out(name) for name in part.names]) for part in self.crowd]
         held_out = None if self.held_out is None else crowd[1]
-        broken = {spelt(name): reason for name, reason in self.broken.items()}
+        broken = {spelt_out(name): reason for name, reason in self.broken.items()}
         return replace(self, train=crowd[0], held_out=held_out, broken=broken)
 
     @property
