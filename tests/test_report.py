@@ -198,6 +198,19 @@ def test_the_page_says_which_try_collapsed(beside: Path) -> None:
     assert "The run collapsed.</strong> From epoch 12 on" in report.page(shown)
 
 
+def test_the_page_says_what_the_crowd_layer_gained(beside: Path) -> None:
+    shown = json.loads((beside / "report.json").read_text())
+    assert "Gain over" not in report.page(shown)
+    shown["results"]["baselines"] = {
+        "majority": {"test_accuracy": 31.5, "gain": {"points": -15.0, "low": -22.34, "high": -7.36}},
+        "dawid-skene": {"test_accuracy": None, "gain": None},  # without test/
+    }
+    page = " ".join(report.page(shown).split())
+    assert page.count("Gain over") == 1
+    assert 'Gain over majority</span><b class="alarm">-15.0</b>' in page
+    assert "-22.3 to -7.4 with 95 %: the same network trained on its labels has 31.5 %." in page
+
+
 def test_the_page_says_that_scores_are_upper_bounds(beside: Path, results: dict[str, Any]) -> None:
     per_task = results["n_answers"] / results["n_tasks"]
     said = f"Scores are upper bounds, the more so the fewer answers a task has (here {per_task:.1f} in the mean)"
