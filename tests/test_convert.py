@@ -145,7 +145,7 @@ def test_an_export_gives_the_votes_of_its_annotators_for_the_images(tmp_path: Pa
     ("address", "task"),
     [
         ("https://host/a/my%20cat-7.jpg?size=3", "my cat-7"),
-        ("http://host/caf%C3%A9-3.png", "café-3"),
+        ("HTTP://host/caf%C3%A9-3.png", "café-3"),
         ("s3://bucket/my%20cat-7.jpg", "my%20cat-7"),
         ("s3://bucket/cat #7? yes-7.jpg", "cat #7? yes-7"),
         ("gs://bucket/upload/deadbeef-7.jpg", "deadbeef-7"),

@@ -190,7 +190,7 @@ def _path(value: str) -> str:
     A browser's URL has its odd letters encoded; a bucket's key is its object's name as it is.
     """
     kind, separator, key = value.partition("://")
-    if separator and kind not in ("http", "https"):
+    if separator and kind.lower() not in ("http", "https"):
         return key
     try:
         parts = urlsplit(value)
