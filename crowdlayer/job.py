@@ -87,7 +87,7 @@ def dry_run(settings: Settings) -> None:
         synced, few = inputs.synced, inputs.dataset.first(settings.batch_size)
         spool = Spool(start.folder / SPOOL, Identity(one.model_dump(mode="json"), inputs.digest))
         cache = start.folder  # not that of a run's images
-        plan = Plan(one, few, synced.root, synced.digests, inputs.weights, cache, spool, Found().parts)
+        plan = Plan(one, few, synced.root, synced.digests, inputs.weights, cache, spool, Found().parts, tracked=False)
         trained = _train(start, plan, plan.images())
         with start.lead.publishing():
             if trained is not None:

@@ -40,7 +40,7 @@ class Plan:
     """What the processes of a node are to do, found out once: the settings, and the data set on this machine.
 
     `weights`: the state dict that PRETRAINED names; `resume`: the parts of the checkpoint to go on from, on the run's
-    first node; none to begin.
+    first node; none to begin; `tracked`: whether trackers are told.
     """
 
     settings: Settings
@@ -51,6 +51,7 @@ class Plan:
     workdir: Path
     spool: Spool
     resume: Mapping[str, Path]
+    tracked: bool = True
 
     @property
     def pretrained(self) -> bool | Path:
@@ -173,7 +174,7 @@ def _train(plan: Plan, decoded: tuple[Dataset, Images], phases: Phases, watchdog
         if all(parts.values()):
             with going_on():
                 trainer.load_state_dict(read_state(parts))
-    with interruption.deferred(), _trackers(settings, processes) as trackers:
+    with interruption.deferred(), _trackers(settings, plan.tracked and processes.index == 0) as trackers:
         trainer.watch = Keeper(plan.spool, settings.checkpoint_every, watchdog, trackers)
         outcome = compare(experiment, experiment.run(trainer, phases), trainer.watch, phases)
         of_test = {name: value for name, value in outcome.figures.items() if name.startswith("test_")}
@@ -182,9 +183,9 @@ def _train(plan: Plan, decoded: tuple[Dataset, Images], phases: Phases, watchdog
     return Trained(outcome, experiment.dataset, used, has_small_stem(trainer.classifier), phases.seconds)
 
 
-def _trackers(settings: Settings, processes: Processes) -> Trackers:
-    """Those that are asked for, on the first process; none on the others."""
-    made = wanted(settings.output_name, settings.tensorboard, settings.metrics_file) if processes.index == 0 else {}
+def _trackers(settings: Settings, tells: bool) -> Trackers:
+    """Those that are asked for, of the process that `tells` them."""
+    made = wanted(settings.output_name, settings.tensorboard, settings.metrics_file) if tells else {}
     return Trackers(made, settings.model_dump(mode="json"))
 
 

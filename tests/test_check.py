@@ -189,12 +189,13 @@ def test_a_dry_run_takes_one_step_and_leaves_nothing(
 ) -> None:
     data = write_shapes(tmp_path / "data", n_train=60)
     before = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
+    trackers = {"METRICS_FILE": str(tmp_path / "told/figures.prom"), "TENSORBOARD": str(tmp_path / "told")}
     with caplog.at_level(logging.INFO, "crowdlayer"):
-        dry_run(monkeypatch, TASKS=str(data), OUTPUT=str(tmp_path / "out"))
+        dry_run(monkeypatch, TASKS=str(data), OUTPUT=str(tmp_path / "out"), **trackers)
     assert "1 epochs of 1 steps" in caplog.text
     assert "dry run passed: a step on cpu" in caplog.text
     assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == before
-    assert not (tmp_path / "out").exists()
+    assert list(tmp_path.iterdir()) == [data]
 
 
 def test_a_dry_run_without_val_holds_tasks_out_as_a_run_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
