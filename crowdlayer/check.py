@@ -28,7 +28,7 @@ from .learning.progress import Progress
 from .learning.spool import Identity
 from .learning.trainer import EVALUATION_BATCHES, Trainer, Watch
 from .logs import duration
-from .machine.launch import Launch, recognise
+from .machine.launch import Launch, as_alone, recognise
 from .machine.memory import free_memory, used_memory
 from .report.results import done_before
 from .run_folder import workdir_of
@@ -109,9 +109,11 @@ def check(settings: Settings) -> None:
     named = sorted(settings.model_fields_set)
     table.ok("settings", f"{len(named)} set ({', '.join(name.upper() for name in named)}), the others as they are")
     launch = table.attempt("nodes", lambda: _nodes(table, settings))
+    if launch is not None and not launch.leads:
+        return  # the first of its node looks for all of them
     table.attempt("model", lambda: _model(table, settings))
     with working_folder(workdir_of(settings.workdir, launch or Launch())) as workdir:
-        table.attempt("output", lambda: _output(table, settings, workdir))
+        table.attempt("output", lambda: _output(table, settings, launch or Launch(), workdir))
         phases = Phases()
         inputs = table.attempt("data set", lambda: _inputs(table, settings, workdir, phases))
         if inputs is not None:
@@ -149,12 +151,13 @@ def _model(table: Table, settings: Settings) -> None:
     table.ok("model", f"{settings.model} takes images of {settings.img_size} pixels, {weights}{exports}")
 
 
-def _output(table: Table, settings: Settings, workdir: Path) -> None:
+def _output(table: Table, settings: Settings, launch: Launch, workdir: Path) -> None:
     must_stay_apart(settings.tasks, {"OUTPUT": settings.output, "WORKDIR": settings.workdir}, belongs)
     must_be_there(settings.tasks)
     output = place(settings.output_location)
-    probe(output, settings.output_name, workdir)
-    table.ok("output", f"{output.location}: an object was written, read back and deleted")
+    if launch.publishes:  # of two who look at once each would delete the other's object
+        probe(output, settings.output_name, workdir)
+        table.ok("output", f"{output.location}: an object was written, read back and deleted")
 
 
 def _inputs(table: Table, settings: Settings, workdir: Path, phases: Phases) -> Inputs:
@@ -242,6 +245,7 @@ def _rehearse(
     """A few steps on one device, with the share of a step that each of the `here` processes on a node has."""
     n_processes = here * nodes
     share = settings.model_copy(update={"batch_size": -(-settings.batch_size // n_processes)})
+    as_alone()
     bound_to_container()
     with enough_memory(settings):
         trainer = Experiment(dataset, images, share, inputs.weights or settings.pretrained is True).trainer()
@@ -258,12 +262,9 @@ def _rehearse(
         trainer.predict(few)
         seconds_each = (time.monotonic() - started) / len(few)
     device = trainer.accelerator.device
-    weights = sum(weight.numel() for weight in trainer.classifier.parameters())
-    table.ok(
-        "devices",
-        f"{device_name(device)}{driver()}, torch {torch.__version__}, precision {precision(settings)}, "
-        f"{weights / 1e6:.1f} million weights",
-    )
+    weights = f"{sum(weight.numel() for weight in trainer.classifier.parameters()) / 1e6:.1f} million weights"
+    computes = f"{device_name(device)}{driver()}, torch {torch.__version__}, precision {precision(settings)}"
+    table.ok("devices", f"{computes}, {weights}")
     _memory(table, device, dataset, here)
     lasted = [after - before for before, after in itertools.pairwise(watch.times)]
     step = statistics.median(lasted[1:] or lasted)

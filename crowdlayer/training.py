@@ -20,7 +20,7 @@ from .learning.progress import History
 from .learning.spool import PARTS, Identity, Spool, going_on, read_state
 from .learning.trainer import Trainer, Watch
 from .machine import interruption
-from .machine.launch import Launch, Peers, as_torchrun
+from .machine.launch import Launch, Peers, as_alone, as_torchrun
 from .machine.meeting import Meeting, lost_peers
 from .machine.processes import Processes, join
 from .machine.watchdog import Watchdog
@@ -120,6 +120,7 @@ def train(plan: Plan, decoded: tuple[Dataset, Images], phases: Phases) -> Traine
     Raises:
         InterruptedRunError: the process was asked to stop; the state is in the spool.
     """
+    as_alone()
     watchdog = Watchdog(plan.settings.timeout + PATIENCE)
     with watchdog.watching():
         return _train(plan, decoded, phases, watchdog)

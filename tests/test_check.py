@@ -162,6 +162,24 @@ def test_where_memory_is_too_little_for_the_workers_matrices_no_smaller_network_
         job.train(load_settings())
 
 
+def test_of_all_processes_of_a_run_one_looks_at_a_node_and_one_at_the_output(
+    tmp_path: Path, look: Callable[..., tuple[Rows, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others would find WORKDIR taken, and the object that they wrote deleted."""
+    second = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in second.items():
+        monkeypatch.setenv(name, value)
+    at = {"TASKS": str(write_shapes(tmp_path / "data")), "WORKDIR": str(tmp_path / "work")}
+    assert look(**at, OUTPUT="/proc/nowhere") == ({}, None)
+    assert not (tmp_path / "work").exists()
+    for name, value in {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}.items():  # of a node of its own
+        monkeypatch.setenv(name, value)
+    rows, error = look(**at, OUTPUT="/proc/nowhere")
+    assert error is None
+    assert {"nodes", "data set", "devices"} <= rows.keys()
+    assert "output" not in rows
+
+
 def test_every_kind_of_error_has_a_remedy() -> None:
     assert {SettingsError, DataError, AccessError, DeviceMemoryError} <= check_module.REMEDIES.keys()
 

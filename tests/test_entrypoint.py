@@ -239,8 +239,13 @@ shutil.disk_usage = lambda path: print("a library speaks") or usage(path)
 def test_a_run_says_where_its_results_are_and_a_second_one_has_nothing_to_do(
     shapes: Path, tmp_path: Path, tmpdir_of_job: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In any characters, wherever a log is said to take ASCII alone; and whatever a library has to say."""
+    """In any characters, wherever a log is said to take ASCII alone; and whatever a library has to say.
+
+    It waits for nobody, though a script around it has variables for more processes than NNODES tells of.
+    """
     out = tmp_path / "résultats"
+    for name, value in {"NNODES": "1", "RANK": "0", "WORLD_SIZE": "2", "PMI_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     (tmp_path / "sitecustomize.py").write_text(SPEAKING)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

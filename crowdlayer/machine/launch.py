@@ -28,6 +28,8 @@ PORT = 29500
 """Of the first node, where nobody says otherwise; torch's own default."""
 INTERACTIVE = "4294967290"
 """What Slurm calls the step that is the shell of an `salloc`, where `use_interactive_step` is on: no step of srun."""
+OF_MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""How many processes there are, as MPI's launchers say it; so does srun, where Slurm's MpiDefault is pmi2."""
 
 Platform = Literal["alone", "explicit", "torchrun", "kubernetes", "aws-batch", "slurm"]
 
@@ -122,6 +124,12 @@ def as_torchrun(launch: Launch, peers: Peers) -> None:
         "LOCAL_RANK": str(peers.local_rank),
         "LOCAL_WORLD_SIZE": str(peers.local_world),
     }
+
+
+def as_alone() -> None:
+    """Have such libraries, and those that know MPI's, wait for nobody: what this process does next it does alone."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", *OF_MPI):
+        os.environ.pop(name, None)
 
 
 def hosts_the_store(launch: Launch, variables: Mapping[str, str] = os.environ) -> bool:
