@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import hashlib
 import io
 import os
 import re
@@ -67,8 +68,11 @@ def flush_disk(folder: Path) -> None:
 
 
 def _hidden(target: Path) -> str:
-    """How the names beside begin; with the rest they have less than the 255 bytes that a name may have."""
-    return f".{target.name[:50]}."
+    """How the names beside begin, for no two targets alike; with the rest they have less than a name's 255 bytes."""
+    name = target.name
+    if len(name) > 50:
+        name = f"{name[:40]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
+    return f".{name}."
 
 
 def _left(target: Path) -> list[Path]:
