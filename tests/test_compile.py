@@ -61,7 +61,7 @@ def test_what_is_compiled_learns_and_keeps_its_names() -> None:
     assert not any("_orig_mod" in name for name in trainer.learner.model.state_dict())
     eager = make(n=90, n_epochs=8).fit()
     assert best.score == pytest.approx(eager.score, rel=0.05)
-    assert torch.allclose(best.confusion, eager.confusion, atol=0.05)
+    assert torch.allclose(best.crowd_layer["confusion"], eager.crowd_layer["confusion"], atol=0.05)
 
 
 @pytest.mark.slow

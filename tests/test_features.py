@@ -19,7 +19,7 @@ from crowdlayer.learning.progress import Best
 from crowdlayer.learning.trainer import Trainer
 from tests.crowds import write_shapes
 from tests.gang import together
-from tests.test_trainer import Small, coloured, make
+from tests.test_trainer import Small, coloured, make, same
 
 
 def fit(trainer: Trainer) -> Best:
@@ -44,7 +44,7 @@ def test_it_learns_what_it_learns_from_images(with_truth: bool) -> None:
     on_images = make(freeze=True, dropout=0.5, with_truth=with_truth)
     ours, theirs = fit(make(freeze=True, dropout=0.5, with_truth=with_truth)), on_images.fit()
     assert ours.epoch == theirs.epoch
-    torch.testing.assert_close(ours.confusion, theirs.confusion, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(ours.crowd_layer["confusion"], theirs.crowd_layer["confusion"], atol=1e-5, rtol=1e-4)
     assert list(ours.classifier) == list(theirs.classifier)
     for name, tensor in theirs.classifier.items():
         torch.testing.assert_close(ours.classifier[name], tensor, atol=1e-5, rtol=1e-4)
@@ -53,7 +53,7 @@ def test_it_learns_what_it_learns_from_images(with_truth: bool) -> None:
 @pytest.mark.parametrize(("mixup", "ema"), [(0.5, 0.0), (0.0, 0.5)])
 def test_mixed_images_and_averaged_weights_take_the_long_way(mixup: float, ema: float) -> None:
     ours, theirs = fit(make(freeze=True, mixup=mixup, ema=ema)), make(freeze=True, mixup=mixup, ema=ema).fit()
-    assert torch.equal(ours.confusion, theirs.confusion)
+    assert same(ours, theirs)
 
 
 def test_a_whole_run_sees_each_image_once(tmp_path: Path) -> None:

@@ -47,8 +47,9 @@ def _full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def close(a: Best, b: Best, tolerance: float) -> bool:
-    pairs = [(a.confusion, b.confusion), *((a.classifier[name], b.classifier[name]) for name in a.classifier)]
-    return all(torch.allclose(x.double(), y.double(), rtol=tolerance, atol=tolerance) for x, y in pairs)
+    ours, theirs = (best.classifier | best.crowd_layer for best in (a, b))
+    pairs = ((weight.double(), theirs[name].double()) for name, weight in ours.items())
+    return all(torch.allclose(x, y, rtol=tolerance, atol=tolerance) for x, y in pairs)
 
 
 # --- where it runs ---------------------------------------------------------------------------------------------------

@@ -114,7 +114,7 @@ def test_a_run_that_is_resumed_before_or_after_its_collapse_comes_to_the_same(ep
     assert resumed.collapsed_since == whole.collapsed_since
     assert resumed.history.train_loss == whole.history.train_loss
     assert all(torch.equal(best.classifier[name], again.classifier[name]) for name in best.classifier)
-    assert torch.equal(best.confusion, again.confusion)
+    assert torch.equal(best.crowd_layer["weight"], again.crowd_layer["weight"])
 
 
 def test_a_run_that_starts_again_moves_its_weights_whatever_is_evaluated() -> None:

@@ -512,8 +512,8 @@ def made_up(crowd: Simulated) -> tuple[Dataset, Outcome, Images]:
     likelihood = torch.eye(n_classes).repeat(n_workers, 1, 1).log_softmax(2)
     temperature, inferred = infer(dataset, predictions, likelihood)
     history = History([1.0] * 100, [2.0] * 100, [50.0] * 100, [0.1] * 100, [1.0] * 100, [{}] * 100)
-    best = Best(1, 1.0, {}, {}, torch.zeros(0), {})
-    outcome = Outcome(history, best, {"temperature": temperature}, predictions, inferred, "matrix", None)
+    figures = {"temperature": temperature}
+    outcome = Outcome(history, Best(1, 1.0, {}, {}, {}), likelihood, figures, predictions, inferred, "matrix", None)
     noise = torch.from_numpy(rng.integers(0, 256, (n_tasks, 8, 8, 3), dtype=np.uint8))
     train_images, other_images = (
         Decoded(Held(noise), torch.arange(n), lambda row: noise[row].numpy(), 1, torch.ones(n)) for n in (n_tasks, 200)

@@ -23,7 +23,7 @@ from crowdlayer.deployment.predictor import load
 from crowdlayer.errors import CrowdlayerError, DataError, SettingsError
 from crowdlayer.learning.checkpoint import Checkpoints
 from crowdlayer.learning.classifier import build_classifier
-from crowdlayer.learning.spool import PARTS, Identity, Spool, going_on, read_state
+from crowdlayer.learning.spool import FORMAT, PARTS, Identity, Spool, going_on, read_state
 from crowdlayer.learning.tensors import read_tensors
 from crowdlayer.storage.places import Folder
 from tests.test_fuzz import folder, fuzzed, mutated, one_line_each
@@ -132,7 +132,7 @@ def planted(root: Path, body: bytes) -> None:
     there = root / "checkpoints/run"
     there.mkdir(parents=True)
     (there / name).write_bytes(body)
-    index = {"format": 1, "epoch": 1, "step": 0, "settings": IDENTITY.settings, "data_digest": "data"}
+    index = {"format": FORMAT, "epoch": 1, "step": 0, "settings": IDENTITY.settings, "data_digest": "data"}
     (there / "00000001.json").write_text(json.dumps(index | {"parts": {part: [name, len(body)] for part in PARTS}}))
 
 
@@ -202,7 +202,7 @@ def test_any_bytes_are_a_state_or_refused(body: bytes) -> None:
 
 
 INDEX = json.dumps(
-    {"format": 1, "epoch": 1, "step": 0, "settings": {"lr": 0.1}, "data_digest": "data",
+    {"format": FORMAT, "epoch": 1, "step": 0, "settings": {"lr": 0.1}, "data_digest": "data",
      "parts": {part: ["0" * 64 + ".pt", 5] for part in PARTS}}
 ).encode()  # fmt: skip
 ODD_INDEXES = [

@@ -82,8 +82,9 @@ def make(n: int = 33, with_truth: bool = True, dropout: float = 0.0, **options: 
 
 
 def same(a: Best, b: Best) -> bool:
-    return torch.equal(a.confusion, b.confusion) and all(
-        torch.equal(a.classifier[name], b.classifier[name]) for name in a.classifier
+    pairs = (a.classifier, b.classifier), (a.crowd_layer, b.crowd_layer)
+    return all(
+        ours.keys() == theirs.keys() and all(map(torch.equal, ours.values(), theirs.values())) for ours, theirs in pairs
     )
 
 
@@ -93,7 +94,7 @@ def test_it_learns_the_classes_and_the_workers() -> None:
     trainer.load(best)
     images, labels = coloured(30, seed=5)
     assert (trainer.predict(images).argmax(1) == labels).float().mean() > 0.9
-    assert not torch.equal(best.confusion, torch.eye(N_CLASSES).expand(4, -1, -1))
+    assert not torch.equal(best.crowd_layer["confusion"], torch.eye(N_CLASSES).expand(4, -1, -1))
     assert len(trainer.history.train_loss) == len(trainer.history.val_loss) == len(trainer.history.val_accuracy) == 8
 
 
@@ -138,7 +139,7 @@ def test_decay_touches_the_classifier_only() -> None:
 def test_scale_pulls_the_matrices_to_the_identity() -> None:
     def distance(scale: float) -> float:
         best = make(n=90, n_epochs=4, scale=scale, select_by="last").fit()
-        return float((best.confusion - torch.eye(N_CLASSES)).norm())
+        return float((best.crowd_layer["confusion"] - torch.eye(N_CLASSES)).norm())
 
     assert distance(0.5) < 0.5 * distance(0.0)
 
@@ -149,10 +150,10 @@ def test_the_crowd_starts_where_the_answers_alone_put_it_and_is_held_while_it_wa
     torch.testing.assert_close(trainer.learner.model.confusion.detach(), start)
     before = trainer.learner.model.classifier.get_parameter("fc.weight").detach().clone()
     best = trainer.fit()
-    torch.testing.assert_close(best.confusion, start)
+    torch.testing.assert_close(best.crowd_layer["weight"].softmax(2), start)
     assert not torch.equal(best.classifier["fc.weight"], before)
     later = make(n_epochs=3, crowd_warmup=2, crowd_start="dawid-skene", crowd_layer="stochastic", select_by="last")
-    assert not torch.allclose(later.fit().confusion, start)
+    assert not torch.allclose(later.fit().crowd_layer["weight"].softmax(2), start)
 
 
 @pytest.mark.parametrize("crowd_layer", WORKER_MODELS)
@@ -160,9 +161,12 @@ def test_every_worker_model_trains_is_chosen_and_comes_back(crowd_layer: str) ->
     for with_truth in (True, False):
         trainer = make(n=60, crowd_layer=crowd_layer, with_truth=with_truth, select_by="calibrated_loss", lr_crowd=0.5)
         best = trainer.fit()
-        assert not torch.equal(best.confusion, WORKER_MODELS[crowd_layer](4, N_CLASSES).matrices())
+        for weight in trainer.learner.crowd_layer.parameters():
+            weight.data.zero_()
         trainer.load(best)
-        assert torch.equal(trainer.learner.model.confusion, best.confusion)
+        chosen = trainer.learner.crowd_layer
+        assert not torch.equal(chosen.matrices(), WORKER_MODELS[crowd_layer](4, N_CLASSES).matrices())
+        assert all(torch.equal(weight, best.crowd_layer[name]) for name, weight in chosen.state_dict().items())
 
 
 @pytest.mark.parametrize("options", [{}, {"loss_reduction": "answer"}, {"mixup": 0.5}])
@@ -204,7 +208,7 @@ def test_it_learns_row_by_row() -> None:
     trainer.load(best)
     images, labels = coloured(30, seed=5)
     assert (trainer.predict(images).argmax(1) == labels).float().mean() > 0.9
-    assert not torch.equal(best.confusion, WORKER_MODELS["stochastic"](4, N_CLASSES).matrices())
+    assert not torch.equal(best.crowd_layer["weight"], WORKER_MODELS["stochastic"](4, N_CLASSES).state_dict()["weight"])
 
 
 def test_the_average_of_the_weights_is_what_is_evaluated_and_kept() -> None:
@@ -273,7 +277,7 @@ def test_without_truth_the_held_out_answers_choose() -> None:
     trainer.load(best)
     held, truth = coloured(12, seed=1)
     answers = noisy(truth, seed=2)
-    layer = CrowdLayer.of(best.confusion)
+    layer = CrowdLayer.of(best.crowd_layer["confusion"])
     with torch.no_grad():
         expected = CrowdLoss("task")(
             layer(trainer.predict(held), torch.from_numpy(answers.task), torch.from_numpy(answers.worker)),
@@ -343,7 +347,7 @@ def test_precision_auto_is_full_on_a_cpu_and_fp16_needs_a_gpu() -> None:
 def test_bf16_trains_and_predicts_in_float32() -> None:
     trainer = make(mixed_precision="bf16", n_epochs=2)
     best = trainer.fit()
-    assert best.confusion.dtype == torch.float32
+    assert best.crowd_layer["confusion"].dtype == torch.float32
     assert trainer.predict(coloured(4)[0]).dtype == torch.float32
 
 

@@ -22,7 +22,7 @@ from ..machine.processes import Processes
 from ..settings import TrainingSettings
 from . import advice, metrics
 from .classifier import build_classifier
-from .crowd_layer import WORKER_MODELS, log_likelihood
+from .crowd_layer import log_likelihood
 from .devices import enough_memory, make_accelerator, memory_for
 from .features import on_features
 from .inference import LESS, Inferred, Predictions, infer, matrices_of
@@ -62,6 +62,8 @@ class Outcome:
 
     history: History
     best: Best
+    confusion: Tensor
+    """The matrices of the chosen epoch, (n_workers, true, answered), float32."""
     figures: dict[str, float]
     """The seed's figures of val (of the chosen epoch) and test, for those that exist; and `temperature`."""
     predictions: Predictions
@@ -178,11 +180,12 @@ class Experiment:
                 labels = torch.from_numpy(dataset.test.labels)
                 figures |= metrics.evaluation(test, labels, "test")
                 figures["test_ece"] = metrics.expected_calibration_error(test, labels)
-            likelihood = log_likelihood(best.confusion, WORKER_MODELS[trainer.settings.crowd_layer].likelihood)
+            crowd_layer = trainer.learner.crowd_layer
+            confusion = crowd_layer.matrices().detach().float().cpu()
+            likelihood = log_likelihood(confusion, crowd_layer.likelihood)
             figures["temperature"], inferred = infer(dataset, predictions, likelihood)
-        return Outcome(
-            trainer.history, best, figures, predictions, inferred, trainer.settings.crowd_layer, trainer.collapsed_since
-        )
+        name, since = trainer.settings.crowd_layer, trainer.collapsed_since
+        return Outcome(trainer.history, best, confusion, figures, predictions, inferred, name, since)
 
 
 def _advise(warnings: Iterable[str]) -> None:

@@ -232,8 +232,7 @@ class Learner:
         """The weights as they are evaluated now, which `epoch` ended with."""
         model = self.evaluated
         classifier, crowd_layer = (on_cpu(part.state_dict()) for part in (model.classifier, model.crowd_layer))
-        confusion = model.confusion.detach().float().cpu().clone()
-        return Best(epoch, score, classifier, crowd_layer, confusion, figures)
+        return Best(epoch, score, classifier, crowd_layer, figures)
 
     def load(self, best: Best) -> None:
         """Put the weights of `best` back."""

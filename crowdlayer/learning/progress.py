@@ -41,7 +41,6 @@ class Best:
     score: float
     classifier: dict[str, Tensor]
     crowd_layer: dict[str, Tensor]
-    confusion: Tensor
     figures: dict[str, float]
 
 

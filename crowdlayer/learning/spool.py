@@ -27,7 +27,7 @@ from ..settings import influential
 from ..storage.files import disk_errors, file_digest
 from .tensors import read_tensors
 
-FORMAT = 1
+FORMAT = 2
 """Of the index and the parts; a checkpoint of another format is left alone."""
 PARTS = ("best", "run")
 INDEX = re.compile(r"\d{8}\.json")

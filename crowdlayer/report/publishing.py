@@ -35,7 +35,7 @@ def stage(folder: Path, run: Finished) -> list[str]:
         model.parent.mkdir(parents=True, exist_ok=True)
         labels.parent.mkdir(parents=True, exist_ok=True)
         try:
-            torch.save({"confusion": outcome.best.confusion, "classifier": outcome.best.classifier}, model)
+            torch.save({"confusion": outcome.confusion, "classifier": outcome.best.classifier}, model)
         except RuntimeError as error:  # torch's word for a full disk
             raise StoreError(f"{folder}: the model must be written whole: {one_line(str(error))}") from error
         write_labels(labels, dataset, outcome.inferred)
