@@ -129,6 +129,16 @@ def test_without_test_there_is_none(read: Read) -> None:
     assert read(names(train=["x-1.png"], val=VAL), {"1": {"0": 0}}).test is None
 
 
+def test_classes_have_names_of_any_script(read: Read) -> None:
+    """With the joiners of Persian, Hindi and emoji, and the space of Japan."""
+    classes = ["गुलाब\u200dजल", "گربه\u200cها", "三毛\u3000猫", "👩\u200d🌾"]
+    data = read(
+        names(train=["x-1.png", "x-2.png"], val=[f"{name}/0.png" for name in classes]), {"1": {"0": classes[1]}}
+    )
+    assert sorted(data.classes) == sorted(classes)
+    assert votes(data, "train/x-1.png") == {"0": classes[1]}
+
+
 def test_train_needs_no_class_folders(read: Read) -> None:
     data = read(names(train=["x-1.png", "deep/er/x-2.png"], val=VAL), {"1": {"0": 0}, "2": {"0": 1}})
     assert data.classes == ["a", "b"]

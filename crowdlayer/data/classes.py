@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ log = logging.getLogger(__name__)
 METADATA = "metadata.json"
 MOST_CLASSES = 100_000
 """No label from here on is an index; one that is wrong must not become memory for as many classes."""
+WRITTEN = re.compile("[\u200c\u200d\u00a0\u3000]")
+"""What Python does not call printable and names are written with: joiners, in Persian and Hindi, and other spaces."""
 
 
 @dataclass(frozen=True)
@@ -121,10 +124,8 @@ def _check(classes: Sequence[str], settings: DataSettings, metadata: Metadata) -
             "%s says n_classes=%d, the data set has %d: %s",
             METADATA, metadata.n_classes, len(classes), few(classes),
         )  # fmt: skip
-    if any(not name.isprintable() for name in classes):
-        raise DataError(
-            f"class names must be printable text in UTF-8, got {few([n for n in classes if not n.isprintable()])}"
-        )
+    if unreadable := [name for name in classes if not WRITTEN.sub("", name).isprintable()]:
+        raise DataError(f"class names must be printable text in UTF-8, got {few(unreadable)}")
     if len(set(classes)) < len(classes):
         raise DataError(f"class names must differ in more than the form of their letters, got {few(classes)}")
     if len({name.casefold() for name in classes}) < len(classes):
