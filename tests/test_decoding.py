@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -275,5 +276,8 @@ def test_what_memory_cannot_hold_is_the_same_images(
     images, broken = decode_all(tmp_path, [f"{row}.png" for row in range(9)], 50, 1, None)
     assert not broken
     assert (images._held.mapping is None) == (available > 0)
+    copied = copy.deepcopy(images)
+    assert copied._held.rows.data_ptr() == images._held.rows.data_ptr()
     for rows in (torch.tensor([8, 0, 3, 3]), slice(5, 9), torch.arange(9)):
         assert np.array_equal(images[rows].numpy(), pixels[rows])
+        assert np.array_equal(copied[rows].numpy(), pixels[rows])

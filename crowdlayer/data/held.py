@@ -25,6 +25,10 @@ class Held:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __deepcopy__(self, memo: object) -> Held:
+        """Itself: nobody writes to the rows, and there may be no memory for a second lot."""
+        return self
+
     def __getitem__(self, wanted: Tensor | slice) -> Tensor:
         """These rows, (k, …).
 
