@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+
+if "OMP_NUM_THREADS" not in os.environ:  # before torch comes: on nets this small threads only wait
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import subprocess
 import sys
 import uuid
@@ -17,8 +21,6 @@ import pytest
 from tests.crowds import write_shapes
 from tests.forks import Forks, forking
 from tests.servers import REAL_STORE, Meddler, meddling, moto_server, real_store
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # set before torch comes: on nets this small threads only wait
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

@@ -60,3 +60,13 @@ def test_a_binding_to_one_cpu_counts() -> None:
     script = f"{bind}; from crowdlayer.machine.cpus import cpus; print(cpus())"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "1\n"
+
+
+def test_tests_compute_in_one_thread() -> None:
+    """Threads that wait for each other took four times the CPU, as long as torch came before conftest had said so."""
+    script = "import tests.conftest, torch; print(torch.get_num_threads())"
+    clean = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=clean, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "1\n"
