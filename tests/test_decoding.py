@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +14,15 @@ import torch
 from PIL import ExifTags, Image
 from torchvision import transforms
 
-from crowdlayer.data.decoding import BrokenImageError, decode, decode_all
+from crowdlayer.data.decoding import BrokenImageError, Decoded, decode, decode_all
 from crowdlayer.data.images import Rows
 from crowdlayer.data.pixels import MEAN, STD, normalise
 from crowdlayer.errors import StoreError
+from crowdlayer.inputs import read_inputs
+from crowdlayer.learning.experiment import Phases, load_images
 from crowdlayer.machine import memory
-from crowdlayer.storage.files import file_digest
+from crowdlayer.settings import Settings
+from crowdlayer.storage.files import SPARE, file_digest
 from tests.test_images import CPU, picture
 
 
@@ -181,6 +185,21 @@ def test_images_that_find_no_room_are_decoded_when_asked_for(
     assert [int(image[0, 0, 0]) for image in some[torch.tensor([2, 2, 1])]] == [3, 3, 0]
     assert not images.all_held
     assert f"{held} of 6 decoded images of 192 bytes are held" in caplog.text
+
+
+def test_images_leave_room_on_the_disk_for_the_checkpoints(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three of four megabytes and more: a run that fills its disk with images would end at its first."""
+    settings = Settings(tasks=str(shapes), model="shufflenet_v2_x0_5", img_size=16)
+    inputs = read_inputs(settings, tmp_path, Phases())
+    usage = shutil.disk_usage(tmp_path)
+    for megabytes, held in ((14, False), (19, True)):
+        free = SPARE + megabytes * 10**6
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
+        _, images = load_images(inputs.dataset, inputs.synced.root, settings, 0, None)
+        assert isinstance(images.train, Decoded)
+        assert images.train.all_held == held
 
 
 def test_an_image_that_is_gone_when_asked_for_is_a_failing_disk(tmp_path: Path) -> None:

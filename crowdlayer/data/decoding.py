@@ -167,6 +167,7 @@ def decode_all(
     folder: Path | None,
     kept: tuple[str, Sequence[str]] | None = None,
     at_most: float = math.inf,
+    spare: int = SPARE,
 ) -> tuple[Decoded, dict[str, str]]:
     """Each file decoded once; and the broken ones, which are not among the images: {name: reason}.
 
@@ -178,6 +179,7 @@ def decode_all(
         kept: the split and the SHA-256 of each file: the bytes are kept in `folder`/cache under a name made from
             these, decoded by the first process of the node that comes, and found by the others and by the next start.
         at_most: bytes.
+        spare: bytes that stay free on the disk.
 
     Raises:
         StoreError: the disk failed.
@@ -189,7 +191,7 @@ def decode_all(
 
     def fill(file: IO[bytes]) -> Files:
         """Write the images that there is room for."""
-        n_held = min(len(names), int(min(_room(place), at_most)) // (3 * size**2))
+        n_held = min(len(names), int(min(_room(place, spare), at_most)) // (3 * size**2))
         with disk_errors(f"{place}: {n_held * 3 * size**2 / 1e9:.1f} GB for decoded images"):
             # a hole that cannot be filled would end a process by SIGBUS
             os.posix_fallocate(file.fileno(), 0, max(n_held, 1) * 3 * size**2)
@@ -221,7 +223,7 @@ def decode_all(
         with disk_errors(str(path)):
             path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(path.parent / ".images.lock"):
-                files = _found(path, fill, len(names) * 3 * size**2, at_most)
+                files = _found(path, fill, len(names) * 3 * size**2, at_most, spare)
             with path.open("rb") as written:
                 held = mapped(written, torch.uint8, (size, size, 3))
     if len(held) < len(names) and Processes.joined().count == 1:
@@ -235,9 +237,9 @@ def decode_all(
     return images, {name: found for name, found in zip(names, files, strict=True) if isinstance(found, str)}
 
 
-def _room(folder: Path) -> int:
+def _room(folder: Path, spare: int) -> int:
     """Bytes that decoded images may take there: in memory, half of what was free before the first split's."""
-    free = shutil.disk_usage(folder).free - SPARE
+    free = shutil.disk_usage(folder).free - spare
     if in_memory(folder):
         held = sum(file.stat().st_size for file in (folder / "cache").glob("images-*"))
         free = min(free, (free_memory() + held) // 2 - held)
@@ -250,7 +252,7 @@ def _name(split: str, digests: Sequence[str], size: int) -> str:
     return f"images-{split}-{hashlib.sha256(said.encode()).hexdigest()[:32]}"
 
 
-def _found(path: Path, fill: Callable[[IO[bytes]], Files], n_bytes: int, at_most: float) -> Files:
+def _found(path: Path, fill: Callable[[IO[bytes]], Files], n_bytes: int, at_most: float, spare: int) -> Files:
     """What `fill` says of the file, now or when it was filled: a note beside it is written when it is whole.
 
     One that had no room for all `n_bytes` is filled again when there is. The files of the same split that were made of
@@ -261,7 +263,7 @@ def _found(path: Path, fill: Callable[[IO[bytes]], Files], n_bytes: int, at_most
     try:
         said = json.loads(note.read_bytes())
         held, files = int(said["size"]), Files(said["files"])
-        fits = held < n_bytes and min(_room(path.parents[1]) + held, at_most) >= n_bytes
+        fits = held < n_bytes and min(_room(path.parents[1], spare) + held, at_most) >= n_bytes
         if path.stat().st_size == held and not (alone and fits):
             if alone:
                 log.info("decoded images found in %s", path.name)

@@ -20,6 +20,7 @@ from ..data.decoding import Decoded, decode_all
 from ..data.images import CrowdLoader, Rows, resident
 from ..machine.processes import Processes
 from ..settings import TrainingSettings
+from ..storage.files import SPARE
 from . import advice, metrics
 from .classifier import build_classifier
 from .crowd_layer import log_likelihood
@@ -93,13 +94,14 @@ def load_images(
     """
     threads = Processes.joined().cpus() if settings.num_workers == "auto" else settings.num_workers
     at_most = math.inf if settings.max_cache == "auto" else settings.max_cache * 1e9
+    spare = SPARE + _checkpoints(settings, dataset)
     broken: dict[str, str] = {}
 
     def decoded(split: str, *parts: CrowdImages | LabelledImages) -> list[Decoded]:
         """The images of the parts of a split: the file does not depend on which tasks are held out."""
         names = sorted(name for part in parts for name in part.names)
         kept = None if digests is None else (split, [digests[name] for name in names])
-        images, bad = decode_all(root, names, settings.img_size, threads, folder, kept, at_most)
+        images, bad = decode_all(root, names, settings.img_size, threads, folder, kept, at_most, spare)
         broken.update(bad)
         row = {name: row for row, name in enumerate(name for name in names if name not in bad)}
         rows = [[row[name] for name in part.names if name in row] for part in parts]
@@ -110,6 +112,18 @@ def load_images(
         validation = decoded("val", dataset.val)
     test = None if dataset.test is None else decoded("test", dataset.test)[0]
     return without_broken(dataset, broken, max_bad_images), Images(train, validation[0], test)
+
+
+def _checkpoints(settings: TrainingSettings, dataset: Dataset) -> int:
+    """Bytes that a run's checkpoints may take on its disk: images take what these leave.
+
+    Three of them: being written, waiting, on their way. Each may have the weights, the best ones and two moments.
+    """
+    with torch.random.fork_rng(devices=[]):  # on the meta device regnets cannot be built
+        name, n_classes = settings.model, len(dataset.classes)
+        model = build_classifier(name, n_classes, settings.img_size, False, False, settings.small_images)
+    numbers = sum(weight.numel() for weight in model.parameters()) + len(dataset.workers) * n_classes**2
+    return 3 * 4 * 4 * numbers
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,7 @@ class TrainingSettings(Group):
     num_workers: Annotated[Annotated[int, Field(ge=0)] | Literal["auto"], Word, Unit("threads")] = "auto"
     """Threads that load images; auto: one for each CPU that is this job's."""
     max_cache: Annotated[Annotated[float, Finite, Field(ge=0)] | Literal["auto"], Word, Unit("GB per split")] = "auto"
-    """Decoded images held in WORKDIR; auto: all that the disk has room for. The others are decoded in every epoch."""
+    """Decoded images held in WORKDIR; auto: what checkpoints leave room for. The others are decoded in every epoch."""
     verbose: bool = True
     """Log every epoch."""
 
