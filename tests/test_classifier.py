@@ -10,7 +10,7 @@ from torch import nn
 from torchvision import models
 
 from crowdlayer.errors import SettingsError
-from crowdlayer.learning.classifier import build_classifier, has_small_stem, head
+from crowdlayer.learning.classifier import build_classifier, has_small_stem, head, n_weights
 
 FAMILIES = [
     ("alexnet", 64),
@@ -48,6 +48,13 @@ def test_every_model_works(name: str) -> None:
     model = build_classifier(name, 7, 224, pretrained=False, freeze=False, small_images="auto")
     with torch.inference_mode():
         assert model.eval()(torch.zeros(1, 3, 224, 224)).shape == (1, 7)
+
+
+def test_how_many_weights_there_are_is_known_before_a_network_is_built() -> None:
+    for name in models.list_models(module=models):
+        assert n_weights(name) > 10**6
+    thousand = build_classifier("resnet18", 1000, 224, pretrained=False, freeze=False, small_images="auto")
+    assert n_weights("resnet18") == sum(weight.numel() for weight in thousand.parameters())
 
 
 def test_an_image_size_that_the_model_cannot_take_is_refused() -> None:

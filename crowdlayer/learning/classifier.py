@@ -37,8 +37,7 @@ def build_classifier(
         SettingsError: the model is not known, cannot take such images, or does not fit the weights.
         StoreError: torchvision's weights cannot be had.
     """
-    if name not in models.list_models(module=models):
-        raise SettingsError(f"MODEL: must be a classification model of torchvision.models, got {name!r}")
+    _known(name)
     model = _make_for(name, n_classes, size)
     if wants_small_stem(model, size, pretrained is True, small_images):
         _small_stem(model)
@@ -51,6 +50,22 @@ def build_classifier(
         model.requires_grad_(False)
         head(model).requires_grad_(True)
     return model.float()  # whatever the program's default is
+
+
+def n_weights(name: str) -> int:
+    """How many weights the network has for the thousand classes of ImageNet, as torchvision's notes on them say.
+
+    Raises:
+        SettingsError: the model is not known.
+    """
+    _known(name)
+    noted: int = next(iter(models.get_model_weights(name))).meta["num_params"]
+    return noted
+
+
+def _known(name: str) -> None:
+    if name not in models.list_models(module=models):
+        raise SettingsError(f"MODEL: must be a classification model of torchvision.models, got {name!r}")
 
 
 def head(model: nn.Module) -> nn.Module:

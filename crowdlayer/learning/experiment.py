@@ -22,7 +22,7 @@ from ..machine.processes import Processes
 from ..settings import TrainingSettings
 from ..storage.files import SPARE
 from . import advice, metrics
-from .classifier import build_classifier
+from .classifier import build_classifier, n_weights
 from .crowd_layer import log_likelihood
 from .devices import enough_memory, make_accelerator, memory_for
 from .features import on_features
@@ -119,11 +119,7 @@ def _checkpoints(settings: TrainingSettings, dataset: Dataset) -> int:
 
     Three of them: being written, waiting, on their way. Each may have the weights, the best ones and two moments.
     """
-    with torch.random.fork_rng(devices=[]):  # on the meta device regnets cannot be built
-        name, n_classes = settings.model, len(dataset.classes)
-        model = build_classifier(name, n_classes, settings.img_size, False, False, settings.small_images)
-    numbers = sum(weight.numel() for weight in model.parameters()) + len(dataset.workers) * n_classes**2
-    return 3 * 4 * 4 * numbers
+    return 3 * 4 * 4 * (n_weights(settings.model) + len(dataset.workers) * len(dataset.classes) ** 2)
 
 
 @dataclass(frozen=True)
