@@ -125,11 +125,11 @@ def test_the_best_epoch_is_the_one_with_the_least_validation_loss(finished: Fini
 
 
 def test_results_are_json_for_people_and_other_programs() -> None:
-    assert dumped({"class_names": ["Möwe"], "best_epoch": 1}) == (
+    assert "".join(dumped({"class_names": ["Möwe"], "best_epoch": 1})) == (
         '{\n   "class_names": [\n      "Möwe"\n   ],\n   "best_epoch": 1\n}\n'
     )
     with pytest.raises(ValueError, match="not JSON compliant"):
-        dumped({"test_loss": math.nan})
+        list(dumped({"test_loss": math.nan}))
 
 
 def test_a_run_that_did_not_collapse_says_so(finished: Finished) -> None:

@@ -75,7 +75,7 @@ def deploy_model(folder: Path, run: Finished) -> list[str]:
 def dress(folder: Path, run: Finished, results: dict[str, Any]) -> list[str]:
     """Write what people look at into `folder`: the report, pictures, the model card; returns the names of the files."""
     shown = view(run.dataset, run.outcome, run.images, results)
-    texts = {"report.json": dumped(shown), "report.html": page(shown), "README.md": card(results)}
+    texts = {"report.json": "".join(dumped(shown)), "report.html": page(shown), "README.md": card(results)}
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
     write_epochs(folder / "results.csv", run.outcome.history)
@@ -119,4 +119,4 @@ def publish(place: Place, folder: Path, run: Finished, phases: Phases) -> dict[s
 
 def _write_whole(path: Path, results: dict[str, Any]) -> None:
     with whole(path) as file:
-        file.write(dumped(results).encode())
+        file.writelines(piece.encode() for piece in dumped(results))
