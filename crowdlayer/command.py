@@ -12,18 +12,21 @@ from .errors import CrowdlayerError, SettingsError, one_line, without_secrets
 
 
 def run(usage: str, work: Callable[..., None], arguments: Sequence[str]) -> int:
-    """Do `work` with as many arguments as it has; returns the contract's exit code, like the job.
+    """Do `work` with the arguments, as many as it takes; returns the contract's exit code, like the job.
 
-    A failure's last line on standard error names the thing, the rule and the value.
+    A failure's last line on standard error names the thing, the rule and the value. The first line of `usage` is how
+    the command is called; --help shows the others, too.
     """
     if set(arguments) & {"-h", "--help"}:
         print(f"usage: {usage}")  # noqa: T201  standard output is its interface
         return 0
     logs.start("text")
     try:
-        if len(arguments) != len(inspect.signature(work).parameters):
-            raise SettingsError(f"usage: {usage}")
-        work(*arguments)
+        try:
+            given = inspect.signature(work).bind(*arguments)
+        except TypeError as error:  # too few, or too many
+            raise SettingsError(f"usage: {usage.partition(chr(10))[0]}") from error
+        work(*given.args)
         return 0
     except CrowdlayerError as error:
         code, line = error.exit_code, str(error)

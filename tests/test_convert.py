@@ -99,9 +99,11 @@ def test_the_commands_exit_codes_are_a_runs(tmp_path: Path, capsys: pytest.Captu
     assert main(["convert", str(tmp_path / "none.json"), "a.csv"]) == 65
     assert "none.json: must be a file of answers" in capsys.readouterr().err
     assert main(["convert"]) == 78
-    assert capsys.readouterr().err.startswith("Usage: python -m crowdlayer.answers convert FROM TO")
+    assert capsys.readouterr().err == "crowdlayer: usage: python -m crowdlayer.answers convert FROM TO\n"
+    assert main(["merge", "a.json", "b.json"]) == 78
+    assert "must be convert, got 'merge'" in capsys.readouterr().err
     assert main(["--help"]) == 0
-    assert capsys.readouterr().out.startswith("Usage: ")
+    assert capsys.readouterr().out.startswith("usage: python -m crowdlayer.answers convert FROM TO\n\nFROM ")
 
 
 def test_another_ending_is_refused(answers: Path, tmp_path: Path) -> None:

@@ -289,6 +289,7 @@ def test_what_is_no_run_is_told(tmp_path: Path, content: str | None, error: type
 @pytest.mark.parametrize(
     ("location", "complaint"),
     [
+        ("--page", "arguments are required: results; usage: python -m crowdlayer.report RESULTS... [-o PAGE]"),
         ("https://store/run", "results: must be a path or an s3:// URI, got 'https://store/run'"),
         ("crowdlayer.json", "results: must be results/<name>.json or the folder above, got crowdlayer.json"),
         ("my-results/a.json", "results: must be results/<name>.json or the folder above, got my-results/a.json"),

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import csv
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
-from ..errors import CrowdlayerError, DataError, SettingsError
+from .. import command
+from ..errors import DataError, SettingsError
+from ..settings import quoted
 from ..storage.files import disk_errors
 from . import AnswerFile
 from .files import COLUMNS, read_answers
 from .label_studio import read_export
 
-USAGE = """Usage: python -m crowdlayer.answers convert FROM TO
+USAGE = """python -m crowdlayer.answers convert FROM TO
 
 FROM   answers: .json {task: {worker: label}}, .csv or .parquet with the columns task, worker, label,
        or an export of Label Studio (JSON, JSON-MIN or CSV)
@@ -24,19 +25,13 @@ TO     .json, .csv or .parquet, by the ending"""
 
 def main(arguments: Sequence[str]) -> int:
     """Convert; returns the exit code, the same as a run's."""
-    try:
-        match arguments:
-            case ["convert", source, target]:
-                print(f"{target}: {convert(Path(source), Path(target))} answers")
-            case ["--help"] | ["-h"] | ["convert", "--help" | "-h"]:
-                print(USAGE)
-            case _:
-                print(USAGE, file=sys.stderr)
-                return SettingsError.exit_code
-    except CrowdlayerError as error:
-        print(f"crowdlayer: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+
+    def work(verb: str, source: str, target: str) -> None:
+        if verb != "convert":
+            raise SettingsError(f"python -m crowdlayer.answers: must be convert, got {quoted(verb)}")
+        print(f"{target}: {convert(Path(source), Path(target))} answers")
+
+    return command.run(USAGE, work, arguments)
 
 
 def convert(source: Path, target: Path) -> int:

@@ -2,11 +2,12 @@
 
 import sys
 
-from ..errors import CrowdlayerError, one_line, without_secrets
-from .html import main
+from .. import command
+from .html import USAGE, main
 
-try:
-    print(main(sys.argv[1:]))  # noqa: T201  standard output is its interface
-except CrowdlayerError as error:
-    print(without_secrets(f"crowdlayer.report: {one_line(str(error))}"), file=sys.stderr)  # noqa: T201
-    sys.exit(error.exit_code)
+
+def work(*arguments: str) -> None:
+    print(main(arguments))  # noqa: T201  standard output is its interface
+
+
+sys.exit(command.run(USAGE, work, sys.argv[1:]))

@@ -1,7 +1,5 @@
 """What one looks at after a run: report.html, drawn from report.json; and a page that compares runs.
 
-    python -m crowdlayer.report <results>...
-
 Everything in the page that comes from the data is text: escaped by jinja2, or in a block of JSON that no browser runs.
 The policy in its head lets nothing be loaded, and runs the one script whose digest it names.
 """
@@ -14,7 +12,7 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from os.path import commonprefix
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from jinja2 import TemplateError
 
@@ -25,6 +23,11 @@ from ..storage.places import Place, place
 from . import charts, comparison
 from .drawing import beside, to_svg
 from .pages import embedded, name, rendered, rendered_markdown
+
+USAGE = """python -m crowdlayer.report RESULTS... [-o PAGE]
+
+RESULTS   results/<name>.json, or the folder or s3:// prefix above; of several runs the page compares them
+PAGE      default: report.html, of several runs comparison.html, in this folder"""
 
 
 def page(shown: dict[str, Any]) -> str:
@@ -82,6 +85,11 @@ def card(results: dict[str, Any]) -> str:
     return rendered_markdown("card.md", r=results)
 
 
+class _Arguments(ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(f"{message}; usage: {USAGE.partition(chr(10))[0]}")
+
+
 def main(arguments: Sequence[str]) -> Path:
     """Draw the report of one run again, or a page that compares several; returns where it was written.
 
@@ -91,9 +99,9 @@ def main(arguments: Sequence[str]) -> Path:
         DataError: no results there, or not ours.
         SettingsError: nothing to draw.
     """
-    parser = ArgumentParser(prog="python -m crowdlayer.report", description=(main.__doc__ or "").partition(";")[0])
-    parser.add_argument("results", nargs="+", help="results/<name>.json, or the folder or s3:// prefix above")
-    parser.add_argument("-o", "--output", type=Path, help="default: report.html, of several runs comparison.html")
+    parser = _Arguments(add_help=False)
+    parser.add_argument("results", nargs="+")
+    parser.add_argument("-o", "--output", type=Path)
     given = parser.parse_args(arguments)
     runs = [run for location in given.results for run in _runs(location)]
     if not runs:
