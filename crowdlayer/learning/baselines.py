@@ -48,7 +48,7 @@ def compare(experiment: Experiment, outcome: Outcome, watch: Watch, phases: Phas
             try:
                 found[name] = _figures(name, experiment, outcome, watch)
             except (DeviceMemoryError, SettingsError) as error:  # the run itself is done, and worth more
-                log.warning("baseline %s: left out: %s", name, error)
+                log.warning("baseline %s: left out: %s", name, error, extra={"baseline": name})
                 found[name] = None
     return replace(outcome, baselines=found)
 
@@ -87,7 +87,7 @@ def _figures(name: str, experiment: Experiment, outcome: Outcome, watch: Watch) 
         trainer = experiment.trainer_of(settings.model_copy(update=plain), held, None)
         trainer.learn_labels(label[:n])
         trainer.watch = Asked(watch)
-        log.info("baseline %s: the same network on its labels", name)
+        log.info("baseline %s: the same network on its labels", name, extra={"baseline": name})
         with on_features(trainer, experiment.folder, experiment.features):
             best = trainer.fit()
         trainer.load(best)
