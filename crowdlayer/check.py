@@ -22,7 +22,7 @@ from .inputs import Inputs, check_possible, probe, processes_to_start, read_inpu
 from .learning import advice
 from .learning.checkpoint import Checkpoints
 from .learning.devices import bound_to_container, device_memory, device_name, driver, enough_memory, precision
-from .learning.experiment import Experiment, Images, Phases, load_images
+from .learning.experiment import Experiment, Images, Phases, checkpoints_size, load_images
 from .learning.inference import LESS, matrices_of
 from .learning.progress import Progress
 from .learning.spool import Identity
@@ -79,6 +79,10 @@ class Table:
     def warn(self, what: str, found: str, remedy: str = "") -> None:
         self.rows.append(Row(what, "warning", found, remedy))
 
+    def note(self, what: str, found: str, trouble: str, remedy: str) -> None:
+        """A row that is ok; with some `trouble` a warning that says it, too."""
+        self.rows.append(Row(what, "warning", f"{found}; {trouble}", remedy) if trouble else Row(what, "ok", found))
+
     def attempt(self, what: str, work: Callable[[], T]) -> T | None:
         """What `work` gives; or None and a row with its error."""
         try:
@@ -119,7 +123,7 @@ def check(settings: Settings) -> None:
         if inputs is not None:
             table.attempt("resume", lambda: _resume(table, settings, inputs, workdir))
             found = table.attempt("images", lambda: _images(table, settings, inputs, workdir, phases))
-            table.attempt("disk", lambda: _disk(table, settings, workdir))
+            table.attempt("disk", lambda: _disk(table, settings, inputs.dataset, workdir))
             if found is not None:
                 dataset, images = found
                 for warning in advice.before(dataset, settings):
@@ -169,10 +173,8 @@ def _inputs(table: Table, settings: Settings, workdir: Path, phases: Phases) -> 
         f"{counts['n_classes']} classes; synced in {duration(phases.seconds['sync'])}"
     )
     left_out = [f"{count} {what.replace('_', ' ')}" for what, count in inputs.dataset.left_out.items() if count]
-    if left_out:
-        table.warn("data set", f"{found}; left out: {', '.join(left_out)}", "crowdlayer/docs/data-set.md has the rules")
-    else:
-        table.ok("data set", found)
+    trouble = f"left out: {', '.join(left_out)}" if left_out else ""
+    table.note("data set", found, trouble, "crowdlayer/docs/data-set.md has the rules")
     return inputs
 
 
@@ -198,17 +200,16 @@ def _images(table: Table, settings: Settings, inputs: Inputs, workdir: Path, pha
         )
     n = sum(len(part) for part in (images.train, images.validation, images.test) if part is not None)
     found = f"{n} decoded in {duration(phases.seconds['decode'])}"
-    if dataset.broken:
-        name, reason = next(iter(dataset.broken.items()))
-        table.warn("images", f"{found}; {len(dataset.broken)} are broken, {name}: {reason}", "mend or remove them")
-    else:
-        table.ok("images", found)
+    broken = [f"{len(dataset.broken)} are broken, {name}: {reason}" for name, reason in dataset.broken.items()]
+    table.note("images", found, "".join(broken[:1]), "mend or remove them")
     return dataset, images
 
 
-def _disk(table: Table, settings: Settings, workdir: Path) -> None:
-    free = shutil.disk_usage(workdir).free
-    table.ok("disk", f"{free / 1e9:.1f} GB free at {settings.workdir or 'TMPDIR'} with data and decoded images there")
+def _disk(table: Table, settings: Settings, dataset: Dataset, workdir: Path) -> None:
+    free, wanted = shutil.disk_usage(workdir).free, checkpoints_size(settings, dataset)
+    found = f"{free / 1e9:.1f} GB free at {settings.workdir or 'TMPDIR'} with data and decoded images there"
+    trouble = f"checkpoints may take {wanted / 1e9:.1f} GB" if free < wanted else ""
+    table.note("disk", found, trouble, "a larger disk, or WORKDIR on another")
 
 
 class _EnoughError(Exception):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,19 @@ def test_one_error_does_not_hide_another_and_the_first_decides_the_exit_code(
     assert all(remedy for state, _, remedy in rows.values() if state == "error")
     assert error is not None
     assert str(error) == rows["output"][1]
+
+
+def test_a_disk_without_room_for_checkpoints_is_a_warning(
+    shapes: Path, look: Callable[..., tuple[Rows, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=500 * 10**6))
+    rows, error = look(TASKS=str(shapes), OUTPUT=str(tmp_path / "out"), MODEL="resnet18")
+    assert error is None
+    state, found, remedy = rows["disk"]
+    assert (state, remedy) == ("warning", "a larger disk, or WORKDIR on another")
+    assert found.startswith("0.5 GB free at ")
+    assert found.endswith("; checkpoints may take 0.6 GB")
 
 
 def test_too_little_memory_is_found_by_a_step(

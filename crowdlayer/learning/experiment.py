@@ -94,7 +94,7 @@ def load_images(
     """
     threads = Processes.joined().cpus() if settings.num_workers == "auto" else settings.num_workers
     at_most = math.inf if settings.max_cache == "auto" else settings.max_cache * 1e9
-    spare = SPARE + _checkpoints(settings, dataset)
+    spare = SPARE + checkpoints_size(settings, dataset)
     broken: dict[str, str] = {}
 
     def decoded(split: str, *parts: CrowdImages | LabelledImages) -> list[Decoded]:
@@ -114,7 +114,7 @@ def load_images(
     return without_broken(dataset, broken, max_bad_images), Images(train, validation[0], test)
 
 
-def _checkpoints(settings: TrainingSettings, dataset: Dataset) -> int:
+def checkpoints_size(settings: TrainingSettings, dataset: Dataset) -> int:
     """Bytes that a run's checkpoints may take on its disk: images take what these leave.
 
     Three of them: being written, waiting, on their way. Each may have the weights, the best ones and two moments.
