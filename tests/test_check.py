@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,10 +63,11 @@ def test_a_sound_data_set_is_ok_in_every_row(tmp_path: Path, look: Callable[...,
 
 
 def test_what_a_run_would_go_on_from_is_looked_at_and_left(
-    tmp_path: Path, look: Callable[..., tuple[Rows, Any]]
+    tmp_path: Path, look: Callable[..., tuple[Rows, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
     settings = {"TASKS": str(write_shapes(tmp_path / "data")), "OUTPUT": str(out), "N_EPOCHS": "2"}
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # what cannot be put is kept there
     rows, error = look(**settings, RESUME="must")
     assert isinstance(error, SettingsError)
     assert "must find a checkpoint" in rows["resume"][1]
