@@ -200,8 +200,9 @@ def _images(table: Table, settings: Settings, inputs: Inputs, workdir: Path, pha
         )
     n = sum(len(part) for part in (images.train, images.validation, images.test) if part is not None)
     found = f"{n} decoded in {duration(phases.seconds['decode'])}"
-    broken = [f"{len(dataset.broken)} are broken, {name}: {reason}" for name, reason in dataset.broken.items()]
-    table.note("images", found, "".join(broken[:1]), "mend or remove them")
+    first = next((f"{name}: {reason}" for name, reason in dataset.broken.items()), "")
+    trouble = f"{len(dataset.broken)} are broken, {first}" if first else ""
+    table.note("images", found, trouble, "mend or remove them")
     return dataset, images
 
 

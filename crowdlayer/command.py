@@ -25,7 +25,7 @@ def run(usage: str, work: Callable[..., None], arguments: Sequence[str]) -> int:
         try:
             given = inspect.signature(work).bind(*arguments)
         except TypeError as error:  # too few, or too many
-            raise SettingsError(f"usage: {usage.partition(chr(10))[0]}") from error
+            raise SettingsError(f"usage: {usage.splitlines()[0]}") from error
         work(*given.args)
         return 0
     except CrowdlayerError as error:

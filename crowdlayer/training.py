@@ -120,7 +120,7 @@ def train(plan: Plan, decoded: tuple[Dataset, Images], phases: Phases) -> Traine
     Raises:
         InterruptedRunError: the process was asked to stop; the state is in the spool.
     """
-    as_alone()
+    as_alone()  # whatever a script has left; of several, `_train` says so
     watchdog = Watchdog(plan.settings.timeout + PATIENCE)
     with watchdog.watching():
         return _train(plan, decoded, phases, watchdog)

@@ -38,13 +38,14 @@ Evidence = Callable[[slice], Tensor]
 class Counts:
     """Each worker's answers, shared out over the true classes by a posterior, and what they show of the worker.
 
-    A row for each (worker, label) that occurs, so memory grows with the answers: matrices of a large crowd are
-    gigabytes. `pair` (rows,) is worker · classes + label, ascending; `true` (rows, classes) float64 says how often that
-    worker gave that label where each class is true.
+    A row for each (worker, label) that occurs, sorted, so memory grows with the answers: matrices of a large crowd are
+    gigabytes. `worker` and `label` (rows,) say which; `true` (rows, classes) float64, how often that worker gave that
+    label where each class is true.
     """
 
     n_workers: int
-    pair: Tensor
+    worker: Tensor
+    label: Tensor
     true: Tensor
 
     @property
@@ -54,35 +55,33 @@ class Counts:
     @cached_property
     def seen(self) -> Tensor:
         """(n_workers, true): each worker's answers by true class."""
-        worker = self.pair.div(self.n_classes, rounding_mode="floor")
-        return self.true.new_zeros(self.n_workers, self.n_classes).index_add_(0, worker, self.true)
+        return self.true.new_zeros(self.n_workers, self.n_classes).index_add_(0, self.worker, self.true)
 
     @cached_property
     def answered(self) -> Tensor:
         """(n_workers, answered): each worker's answers by label."""
-        flat = self.true.new_zeros(self.n_workers * self.n_classes).index_put_((self.pair,), self.true.sum(1))
-        return flat.view(self.n_workers, self.n_classes)
+        given = self.true.new_zeros(self.n_workers, self.n_classes)
+        return given.index_put_((self.worker, self.label), self.true.sum(1))
 
     @cached_property
     def reliable(self) -> Tensor:
         """(n_workers,): the share of right answers, see `shrunk`."""
-        right = self.true.gather(1, self.pair.remainder(self.n_classes)[:, None])[:, 0]
-        worker = self.pair.div(self.n_classes, rounding_mode="floor")
-        return shrunk(self.true.new_zeros(self.n_workers).index_add_(0, worker, right), self.seen.sum(1))
+        right = self.true.gather(1, self.label[:, None])[:, 0]
+        return shrunk(self.true.new_zeros(self.n_workers).index_add_(0, self.worker, right), self.seen.sum(1))
 
     @cached_property
     def errors(self) -> Tensor:
         """(true, answered): how the crowd spreads its wrong answers, 0 on the diagonal; rows add to 1."""
         eye = torch.eye(self.n_classes, dtype=self.true.dtype)
-        crowd = torch.zeros_like(eye).index_add_(0, self.pair.remainder(self.n_classes), self.true).T
+        crowd = torch.zeros_like(eye).index_add_(0, self.label, self.true).T
         errors: Tensor = (crowd + 1 / self.n_classes) * (1 - eye)
         return errors / errors.sum(1, keepdim=True)
 
     def of(self, worker: Tensor, label: Tensor) -> Tensor:
         """(n, true): how often the workers (n,) gave the labels (n,)."""
-        pair = worker * self.n_classes + label
-        row = torch.searchsorted(self.pair, pair).clamp_max(len(self.pair) - 1)
-        return torch.where((self.pair[row] == pair)[:, None], self.true[row], 0.0)
+        known, wanted = (one * self.n_classes + other for one, other in ((self.worker, self.label), (worker, label)))
+        row = torch.searchsorted(known, wanted).clamp_max(len(known) - 1)
+        return torch.where((known[row] == wanted)[:, None], self.true[row], 0.0)
 
     def expected(self, worker: Tensor, label: Tensor) -> Tensor:
         """(n, true): P(label | true) if the workers were as good at every class, and erred as the crowd does."""
@@ -154,7 +153,7 @@ def count(posterior: Tensor, answers: Answers) -> Counts:
     true = posterior.new_zeros(len(worker), n_classes)
     for rows in _chunks(answers, n_classes):
         true.index_add_(0, at[rows], posterior[torch.from_numpy(answers.task[rows])])
-    return Counts(answers.n_workers, worker * n_classes + label, true)
+    return Counts(answers.n_workers, worker, label, true)
 
 
 def answers_log_loss(logits: Tensor, counts: Counts, answers: Answers) -> float:

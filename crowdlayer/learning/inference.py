@@ -77,7 +77,7 @@ def infer(dataset: Dataset, predictions: Predictions, likelihood: Tensor) -> tup
         in_sample = predictive_temperature(train, likelihood, dataset.train.answers, 1.0)
         shown = consensus(train / in_sample, likelihood, dataset.train.answers).counts
         temperature = metrics.fitted_temperature(lambda t: answers_log_loss(validation / t, shown, held), held.n_tasks)
-        del shown  # of a large crowd gigabytes, and as many are to come
+        del shown  # as large a one is to come
         in_sample = max(in_sample, temperature)
         logits = torch.cat([train / in_sample, validation / temperature])
     answers = dataset.answers

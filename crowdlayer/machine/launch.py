@@ -127,7 +127,7 @@ def as_torchrun(launch: Launch, peers: Peers) -> None:
 
 
 def as_alone() -> None:
-    """Have such libraries, and those that know MPI's, wait for nobody: what this process does next it does alone."""
+    """Have Accelerate, which reads torchrun's variables and MPI's, wait for nobody: what comes next is done alone."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", *OF_MPI):
         os.environ.pop(name, None)
 

@@ -87,7 +87,7 @@ def card(results: dict[str, Any]) -> str:
 
 class _Arguments(ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise SettingsError(f"{message}; usage: {USAGE.partition(chr(10))[0]}")
+        raise SettingsError(f"{message}; usage: {USAGE.splitlines()[0]}")
 
 
 def main(arguments: Sequence[str]) -> Path:
