@@ -83,6 +83,19 @@ def without_obstore(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, name, None)
 
 
+@pytest.fixture
+def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Who reads a bucket: botocore alone, unless a test says otherwise."""
+    name: str = getattr(request, "param", "botocore")
+    if name == "botocore":
+        without_obstore(monkeypatch)
+    return name
+
+
+BOTH = pytest.mark.parametrize("reader", ["botocore", "obstore"], indirect=True)
+"""The same comes of it whether obstore is installed or not."""
+
+
 @dataclass(frozen=True)
 class Store:
     """A fresh bucket and a client that looks at it from outside."""

@@ -19,6 +19,7 @@ from crowdlayer.storage.files import Stored
 from crowdlayer.storage.s3 import Bucket
 from crowdlayer.storage.sync import sync
 from tests.conftest import ROOT, Store, without_obstore
+from tests.objects import downloaded, only, put_plain
 from tests.servers import (
     Meddler,
     Spoiler,
@@ -30,7 +31,6 @@ from tests.servers import (
     refused,
     shortened_to,
 )
-from tests.test_storage import downloaded, only, put_plain
 from tests.test_sync import ODD, TREE, put
 
 

@@ -15,9 +15,9 @@ from crowdlayer.storage import s3
 from crowdlayer.storage.s3 import Bucket
 from tests.conftest import Store, without_obstore
 from tests.forks import Forks
+from tests.objects import downloaded
 from tests.servers import Answer, Meddler, Spoiler, is_listing
 from tests.test_faults import job
-from tests.test_storage import downloaded
 
 BODY = b"a body"
 ENTRY = re.compile(rb"<Contents>.*?</Contents>", re.DOTALL)
