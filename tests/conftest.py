@@ -7,6 +7,7 @@ import os
 if "OMP_NUM_THREADS" not in os.environ:  # before torch comes: on nets this small threads only wait
     os.environ["OMP_NUM_THREADS"] = "1"
 
+import shutil
 import subprocess
 import sys
 import uuid
@@ -190,6 +191,21 @@ def run_job(*arguments: str, timeout: float = 300, **settings: str) -> Finished:
         timeout=timeout,
     )
     return Finished(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def workdir(tmp_path: Path) -> Path:
+    """A folder that is there, in a folder that shows what escapes."""
+    path = tmp_path / "deep" / "er" / "workdir"
+    path.mkdir(parents=True)
+    return path
+
+
+@pytest.fixture
+def no_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk with little more than the bytes that a sync leaves free."""
+    usage = type(shutil.disk_usage("/"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 40, 1 << 40, 64 * 2**20 + 10))
 
 
 @pytest.fixture

@@ -20,18 +20,8 @@ from crowdlayer.storage.s3 import Bucket
 from crowdlayer.storage.sync import sync
 from tests.conftest import ROOT, Store, without_obstore
 from tests.objects import downloaded, only, put_plain
-from tests.servers import (
-    Meddler,
-    Spoiler,
-    cut_after,
-    flipped,
-    free_port,
-    header,
-    late,
-    refused,
-    shortened_to,
-)
-from tests.test_sync import ODD, TREE, put
+from tests.servers import Meddler, Spoiler, cut_after, flipped, free_port, header, late, refused, shortened_to
+from tests.trees import ODD, TREE, put
 
 
 def askers(meddler: Meddler, path: str = "") -> list[str]:

@@ -9,13 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from crowdlayer.errors import AccessError, SettingsError, StoreError
+from crowdlayer.data.layout import belongs
+from crowdlayer.errors import AccessError, DataError, SettingsError, StoreError
 from crowdlayer.storage import etags, s3
 from crowdlayer.storage.files import file_digest
 from crowdlayer.storage.s3 import Bucket
-from tests.conftest import Store
+from crowdlayer.storage.sync import sync
+from tests.conftest import Store, run_job
+from tests.crowds import write_shapes
 from tests.objects import downloaded, only, written
 from tests.servers import OTHER_USER, real_store
+from tests.trees import KINDS, ODD, STRANGERS, TREE, UNSAFE, bodies, digests, outside, pack, put, state, upload
 
 pytestmark = pytest.mark.store
 
@@ -98,3 +102,43 @@ def test_a_real_store_whose_authority_is_unknown_is_a_failing_store(
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with pytest.raises(StoreError, match="CERTIFICATE_VERIFY_FAILED"):
         Bucket(real.bucket, "").listing()
+
+
+def test_a_real_stores_prefix_comes_whole_with_odd_names(real: Store, workdir: Path) -> None:
+    tree = TREE | {name: name.encode() for name in ODD if "/." not in name}
+    location = put(real, tree | STRANGERS | {"": b"", "train/": b""}, "a prefix/ü+%&?#")
+    synced = sync(location, workdir, belongs)
+    assert synced.digests == digests(tree)
+    assert bodies(workdir / "data") == tree
+    before = state(workdir / "data")
+    assert sync(location, workdir, belongs) == synced
+    assert state(workdir / "data") == before
+
+
+def test_a_real_store_keeps_unsafe_names_and_they_are_refused(real: Store, tmp_path: Path, workdir: Path) -> None:
+    for name in UNSAFE:
+        real.put(f"data/{name}", b"evil")
+    with pytest.raises(DataError, match=r"a name must have no empty part.*a name must have no backslash"):
+        sync(f"s3://{real.bucket}/data", workdir, belongs)
+    assert outside(tmp_path, workdir) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_real_stores_archive_is_unpacked(kind: str, real: Store, tmp_path: Path, workdir: Path) -> None:
+    location = upload(real, pack(tmp_path / f"data{kind}", TREE))
+    assert sync(location, workdir, belongs).digests == digests(TREE)
+
+
+def test_a_job_that_a_real_store_refuses_ends_with_77(
+    real: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    location = real.put_tree(write_shapes(tmp_path / "shapes"))
+    other = real_store(OTHER_USER)
+    if other is None:
+        pytest.skip("no S3_TEST_OTHER_ACCESS_KEY")
+    for name, value in other.items():
+        monkeypatch.setenv(name, value)
+    done = run_job("--check", TASKS=location)
+    assert done.code == 77
+    assert location in done.last_line
+    assert "Traceback" not in done.stderr

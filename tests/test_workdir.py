@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from crowdlayer.errors import StoreError
-from crowdlayer.storage.workdir import working_folder
-from tests.conftest import ROOT
+from crowdlayer.data.layout import belongs
+from crowdlayer.errors import AccessError, SettingsError, StoreError
+from crowdlayer.storage.sync import sync
+from crowdlayer.storage.workdir import OURS, working_folder
+from tests.conftest import ROOT, Store
+from tests.servers import Meddler, late, refused
+from tests.trees import TREE, bodies, digests, pack, put, state, write
 
 
 def test_a_working_folder_is_free_when_its_job_has_ended(tmp_path: Path) -> None:
@@ -52,3 +57,51 @@ def test_what_a_killed_job_has_left_is_removed_by_the_next_and_what_another_uses
             again = Path(killed.communicate()[0].strip())
         assert {path.name for path in tmp_path.iterdir()} == {used.name, again.name, "crowdlayer-kept-x"}
         assert (used / "data").exists()
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_what_is_the_users_is_never_removed(name: str, workdir: Path) -> None:
+    write(workdir, {f"{name}/thesis.tex" if "." not in name else name: b"years of work"})
+    before = state(workdir)
+    with (
+        pytest.raises(SettingsError, match=rf"WORKDIR: must be a folder for this job alone, .* has {name} of another"),
+        working_folder(str(workdir)),
+    ):
+        pass
+    assert {path: what for path, what in state(workdir).items() if path != ".lock"} == before
+
+
+def test_another_place_in_the_same_workdir_starts_clean(store: Store, meddler: Meddler, workdir: Path) -> None:
+    sync(put(store, TREE), workdir, belongs)
+    other = {name: body.upper() for name, body in TREE.items() if "cat" in name} | {"train/only-3.png": b"only"}
+    assert sync(put(store, other, "other"), workdir, belongs).digests == digests(other)
+    assert bodies(workdir / "data") == other
+    assert sync(f"s3://{store.bucket}/data", workdir, belongs).digests == digests(TREE)
+    assert bodies(workdir / "data") == TREE
+
+
+def test_a_bucket_and_an_archive_may_take_turns_in_the_same_workdir(
+    store: Store, tmp_path: Path, workdir: Path
+) -> None:
+    other = {name: body.swapcase() for name, body in TREE.items()} | {"train/only-3.png": b"only"}
+    location, archive = put(store, TREE), pack(tmp_path / "other.tar", other)
+    for _ in range(2):
+        assert sync(location, workdir, belongs).digests == digests(TREE)
+        assert bodies(workdir / "data") == TREE
+        assert sync(archive, workdir, belongs).digests == digests(other)
+        assert bodies(workdir / "data") == other
+
+
+def test_downloads_that_come_when_the_job_has_ended_leave_nothing(store: Store, meddler: Meddler) -> None:
+    """Threads that wait for a store are not waited for, and what they then have is nobody's any more."""
+    for i in range(8):
+        store.put(f"data/train/{i}/x-{i}.png", b"body")
+    meddler.spoil(refused(403, "AccessDenied"), path="x-0.png", times=9)
+    for i in range(1, 8):
+        meddler.spoil(late(1), path=f"x-{i}.png", times=9)
+    with pytest.raises(AccessError), working_folder(None) as workdir:
+        sync(f"s3://{store.bucket}/data", workdir, belongs)
+    for thread in threading.enumerate():
+        if thread.name.startswith("ThreadPoolExecutor"):
+            thread.join()
+    assert not workdir.exists()
