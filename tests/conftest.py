@@ -7,21 +7,25 @@ import os
 if "OMP_NUM_THREADS" not in os.environ:  # before torch comes: on nets this small threads only wait
     os.environ["OMP_NUM_THREADS"] = "1"
 
+import json
 import shutil
 import subprocess
 import sys
+import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import boto3
 import pytest
 
+from crowdlayer.settings import load_settings
 from tests.crowds import write_shapes
 from tests.forks import Forks, forking
-from tests.servers import REAL_STORE, Meddler, meddling, moto_server, real_store
+from tests.servers import REAL_STORE, Answer, Meddler, Spoiler, meddling, moto_server, real_store, refused
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -31,6 +35,9 @@ SHARED = ROOT.parent / "shared"
 
 QUICK = {"IMG_SIZE": "16", "SMALL_IMAGES": "false", "N_EPOCHS": "2", "LR": "0.01", "BATCH_SIZE": "16"}
 """Settings for a run of seconds on `write_shapes`."""
+RESULTS, MODEL = "results/crowdlayer.json", "best_models/crowdlayer.pth"
+
+Job = Callable[..., str]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -124,6 +131,15 @@ class Store:
     def get(self, key: str) -> bytes:
         return self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
 
+    def not_taken(self, key: str, status: int, code: str) -> Spoiler:
+        """The store refuses an object, and does not have it."""
+
+        def spoiler(answer: Answer) -> None:
+            self.client.delete_object(Bucket=self.bucket, Key=key)
+            refused(status, code)(answer)
+
+        return spoiler
+
 
 @pytest.fixture
 def store(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Store:
@@ -191,6 +207,55 @@ def run_job(*arguments: str, timeout: float = 300, **settings: str) -> Finished:
         timeout=timeout,
     )
     return Finished(done.returncode, done.stdout, done.stderr)
+
+
+@contextmanager
+def variables(**settings: str) -> Iterator[None]:
+    """These settings in the environment, for a while."""
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in settings.items():
+            environment.setenv(f"CROWDLAYER_{name}", value)
+        yield
+
+
+@pytest.fixture
+def _tmpdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """TMPDIR, which has to be empty again at the end."""
+    folder = tmp_path / "TMPDIR"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    yield
+    assert [path.name for path in folder.iterdir() if not path.name.startswith("torchinductor_")] == []
+
+
+@pytest.fixture
+def train(_tmpdir: None) -> Job:
+    """Train in this process, on the settings named beside the quick ones, one epoch; gives the results' location."""
+    from crowdlayer import job
+
+    def run(**settings: str) -> str:
+        with variables(**QUICK | {"N_EPOCHS": "1"} | settings):
+            return job.train(load_settings())
+
+    return run
+
+
+@pytest.fixture
+def check(_tmpdir: None) -> Callable[..., None]:
+    """Check in this process."""
+    from crowdlayer.check import check
+
+    def run(**settings: str) -> None:
+        with variables(**QUICK | settings):
+            check(load_settings())
+
+    return run
+
+
+def results_in(output: Path) -> dict[str, Any]:
+    """The results of a run that has put them there."""
+    results: dict[str, Any] = json.loads((output / RESULTS).read_text())
+    return results
 
 
 @pytest.fixture

@@ -61,7 +61,7 @@ TESTS = {
     "learning/checkpoint.py": ["test_checkpoint"],
     "learning/spool.py": ["test_checkpoint", "test_tensors"],
     "learning/uploads.py": ["test_checkpoint"],
-    "report/publishing.py": ["test_results", "test_verify"],
+    "report/publishing.py": ["test_publishing", "test_results", "test_verify"],
     "report/results.py": ["test_results", "test_verify"],
 }
 """The modules that decide what is read and what is published, and the tests that are theirs."""

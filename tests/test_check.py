@@ -16,12 +16,11 @@ import torch
 
 from crowdlayer import check as check_module
 from crowdlayer import job
-from crowdlayer.check import check
 from crowdlayer.errors import AccessError, CrowdlayerError, DataError, DeviceMemoryError, SettingsError, StoreError
 from crowdlayer.learning import experiment
 from crowdlayer.learning.trainer import Trainer
 from crowdlayer.settings import load_settings
-from tests.conftest import QUICK, run_job
+from tests.conftest import QUICK, Store, run_job
 from tests.crowds import write_shapes
 
 Rows = dict[str, tuple[str, str, str]]
@@ -38,7 +37,7 @@ def look(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> C
         error = None
         with caplog.at_level(logging.INFO, "crowdlayer"):
             try:
-                check(load_settings())
+                check_module.check(load_settings())
             except CrowdlayerError as raised:
                 error = raised
         shown = [vars(record) for record in caplog.records if hasattr(record, "check")]
@@ -209,6 +208,29 @@ def test_a_check_in_json_is_a_record_per_row_and_has_a_runs_exit_codes(shapes: P
     assert {row["state"] for row in rows} <= {"ok", "warning"}
     assert all({"check", "state", "found", "remedy", "message", "level", "time"} <= row.keys() for row in rows)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_check_reports_and_leaves_the_bucket_as_it_was(
+    shapes: Path, store: Store, check: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    tasks = store.put_tree(shapes)
+    before = store.keys()
+
+    check(TASKS=tasks)
+
+    assert store.keys() == before
+    for told in ("24 tasks", "9 validation and 9 test images", f"{tasks}: an object was written", "resnet18", "cpu"):
+        assert told in caplog.text
+    assert "epoch 1" not in caplog.text
+
+
+def test_a_check_keeps_folders_that_were_there(shapes: Path, tmp_path: Path, check: Callable[..., None]) -> None:
+    (tmp_path / "out" / "results").mkdir(parents=True)
+
+    check(TASKS=str(shapes), OUTPUT=str(tmp_path / "out"))
+
+    assert sorted((tmp_path / "out").rglob("*")) == [tmp_path / "out" / "results"]
 
 
 def dry_run(environment: pytest.MonkeyPatch, **settings: str) -> None:

@@ -13,6 +13,7 @@ from crowdlayer.learning.spool import Identity, Spool, newest_of
 from crowdlayer.machine.launch import Launch
 from crowdlayer.run_folder import DRY_RUN, RUN, SPOOL, STAGED, forget_kept, kept, run_folder, workdir_of
 from crowdlayer.storage.workdir import working_folder
+from tests.conftest import RESULTS, Job
 
 IDENTITY, ANOTHER = (Identity({"output_name": "run", "lr": lr}, "data") for lr in (0.1, 0.5))
 
@@ -83,3 +84,34 @@ def test_nodes_that_share_a_file_system_have_a_working_folder_each(tmp_path: Pat
         assert sorted(path.name for path in tmp_path.iterdir()) == ["node-0", "node-1"]
     assert workdir_of(str(tmp_path), Launch()) == str(tmp_path)
     assert workdir_of(None, Launch("explicit", 2, 1)) is None
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_could_not_be_put_is_put_by_the_next_start_in_the_same_folder(
+    shapes: Path, tmp_path: Path, train: Job, caplog: pytest.LogCaptureFixture, killed: bool
+) -> None:
+    """Here the output can take neither the model nor the checkpoints.
+
+    A job that is killed leaves them in the folder of its run.
+    """
+    out, work = tmp_path / "out", tmp_path / "work"
+    (out / "best_models").mkdir(parents=True)
+    (out / "best_models/crowdlayer.pth").mkdir()
+    (out / "checkpoints").touch()
+    settings = {"TASKS": str(shapes), "OUTPUT": str(out), "WORKDIR": str(work)}
+    with pytest.raises(StoreError, match="best_models"):
+        train(**settings)
+    (out / "best_models/crowdlayer.pth").rmdir()
+    (out / "checkpoints").unlink()
+    (kept,) = work.glob("crowdlayer-kept-*")
+    theirs = json.loads((kept / "results" / RESULTS).read_text())
+    if killed:
+        (work / "run").mkdir()
+        (kept / "checkpoints").rename(work / "run/checkpoints")
+    with caplog.at_level("INFO"):
+        train(**settings)
+    assert "kept on this machine by an earlier start, is put now" in caplog.text
+    assert "going on from checkpoint" in caplog.text
+    assert json.loads((out / RESULTS).read_text())["train_loss"] == theirs["train_loss"]
+    assert not (out / "checkpoints").exists()
+    assert not [*work.glob("run*"), *work.glob("crowdlayer-kept-*")]

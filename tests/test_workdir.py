@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from crowdlayer.data.layout import belongs
 from crowdlayer.errors import AccessError, SettingsError, StoreError
+from crowdlayer.run_folder import DRY_RUN, RUN
 from crowdlayer.storage.sync import sync
 from crowdlayer.storage.workdir import OURS, working_folder
-from tests.conftest import ROOT, Store
+from tests.conftest import RESULTS, ROOT, Job, Store
 from tests.servers import Meddler, late, refused
 from tests.trees import TREE, bodies, digests, pack, put, state, write
 
@@ -105,3 +108,51 @@ def test_downloads_that_come_when_the_job_has_ended_leave_nothing(store: Store, 
         if thread.name.startswith("ThreadPoolExecutor"):
             thread.join()
     assert not workdir.exists()
+
+
+def test_a_named_working_folder_keeps_what_was_downloaded(
+    shapes: Path, store: Store, meddler: Meddler, tmp_path: Path, train: Job
+) -> None:
+    tasks, workdir, out = store.put_tree(shapes), tmp_path / "work", str(tmp_path / "out")
+    train(TASKS=tasks, WORKDIR=str(workdir), OUTPUT=out)
+    assert meddler.count("GET", ".png") == 42
+    kept = bodies(workdir).keys()
+    assert sum(name.endswith(".png") for name in kept) == 42
+    meddler.requests.clear()
+
+    train(TASKS=tasks, WORKDIR=str(workdir), OUTPUT=out, SEED="1")
+
+    assert meddler.count("GET", ".png") == 0
+    assert bodies(workdir).keys() == kept
+    assert {path.name for path in workdir.iterdir()} <= {*OURS, ".lock", ".crowdlayer"}
+    assert {RUN, DRY_RUN} <= {*OURS}
+
+
+def test_a_working_folder_in_use_by_another_job_is_refused(shapes: Path, tmp_path: Path, train: Job) -> None:
+    workdir = tmp_path / "work"
+    workdir.mkdir()
+    settings = {"TASKS": str(shapes), "WORKDIR": str(workdir), "OUTPUT": str(tmp_path / "out")}
+
+    with FileLock(workdir / ".lock"), pytest.raises(StoreError, match=f"^WORKDIR: .* another job is using {workdir}$"):
+        train(**settings)
+    assert not (tmp_path / "out").exists()
+
+    train(**settings)
+    assert (tmp_path / "out" / RESULTS).is_file()
+
+
+def test_a_working_folder_that_is_a_file_is_told_without_a_traceback(shapes: Path, tmp_path: Path, train: Job) -> None:
+    (tmp_path / "work").touch()
+
+    for inside in ("work", "work/deeper"):
+        with pytest.raises(SettingsError, match=f"WORKDIR: must be a folder, a file is in its place: .*{inside}$"):
+            train(TASKS=str(shapes), WORKDIR=str(tmp_path / inside))
+
+
+def test_no_folder_for_temporary_files_is_told_without_a_traceback(
+    shapes: Path, tmp_path: Path, train: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+        with pytest.raises(StoreError, match="TMPDIR"):
+            train(TASKS=str(shapes), OUTPUT=str(tmp_path / "out"))

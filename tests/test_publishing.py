@@ -1,0 +1,96 @@
+"""The results are put last of all, and nothing of older ones stays beside a newer model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from crowdlayer.errors import AccessError, StoreError
+from tests.conftest import MODEL, RESULTS, Job, Store
+from tests.servers import Meddler, refused
+from tests.trees import bodies
+
+
+def put_by(meddler: Meddler) -> list[str]:
+    """The names below the bucket of what was put, in order."""
+    return [r.path.partition("?")[0].split("/", 2)[2] for r in meddler.requests if r.method == "PUT"]
+
+
+def test_the_results_come_last_and_are_not_there_when_they_cannot_be_put(
+    shapes: Path, store: Store, meddler: Meddler, train: Job
+) -> None:
+    out = {"TASKS": str(shapes), "OUTPUT": f"s3://{store.bucket}/out", "CHECKPOINT_EVERY": "0"}
+    meddler.spoil(store.not_taken(f"out/{RESULTS}", 403, "AccessDenied"), method="PUT", path=RESULTS)
+
+    with pytest.raises(AccessError, match=RESULTS):
+        train(**out)
+    (kept,) = Path(tempfile.gettempdir()).glob("crowdlayer-kept-*")
+    assert (kept / "results" / MODEL).is_file()
+    shutil.rmtree(kept)
+
+    files = [name for name in put_by(meddler) if not name.endswith(("/.probe", RESULTS))]
+    assert f"out/{MODEL}" in files
+    assert put_by(meddler)[-1] == f"out/{RESULTS}"
+    meddler.requests.clear()
+
+    train(**out)  # it was not done, so it is done now
+
+    assert put_by(meddler)[-1] == f"out/{RESULTS}"
+    assert sorted(files) == sorted(f"out/{name}" for name in json.loads(store.get(f"out/{RESULTS}"))["job"]["files"])
+
+
+def test_older_results_are_gone_before_a_new_model_comes(
+    shapes: Path, store: Store, meddler: Meddler, train: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    out = {"TASKS": str(shapes), "OUTPUT": f"s3://{store.bucket}/out", "CHECKPOINT_EVERY": "0"}
+    train(**out)
+    files = json.loads(store.get(f"out/{RESULTS}"))["job"]["files"]
+    meddler.spoil(store.not_taken(f"out/{MODEL}", 500, "InternalError"), method="PUT", path=MODEL)
+
+    with pytest.raises(StoreError, match=MODEL):
+        train(**out, SEED="1")
+
+    assert set(store.keys()) == {f"out/{name}" for name in files} - {f"out/{MODEL}"}
+    (kept,) = Path(tempfile.gettempdir()).glob("crowdlayer-kept-*")
+    shutil.rmtree(kept)
+
+
+def test_of_older_results_no_file_stays_that_a_new_run_does_not_have(shapes: Path, tmp_path: Path, train: Job) -> None:
+    out = tmp_path / "out"
+    train(TASKS=str(shapes), OUTPUT=str(out), EXPORT="torch_export")
+    (out / "results/crowdlayer/notes.txt").write_text("mine")
+    before = bodies(out).keys()
+    document = json.loads((out / RESULTS).read_text())
+    document["job"]["files"] |= {"../shapes": "", "best_models/crowdlayer/../../x": "", "results/other/a.csv": ""}
+    (out / RESULTS).write_text(json.dumps(document))
+    for name in ("x", "results/other/a.csv"):
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).touch()
+
+    train(TASKS=str(shapes), OUTPUT=str(out), SEED="1")
+
+    others = {"x", "results/other/a.csv"}
+    assert bodies(out).keys() == before - {"best_models/crowdlayer/model.pt2"} | others
+
+
+def test_of_older_results_no_file_stays_even_if_a_try_to_replace_them_failed(
+    shapes: Path, store: Store, meddler: Meddler, train: Job
+) -> None:
+    out = {"TASKS": str(shapes), "OUTPUT": f"s3://{store.bucket}/out"}
+    train(**out, EXPORT="torch_export")
+    export, older = "out/best_models/crowdlayer/model.pt2", store.get("out/best_models/crowdlayer/model.pt2")
+    meddler.spoil(refused(403, "AccessDenied"), method="DELETE", path="model.pt2")
+    with pytest.raises(AccessError, match=r"model\.pt2"):
+        train(**out, SEED="1")
+    store.put(export, older)  # which the proxy has let through
+    (kept,) = Path(tempfile.gettempdir()).glob("crowdlayer-kept-*")
+    shutil.rmtree(kept)
+
+    train(**out, SEED="1")
+
+    assert export not in store.keys()
