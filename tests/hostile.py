@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from tests.catalogue import saved
+from tests.catalogue.images import saved
 
 FOREIGN = {
     "ico": "ICO", "tga": "TGA", "pcx": "PCX", "sgi": "SGI", "dds": "DDS", "eps": "EPS", "pdf": "PDF",

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.catalogue import CATALOGUE, Case
+from tests.catalogue import CATALOGUE
+from tests.catalogue.case import Case
 from tests.conftest import Finished, run_job
 from tests.forks import Forks
+from tests.trees import bodies
 
 QUICK = {"MODEL": "shufflenet_v2_x0_5", "IMG_SIZE": "32", "N_EPOCHS": "1", "LR": "0.01", "NUM_WORKERS": "2"}
 SECRET = "5ecre7"
@@ -28,17 +30,13 @@ SAMPLE = {
 Runner = Callable[[tuple[str, ...], dict[str, str]], Finished]
 
 
-def files_below(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
 def check(case: Case, shapes: Path, tmp_path: Path, run: Runner) -> None:
     """Run the case in a world of its own, and look at all that is left of it."""
     data, out, temporary = tmp_path / "data", tmp_path / "out", tmp_path / "TMPDIR"
     shutil.copytree(shapes, data)
     temporary.mkdir()
     case.spoil(data)
-    before, beside = files_below(data), {path.name for path in tmp_path.iterdir()} | {"out"}
+    before, beside = bodies(data), {path.name for path in tmp_path.iterdir()} | {"out"}
     settings = {
         name: value.replace("{data}", str(data)).replace("{tmp}", str(tmp_path))
         for name, value in ({"TASKS": str(data), "OUTPUT": str(out)} | QUICK | dict(case.settings)).items()
@@ -62,9 +60,9 @@ def check(case: Case, shapes: Path, tmp_path: Path, run: Runner) -> None:
     for published in out.rglob("*"):
         if published.suffix in (".json", ".csv", ".html", ".md", ".yaml"):
             published.read_text(encoding="utf-8")  # or it is no UTF-8
-    assert files_below(data).items() >= before.items()
+    assert bodies(data).items() >= before.items()
     if "{data}" not in case.settings.get("OUTPUT", ""):
-        assert files_below(data) == before
+        assert bodies(data) == before
     assert {path.name for path in tmp_path.iterdir()} - {"work"} <= beside
     assert not [path.name for path in temporary.iterdir() if not path.name.startswith("torchinductor_")]
 

@@ -32,7 +32,7 @@ from crowdlayer.errors import CrowdlayerError, DataError, one_line
 from crowdlayer.settings import DataSettings
 from crowdlayer.storage.files import safe_names
 from crowdlayer.storage.sync import sync
-from tests.catalogue import WHOLE, red, saved
+from tests.catalogue.images import WHOLE, red, saved
 from tests.conftest import Store
 
 fuzzed = hypothesis.settings(

@@ -16,7 +16,7 @@ import pytest
 from crowdlayer.data.layout import belongs
 from crowdlayer.errors import DataError
 from crowdlayer.storage.sync import sync
-from tests.catalogue import WHOLE
+from tests.catalogue.images import WHOLE
 from tests.test_fuzz import folder, one_line_each
 
 Make = Callable[[], bytes]
