@@ -23,7 +23,7 @@ import boto3
 import pytest
 
 from crowdlayer.settings import load_settings
-from tests.crowds import write_shapes
+from tests.crowds import HOSTILE_CLASSES, write_hostile_shapes, write_shapes
 from tests.forks import Forks, forking
 from tests.servers import REAL_STORE, Answer, Meddler, Spoiler, meddling, moto_server, real_store, refused
 
@@ -250,6 +250,30 @@ def check(_tmpdir: None) -> Callable[..., None]:
             check(load_settings())
 
     return run
+
+
+@pytest.fixture(scope="session")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of a run of three epochs on hostile names; not to be written to."""
+    from crowdlayer import job
+
+    data, out = write_hostile_shapes(tmp_path_factory.mktemp("data")), tmp_path_factory.mktemp("out")
+    classes = json.dumps(list(HOSTILE_CLASSES.values()))
+    with variables(**QUICK | {"TASKS": str(data), "OUTPUT": str(out), "N_EPOCHS": "3", "CLASSES": classes}):
+        job.train(load_settings())
+    return out
+
+
+@pytest.fixture
+def beside(output: Path) -> Path:
+    """The folder of what is beside the results of `output`."""
+    return output / "results/crowdlayer"
+
+
+@pytest.fixture
+def results(output: Path) -> dict[str, Any]:
+    """The results of `output`."""
+    return results_in(output)
 
 
 def results_in(output: Path) -> dict[str, Any]:

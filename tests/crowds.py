@@ -158,3 +158,29 @@ def write_shapes(
                 answers[str(task)] = given | {"3": int(rng.integers(3))}
     (root / "answers.json").write_text(json.dumps(answers))
     return root
+
+
+HOSTILE_CLASSES = {
+    "blue": "<img src=x onerror=alert(1)>",
+    "green": "=cmd|' &amp; {{7*7}}",
+    "red": 'r"><script>alert(2)<!--',
+}
+HOSTILE_WORKERS = {
+    "0": "</script><script>alert(3)</script>",
+    "1": "@SUM(1+1)*cmd",
+    "2": "'\"><b onmouseover=alert(4)>",
+    "3": "spammer \u202e `${alert(5)}`",
+}
+
+
+def write_hostile_shapes(root: Path) -> Path:
+    """`write_shapes`, where classes and workers have names that would be tags, scripts and formulas."""
+    write_shapes(root, n_train=45)
+    for split in ("train", "val", "test"):
+        for name, hostile in HOSTILE_CLASSES.items():
+            (root / split / name).rename(root / split / hostile)
+    answers = json.loads((root / "answers.json").read_text())
+    for task, votes in answers.items():
+        answers[task] = {HOSTILE_WORKERS[worker]: label for worker, label in votes.items()}
+    (root / "answers.json").write_text(json.dumps(answers))
+    return root

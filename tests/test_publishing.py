@@ -1,11 +1,14 @@
-"""The results are put last of all, and nothing of older ones stays beside a newer model."""
+"""Every file is put with its digest, the results last of all, and nothing of older ones stays beside a newer model."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +16,35 @@ from crowdlayer.errors import AccessError, StoreError
 from tests.conftest import MODEL, RESULTS, Job, Store
 from tests.servers import Meddler, refused
 from tests.trees import bodies
+
+BESIDE = {
+    "README.md",
+    "args.yaml",
+    "confusion.csv",
+    "confusion_matrix.png",
+    "confusion_matrix_normalized.png",
+    "label_studio.json",
+    "labels.csv",
+    "manifest.sha256",
+    "report.html",
+    "report.json",
+    "results.csv",
+    "results.png",
+    "train_batch0.jpg",
+    "val_batch0_labels.jpg",
+    "val_batch0_pred.jpg",
+    "workers.csv",
+}
+
+
+def test_everything_is_there_and_has_its_digest(output: Path, beside: Path, results: dict[str, Any]) -> None:
+    assert {path.name for path in beside.iterdir()} == BESIDE
+    assert {f"results/crowdlayer/{name}" for name in BESIDE} <= results["job"]["files"].keys()
+    for name, digest in results["job"]["files"].items():
+        assert hashlib.sha256((output / name).read_bytes()).hexdigest() == digest
+    subprocess.run(["sha256sum", "--check", "--strict", "results/crowdlayer/manifest.sha256"], cwd=output, check=True)
+    listed = {line.split("  ", 1)[1] for line in (beside / "manifest.sha256").read_text().splitlines()}
+    assert listed == results["job"]["files"].keys() - {"results/crowdlayer/manifest.sha256"}
 
 
 def put_by(meddler: Meddler) -> list[str]:

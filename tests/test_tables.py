@@ -7,6 +7,7 @@ import io
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pandas
 import pytest
@@ -77,3 +78,35 @@ def test_a_semicolon_does_not_open_a_cell_where_it_separates(tmp_path: Path) -> 
     with (tmp_path / "t.csv").open(newline="") as file:
         cells = [cell for row in csv.reader(file, delimiter=";") for cell in row]
     assert not any(cell.startswith("=") for cell in cells)
+
+
+def test_results_csv_has_a_row_per_epoch(beside: Path, results: dict[str, Any]) -> None:
+    table = pandas.read_csv(beside / "results.csv")
+
+    assert table.columns.tolist() == [
+        "epoch",
+        "time",
+        "train/loss",
+        "val/loss",
+        "metrics/accuracy_top1",
+        "lr/pg0",
+        "lr/pg1",
+        "crowd/mean_quality",
+        "crowd/agreement",
+        "crowd/diversity",
+    ]
+    assert table.epoch.tolist() == [1, 2, 3]
+    assert table["train/loss"].tolist() == pytest.approx(results["train_loss"], rel=1e-6)
+    assert table["val/loss"].tolist() == pytest.approx(results["val_loss"], rel=1e-6)
+    assert table["metrics/accuracy_top1"].tolist() == pytest.approx(results["val_accuracy"], rel=1e-6)
+    assert table.time.is_monotonic_increasing
+
+
+def test_args_yaml_has_every_setting_and_where_it_came_from(beside: Path, results: dict[str, Any]) -> None:
+    text = (beside / "args.yaml").read_text()
+
+    assert yaml.safe_load(text) == results["job"]["settings"]
+    lines = {line.partition(":")[0]: line for line in text.splitlines()}
+    assert lines.keys() == results["job"]["settings"].keys()
+    assert lines["n_epochs"] == "n_epochs: 3  # environment"
+    assert lines["momentum"] == "momentum: 0.9  # default"
