@@ -1,4 +1,4 @@
-"""Fixtures: a store on loopback, a tiny data set, the job as a process."""
+"""Fixtures: a store on loopback, tiny data sets, a finished run; the job as a process and in this one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ if "OMP_NUM_THREADS" not in os.environ:  # before torch comes: on nets this smal
     os.environ["OMP_NUM_THREADS"] = "1"
 
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -36,8 +35,8 @@ SHARED = ROOT.parent / "shared"
 QUICK = {"IMG_SIZE": "16", "SMALL_IMAGES": "false", "N_EPOCHS": "2", "LR": "0.01", "BATCH_SIZE": "16"}
 """Settings for a run of seconds on `write_shapes`."""
 RESULTS, MODEL = "results/crowdlayer.json", "best_models/crowdlayer.pth"
-
 Job = Callable[..., str]
+"""What `train` gives: settings in, the results' location out."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -288,13 +287,6 @@ def workdir(tmp_path: Path) -> Path:
     path = tmp_path / "deep" / "er" / "workdir"
     path.mkdir(parents=True)
     return path
-
-
-@pytest.fixture
-def no_space(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk with little more than the bytes that a sync leaves free."""
-    usage = type(shutil.disk_usage("/"))
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 40, 1 << 40, 64 * 2**20 + 10))
 
 
 @pytest.fixture

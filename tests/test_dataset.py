@@ -54,10 +54,6 @@ def read(tmp_path: Path) -> Read:
 VAL = ["a/v-0.png", "b/v-1.png"]
 
 
-def task_of(data: Dataset, name: str) -> str:
-    return data.train.tasks[list(data.train.names).index(name)]
-
-
 def votes(data: Dataset, name: str) -> dict[str, str]:
     """What each worker answered about the image, by names."""
     row = list(data.train.names).index(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,13 @@ def test_a_member_cannot_be_a_file_and_a_folder(kind: str, tmp_path: Path, workd
 
 
 # --- room on the disk ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk with little more than the bytes that a sync leaves free."""
+    usage = type(shutil.disk_usage("/"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 40, 1 << 40, 64 * 2**20 + 10))
 
 
 @pytest.mark.usefixtures("no_space")

@@ -16,7 +16,7 @@ from crowdlayer.errors import AccessError
 from crowdlayer.storage.sync import Synced, sync
 from tests.conftest import ROOT, Store
 from tests.servers import Answer, Meddler, refused
-from tests.trees import TREE, bodies, digests, put
+from tests.trees import TREE, bodies, digests, pack, put
 
 
 def test_a_local_file_that_was_cut_or_deleted_is_fetched_again(store: Store, meddler: Meddler, workdir: Path) -> None:
@@ -104,3 +104,24 @@ def test_a_spoilt_line_of_the_manifest_costs_no_file(
     assert sync(location, workdir, belongs) == first
     assert victim.exists()
     assert meddler.count("GET", "/data/") == gets
+
+
+def test_another_place_in_the_same_workdir_starts_clean(store: Store, meddler: Meddler, workdir: Path) -> None:
+    sync(put(store, TREE), workdir, belongs)
+    other = {name: body.upper() for name, body in TREE.items() if "cat" in name} | {"train/only-3.png": b"only"}
+    assert sync(put(store, other, "other"), workdir, belongs).digests == digests(other)
+    assert bodies(workdir / "data") == other
+    assert sync(f"s3://{store.bucket}/data", workdir, belongs).digests == digests(TREE)
+    assert bodies(workdir / "data") == TREE
+
+
+def test_a_bucket_and_an_archive_may_take_turns_in_the_same_workdir(
+    store: Store, tmp_path: Path, workdir: Path
+) -> None:
+    other = {name: body.swapcase() for name, body in TREE.items()} | {"train/only-3.png": b"only"}
+    location, archive = put(store, TREE), pack(tmp_path / "other.tar", other)
+    for _ in range(2):
+        assert sync(location, workdir, belongs).digests == digests(TREE)
+        assert bodies(workdir / "data") == TREE
+        assert sync(archive, workdir, belongs).digests == digests(other)
+        assert bodies(workdir / "data") == other

@@ -19,7 +19,7 @@ from crowdlayer.storage.sync import sync
 from crowdlayer.storage.workdir import OURS, working_folder
 from tests.conftest import RESULTS, ROOT, Job, Store
 from tests.servers import Meddler, late, refused
-from tests.trees import TREE, bodies, digests, pack, put, state, write
+from tests.trees import bodies, state, write
 
 
 def test_a_working_folder_is_free_when_its_job_has_ended(tmp_path: Path) -> None:
@@ -72,27 +72,6 @@ def test_what_is_the_users_is_never_removed(name: str, workdir: Path) -> None:
     ):
         pass
     assert {path: what for path, what in state(workdir).items() if path != ".lock"} == before
-
-
-def test_another_place_in_the_same_workdir_starts_clean(store: Store, meddler: Meddler, workdir: Path) -> None:
-    sync(put(store, TREE), workdir, belongs)
-    other = {name: body.upper() for name, body in TREE.items() if "cat" in name} | {"train/only-3.png": b"only"}
-    assert sync(put(store, other, "other"), workdir, belongs).digests == digests(other)
-    assert bodies(workdir / "data") == other
-    assert sync(f"s3://{store.bucket}/data", workdir, belongs).digests == digests(TREE)
-    assert bodies(workdir / "data") == TREE
-
-
-def test_a_bucket_and_an_archive_may_take_turns_in_the_same_workdir(
-    store: Store, tmp_path: Path, workdir: Path
-) -> None:
-    other = {name: body.swapcase() for name, body in TREE.items()} | {"train/only-3.png": b"only"}
-    location, archive = put(store, TREE), pack(tmp_path / "other.tar", other)
-    for _ in range(2):
-        assert sync(location, workdir, belongs).digests == digests(TREE)
-        assert bodies(workdir / "data") == TREE
-        assert sync(archive, workdir, belongs).digests == digests(other)
-        assert bodies(workdir / "data") == other
 
 
 def test_downloads_that_come_when_the_job_has_ended_leave_nothing(store: Store, meddler: Meddler) -> None:
