@@ -458,6 +458,12 @@ def test_slurm_hears_of_the_task_that_failed_not_of_those_that_it_stopped(tmp_pa
     assert "scontrol requeue 41" not in asked
 
 
+def test_slurm_queues_the_element_of_an_array_again_not_all_of_them(tmp_path: Path) -> None:
+    """An array and its last element have the same number."""
+    element = {"SLURM_JOB_ID": "41", "SLURM_ARRAY_JOB_ID": "41", "SLURM_ARRAY_TASK_ID": "2"}
+    assert run_sbatch(tmp_path, 75, **element)[1][1:] == ["scontrol requeue 41_2"]
+
+
 def test_slurm_does_not_queue_for_ever(tmp_path: Path) -> None:
     assert "scontrol requeue 41" not in run_sbatch(tmp_path, PASSING[0], SLURM_RESTART_COUNT="20")[1]
 
