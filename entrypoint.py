@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import sys
+import tempfile
 import traceback
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
@@ -83,10 +84,13 @@ def work(what: str = "") -> str:
     """Do what is asked for, by the settings; returns the location of what was put."""
     from crowdlayer import logs
     from crowdlayer.settings import load_settings
+    from crowdlayer.storage.files import disk_errors
 
     settings = load_settings()
     logs.start(settings.log_format)
     enough_to_start()
+    with disk_errors("TMPDIR"):
+        tempfile.gettempdir()  # or torch, which asks for it while it is imported, would raise its error
     from crowdlayer import check, job, predict
     from crowdlayer.storage.s3 import patience
 

@@ -327,14 +327,29 @@ def test_74_a_store_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_failed(run_job(TASKS="s3://bucket/data"), 74, "s3://bucket/data")
 
 
-def test_74_a_disk_that_is_full(shapes: Path, tmp_path: Path, tmpdir_of_job: Path) -> None:
-    """No file may have more than 20 MB, the model has 45: what a full disk does, without filling one."""
+@contextmanager
+def no_file_larger_than(size: int) -> Iterator[None]:
+    """What a full disk does, without filling one."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20 * 2**20, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
-        done = quick_job(TASKS=str(shapes), OUTPUT=str(tmp_path / "out"))
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_74_no_disk_takes_a_byte(shapes: Path, tmp_path: Path) -> None:
+    """As with a root that is read only and nothing mounted at /tmp: torch asks for TMPDIR while it is imported."""
+    with no_file_larger_than(0):
+        done = quick_job(TASKS=str(shapes), OUTPUT=str(tmp_path / "out"), WORKDIR=str(tmp_path / "work"))
+
+    assert_failed(done, 74, "crowdlayer: TMPDIR")
+
+
+def test_74_a_disk_that_is_full(shapes: Path, tmp_path: Path, tmpdir_of_job: Path) -> None:
+    """The model has 45 MB."""
+    with no_file_larger_than(20 * 2**20):
+        done = quick_job(TASKS=str(shapes), OUTPUT=str(tmp_path / "out"))
 
     assert_failed(done, 74, str(tmpdir_of_job))
     assert all(name.startswith("crowdlayer-kept-") for name in left_in(tmpdir_of_job))
