@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
 import shutil
 from pathlib import Path
 
 import pytest
 
 from crowdlayer.data.layout import belongs
-from crowdlayer.errors import AccessError, DataError, StoreError
+from crowdlayer.errors import AccessError, DataError, DeviceMemoryError, StoreError
 from crowdlayer.storage.files import disk_errors
 from crowdlayer.storage.sync import fetch, sync
 from tests.conftest import Store
@@ -161,3 +162,8 @@ def test_a_full_disk_is_a_failing_store() -> None:
         Path("/dev/full").open("wb") as full,
     ):
         full.write(b"x")
+
+
+def test_a_file_for_which_there_are_no_addresses_is_out_of_memory() -> None:
+    with pytest.raises(DeviceMemoryError, match="out of memory: images: Cannot allocate memory"), disk_errors("images"):
+        mmap.mmap(-1, 2**47)

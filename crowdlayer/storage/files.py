@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import msgspec
 
-from ..errors import AccessError, DataError, StoreError, one_line
+from ..errors import AccessError, DataError, DeviceMemoryError, StoreError, one_line
 
 T = TypeVar("T")
 
@@ -95,6 +95,8 @@ def disk_errors(thing: str) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.EROFS:  # no retry makes it writable
             raise AccessError(f"{thing}: must be writable: {error.strerror}") from error
+        if error.errno == errno.ENOMEM:  # for a file that is mapped, as under `ulimit -v`
+            raise DeviceMemoryError(f"out of memory: {thing}: {error.strerror}") from error
         raise StoreError(f"{thing}: {error.strerror or one_line(str(error))}") from error
 
 
