@@ -79,6 +79,28 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
 
 
+@pytest.mark.parametrize("page", [README, DOCS / "platforms.md"], ids=lambda page: page.name)
+def test_the_loop_around_docker_tries_again_what_may_go_well_and_keeps_the_code(page: Path, tmp_path: Path) -> None:
+    codes = tmp_path / "codes"
+    codes.write_text("75\n74\n65\n0\n")
+    programs = {"docker": f"read -r code <{codes} && sed -i 1d {codes} && exit $code", "sleep": ""}
+    for name, script in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    (loop,) = re.findall(r"^(?:until|while) docker run.*?\bdone\b", "\n".join(blocks(page, "bash")), re.M | re.S)
+    done = subprocess.run(
+        ["bash", "-c", f'{loop}\nexit "$code"'], env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}, timeout=60
+    )
+    assert (done.returncode, codes.read_text()) == (65, "0\n")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_files_that_a_block_names_are_where_it_goes(page: Path) -> None:
+    for block in blocks(page, "bash"):
+        folder = ROOT / next(iter(re.findall(r"^cd (\S+)$", block, re.MULTILINE)), ".")
+        assert [name for name in re.findall(r"file://(\S+)", block) if not (folder / name).is_file()] == []
+
+
 def test_the_library_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As they stand, but for the size of the task."""
     write_shapes(tmp_path / "labelme")
