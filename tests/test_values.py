@@ -36,9 +36,10 @@ from tests.test_settings import NAMES, complaint, loaded
         ("FREEZE", "TRUE", True),
         ("DATA_AUGMENTATION", "True", True),
         ("VERBOSE", "False", False),
+        ("GUARD", " FALSE ", False),
     ],
 )
-def test_words_may_come_in_any_case(name: str, value: str, meant: object) -> None:
+def test_words_may_come_in_any_case_and_with_blanks_around_them(name: str, value: str, meant: object) -> None:
     assert getattr(loaded(**{name: value}), name.lower()) == meant
 
 

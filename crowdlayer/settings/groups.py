@@ -16,6 +16,7 @@ from .values import (
     File,
     FileName,
     Finite,
+    Flag,
     Folder,
     ListOf,
     Location,
@@ -70,7 +71,7 @@ class TrainingSettings(Group):
     """Any classification model of torchvision.models."""
     pretrained: Annotated[bool | Location, Field(union_mode="left_to_right")] = False
     """true: torchvision's default weights; or a path or s3:// URI of a state dict."""
-    freeze: bool = False
+    freeze: Flag = False
     """Train the last layer only."""
     small_images: Annotated[Literal["auto", "true", "false"], Word] = "auto"
     """A stem without downsampling for resnets (3×3 convolution, no pooling); auto: where IMG_SIZE is below 64."""
@@ -88,7 +89,7 @@ class TrainingSettings(Group):
     """task: sum over a task's answers, mean over tasks (the paper's formula); answer: mean over answers."""
     crowd_updates: Annotated[Literal["auto", "dense", "rows"], Word] = "auto"
     """rows: a step moves only workers who answered in it; auto: so where the matrices hold over 10 million numbers."""
-    guard: bool = True
+    guard: Flag = True
     """Start a run that collapses again, with the workers' matrices held where the answers alone put them."""
     baselines: Annotated[tuple[Annotated[Literal["majority", "dawid-skene"], Word], ...], *ListOf] = ()
     """What to compare with in the same run: the same network and budget on labels aggregated from the answers."""
@@ -122,7 +123,7 @@ class TrainingSettings(Group):
     """What is evaluated and kept is a moving average of the weights, with this decay per step; 0: the last weights."""
     img_size: Annotated[int, Field(ge=8, le=4096), Unit("pixels")] = 224
     """The side of the square image."""
-    data_augmentation: bool = False
+    data_augmentation: Flag = False
     """One of shear ±15°, flip, random resized crop, drawn for each image in each epoch."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """The seed of everything random."""
@@ -136,7 +137,7 @@ class TrainingSettings(Group):
     """Threads that load images; auto: one for each CPU that is this job's."""
     max_cache: Annotated[Annotated[float, Finite, Field(ge=0)] | Literal["auto"], Word, Unit("GB per split")] = "auto"
     """Decoded images held in WORKDIR; auto: what checkpoints leave room for. The others are decoded in every epoch."""
-    verbose: bool = True
+    verbose: Flag = True
     """Log every epoch."""
 
     @field_validator("pretrained", mode="before")

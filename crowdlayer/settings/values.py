@@ -152,6 +152,7 @@ File = Annotated[str, AfterValidator(_file)]
 Folder = Annotated[str, AfterValidator(_folder)]
 FileName = Annotated[str, AfterValidator(_file_name)]
 Word = BeforeValidator(lower)
+Flag = Annotated[bool, Word]
 ModelName = Annotated[str, Word, AfterValidator(_known_model)]
 ListOf = (NoDecode, BeforeValidator(_split))
 Rising = AfterValidator(_rising)
