@@ -1,19 +1,22 @@
-"""Whether what a run has published is still what it wrote: `python -m crowdlayer.verify <output>`."""
+"""Whether what a run has published is still what it wrote: `python -m crowdlayer.verify <results>`."""
 
 from __future__ import annotations
 
 import logging
-import re
 import sys
 import tempfile
 
 import msgspec
 
 from . import command
-from .errors import Complaints, DataError, SettingsError
-from .settings import as_location, quoted
+from .errors import Complaints, DataError
+from .report.runs import runs_at
 from .storage.files import Stored, decode_json, disk_errors
-from .storage.places import Place, place
+from .storage.places import Place
+
+USAGE = """python -m crowdlayer.verify RESULTS
+
+RESULTS   results/<name>.json, or the folder or s3:// prefix above, with the results of one run or of many"""
 
 log = logging.getLogger("crowdlayer.verify")  # __name__ is another, run as a program
 
@@ -32,23 +35,17 @@ def verify(location: str) -> int:
     """Read every file that the results at `location` name, and compare it with its digest; returns how many.
 
     Args:
-        location: an OUTPUT, with the results of one run or of many.
+        location: of the results of one run, `…/results/<name>.json`, or of an OUTPUT, with those of one run or of many.
 
     Raises:
         DataError: naming each file that is missing or not the same.
         SettingsError: there are no results.
     """
-    try:
-        output = place(as_location(location))
-    except ValueError as error:
-        raise SettingsError(f"output: {error}, got {quoted(location)}") from error
+    output, results = runs_at(location)
     stored = {file.name: file for folder in ("results", "best_models") for file in output.below(folder)}
-    results = [name for name in stored if re.fullmatch(r"results/[^/]+\.json", name)]
-    if not results:
-        raise SettingsError(f"{output.location}: must hold results/<name>.json, holds none")
     complaints = Complaints()
     n_files = 0
-    for name in sorted(results):
+    for name in results:
         with complaints:
             files = _digests(output, name)
             n_files += len(files)
@@ -86,7 +83,7 @@ def main(arguments: list[str]) -> int:
     def work(output: str) -> None:
         log.info("verified: all %d files are what the runs wrote", verify(output))
 
-    return command.run("python -m crowdlayer.verify <output>, a folder or an s3:// prefix", work, arguments)
+    return command.run(USAGE, work, arguments)
 
 
 if __name__ == "__main__":

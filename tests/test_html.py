@@ -158,6 +158,11 @@ def test_a_location_that_no_run_has_is_a_wrong_setting(location: str, complaint:
         html.main([location])
 
 
+def test_a_place_without_runs_beside_one_with_a_run_is_told(output: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=f"results: must name a run, there is none at {tmp_path}$"):
+        html.main([str(output), str(tmp_path), "-o", str(tmp_path / "page.html")])
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"), [(None, "must have its report.json beside it"), ("{}", "must be one of this version's")]
 )

@@ -36,6 +36,14 @@ def test_files_that_are_as_they_were_pass(remote: bool, tmp_path: Path, store: S
 
 
 @pytest.mark.parametrize("remote", [False, True])
+def test_of_what_the_job_prints_one_runs_files_are_read(remote: bool, tmp_path: Path, store: Store) -> None:
+    write_run(write_run(tmp_path, "other"))
+    (tmp_path / "best_models/other.pth").write_bytes(b"Weights")
+    output = store.put_tree(tmp_path) if remote else str(tmp_path)
+    assert verify(f"{output}/results/run.json") == 2
+
+
+@pytest.mark.parametrize("remote", [False, True])
 def test_every_file_that_is_not_as_it_was_is_named(remote: bool, tmp_path: Path, store: Store) -> None:
     write_run(write_run(tmp_path, "other"))
     (tmp_path / "best_models/run.pth").write_bytes(b"Weights")
@@ -54,7 +62,7 @@ def test_results_that_are_none_are_named(content: str, tmp_path: Path) -> None:
         verify(str(tmp_path))
 
 
-@pytest.mark.parametrize("location", ["{}", "{}/nothing", "https://host/x", "s3://", ""])
+@pytest.mark.parametrize("location", ["{}", "{}/nothing", "{}/results/run.json", "https://host/x", "s3://", ""])
 def test_a_place_without_results_is_a_wrong_argument(location: str, tmp_path: Path) -> None:
     with pytest.raises(SettingsError):
         verify(location.format(tmp_path))
@@ -91,7 +99,7 @@ def test_a_store_that_fails_and_one_that_refuses_and_a_wrong_call_have_codes_too
     store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main([]) == 78
-    assert capsys.readouterr().err.startswith("crowdlayer: usage: python -m crowdlayer.verify <output>")
+    assert capsys.readouterr().err.startswith("crowdlayer: usage: python -m crowdlayer.verify RESULTS")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     assert main([f"s3://{store.bucket}"]) == 77
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")

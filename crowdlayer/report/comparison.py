@@ -6,9 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import DataError, one_line
 from ..settings import NO_INFLUENCE
-from ..storage.places import Place
 from . import charts
 from .drawing import SERIES, to_svg
 from .pages import figure, percent, rendered
@@ -25,29 +23,6 @@ FIGURES = {
 """What is compared, under which name, and whether more is better."""
 NOT_COMPARED = NO_INFLUENCE - {"answers", "path_remove"}
 """Settings that differ of themselves; that the data do is said."""
-
-
-def read_results(place: Place, name: str) -> dict[str, Any]:
-    """The results of a run.
-
-    Raises:
-        DataError: they are not there, or not ours.
-    """
-    raw = place.read(name)
-    where = one_line(f"{place.location}/{name}")
-    if raw is None:
-        raise DataError(f"{where}: must be the results of a run, there is no such file")
-    try:
-        results: dict[str, Any] = json.loads(raw)
-        job = results["job"]
-        if not isinstance(job["settings"], dict) or not isinstance(job["version"], str):
-            raise TypeError
-        for series in ("val_loss", "val_accuracy"):
-            if not all(value is None or isinstance(value, float | int) for value in results[series]):
-                raise TypeError
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{where}: must be the results of a run of crowdlayer") from error
-    return results
 
 
 def compared(results: dict[str, Any]) -> dict[str, float | None]:

@@ -7,7 +7,6 @@ The policy in its head lets nothing be loaded, and runs the one script whose dig
 from __future__ import annotations
 
 import json
-import re
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from os.path import commonprefix
@@ -16,13 +15,13 @@ from typing import Any, NoReturn
 
 from jinja2 import TemplateError
 
-from ..errors import DataError, SettingsError, one_line
-from ..settings import as_location, folder_and_name, quoted
+from ..errors import DataError, SettingsError
 from ..storage.files import disk_errors
-from ..storage.places import Place, place
+from ..storage.places import Place
 from . import charts, comparison
 from .drawing import beside, to_svg
 from .pages import embedded, name, rendered, rendered_markdown
+from .runs import read_results, runs_at
 
 USAGE = """python -m crowdlayer.report RESULTS... [-o PAGE]
 
@@ -103,9 +102,7 @@ def main(arguments: Sequence[str]) -> Path:
     parser.add_argument("results", nargs="+")
     parser.add_argument("-o", "--output", type=Path)
     given = parser.parse_args(arguments)
-    runs = [run for location in given.results for run in _runs(location)]
-    if not runs:
-        raise SettingsError(f"results: must name a run, there is none at {one_line(', '.join(given.results))}")
+    runs = [(at, file) for at, files in map(runs_at, given.results) for file in files]
     if len(runs) == 1:
         at, file = runs[0]
         raw = at.read(f"{file.removesuffix('.json')}/report.json")
@@ -116,7 +113,7 @@ def main(arguments: Sequence[str]) -> Path:
         except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, TemplateError) as error:
             raise DataError(f"{at.location}/{file}: its report.json must be one of this version's") from error
     else:
-        every = [comparison.read_results(at, file) for at, file in runs]
+        every = [read_results(at, file) for at, file in runs]
         text = comparison.page(_names(runs), every)
     output: Path = given.output or Path("report.html" if len(runs) == 1 else "comparison.html")
     with disk_errors(str(output)):
@@ -137,20 +134,3 @@ def _names(runs: Sequence[tuple[Place, str]]) -> list[str]:
         if len(set(shown)) == len(shown):
             return shown
     return [name(f"{number}. {mine}") for number, mine in enumerate(own, 1)]
-
-
-def _runs(location: str) -> list[tuple[Place, str]]:
-    """The results files at a location: the place that holds results/, and their names in it."""
-    try:
-        location = as_location(location)
-    except ValueError as error:
-        raise SettingsError(f"results: {error}, got {quoted(location)}") from error
-    if location.endswith(".json"):
-        folder, file = folder_and_name(location)
-        above, last = folder_and_name(folder)
-        if last != "results":
-            raise SettingsError(f"results: must be results/<name>.json or the folder above, got {one_line(location)}")
-        return [(place(above), f"results/{file}")]
-    at = place(location.rstrip("/") or "/")
-    names = [stored.name for stored in at.below("results") if re.fullmatch(r"results/[^/]+\.json", stored.name)]
-    return [(at, name) for name in sorted(names)]
