@@ -141,6 +141,12 @@ def test_an_output_name_that_is_no_file_name_is_refused(value: str) -> None:
     assert complaint(OUTPUT_NAME=value).startswith("CROWDLAYER_OUTPUT_NAME: must be a file name")
 
 
+@pytest.mark.parametrize("value", ["run.json", "run.PTH"])
+def test_an_output_name_is_none_of_another_runs_files(value: str) -> None:
+    """The folder results/run.json of one would be the place of the other's results."""
+    assert complaint(OUTPUT_NAME=value).startswith("CROWDLAYER_OUTPUT_NAME: must be a file name without .json and .pth")
+
+
 def test_the_known_models_are_torchvisions_classification_models() -> None:
     import torchvision
 

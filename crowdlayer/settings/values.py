@@ -105,6 +105,8 @@ def as_location(value: str) -> str:
 def _file_name(value: str) -> str:
     if not re.fullmatch(r"\w[\w .+=@-]*", value) or len(value.encode()) > 200:
         raise ValueError("must be a file name: letters, digits and ' .+=@_-', at most 200 bytes, no leading dot")
+    if value.lower().endswith((".json", ".pth")):
+        raise ValueError("must be a file name without .json and .pth, which the results and the model get")
     return value
 
 
