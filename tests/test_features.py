@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,20 @@ def test_where_features_would_change_or_not_suffice_it_trains_on_images(why: str
     images = trainer.train.dataset
     with on_features(trainer, None, {}):
         assert trainer.train.dataset is images
+
+
+def test_features_leave_room_on_the_disk_for_the_checkpoints(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else a run whose decoded images have filled its disk ends at its first, and so does the next start."""
+    trainer = make(freeze=True)
+    images, usage = trainer.train.dataset, shutil.disk_usage(tempfile.gettempdir())
+    needed = (33 + 12) * 16 * 4
+    for free, fit in ((1000 + needed - 1, False), (1000 + needed, True)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
+        with on_features(trainer, None, {}, 1000):
+            assert (trainer.train.dataset is not images) == fit
+    assert caplog.text.count("find no room on the disk") == 1
 
 
 def features_of_seven(folder: Path) -> Tensor:

@@ -88,7 +88,7 @@ def _figures(name: str, experiment: Experiment, outcome: Outcome, watch: Watch) 
         trainer.learn_labels(label[:n])
         trainer.watch = Asked(watch)
         log.info("baseline %s: the same network on its labels", name, extra={"baseline": name})
-        with on_features(trainer, experiment.folder, experiment.features):
+        with on_features(trainer, experiment.folder, experiment.features, experiment.spare):
             best = trainer.fit()
         trainer.load(best)
         logits = None if images.test is None else trainer.predict(images.test)

@@ -115,11 +115,13 @@ def load_images(
 
 
 def checkpoints_size(settings: TrainingSettings, dataset: Dataset) -> int:
-    """Bytes that a run's checkpoints may take on its disk: images take what these leave.
+    """Bytes that a run's checkpoints may take on its disk: images and features take what these leave.
 
-    Three of them: being written, waiting, on their way. Each may have the weights, the best ones and two moments.
+    Three of them: being written, waiting, on their way. Each may have the weights, the best ones and two moments, of
+    which a frozen network has none.
     """
-    return 3 * 4 * 4 * (n_weights(settings.model) + len(dataset.workers) * len(dataset.classes) ** 2)
+    network = (2 if settings.freeze else 4) * n_weights(settings.model)
+    return 3 * 4 * (network + 4 * len(dataset.workers) * len(dataset.classes) ** 2)
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,11 @@ class Experiment:
     folder: Path | None = None
     features: dict[str, Rows] = field(default_factory=dict)
     """What a frozen network says to the images, once it was computed: it is the same in every trainer."""
+
+    @property
+    def spare(self) -> int:
+        """Bytes that its arrays leave free on the disk."""
+        return SPARE + checkpoints_size(self.settings, self.dataset)
 
     def trainer(self) -> Trainer:
         """The network and everything that moves it, seeded."""
@@ -175,7 +182,7 @@ class Experiment:
         _advise(advice.before(dataset, settings))
         with enough_memory(settings), ExitStack() as frozen:
             with phases("train"):
-                frozen.enter_context(on_features(trainer, self.folder, self.features))
+                frozen.enter_context(on_features(trainer, self.folder, self.features, self.spare))
                 best = trainer.fit()
             _advise(advice.after(trainer.history, best.epoch, trainer.settings))
             with phases("evaluate"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from ..data.held import mapped
 from ..data.images import Rows, resident
 from ..data.pixels import on_device
-from ..storage.files import disk_errors
+from ..storage.files import SPARE, disk_errors
 from .classifier import head
 from .trainer import EVALUATION_BATCHES, Trainer
 
@@ -23,25 +25,27 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def on_features(trainer: Trainer, folder: Path | None, known: dict[str, Rows]) -> Iterator[None]:
+def on_features(trainer: Trainer, folder: Path | None, known: dict[str, Rows], spare: int = SPARE) -> Iterator[None]:
     """Meanwhile the trainer sees features for images, and its classifier is the head alone.
 
     Only where these never change: a frozen network without augmentation and mixup, whose last layer is its head, and of
-    which EMA keeps no second. The weights keep their names, so a checkpoint is the same with and without. The arrays
-    lie in nameless files of `folder`; what was computed is put to `known`, for trainers of the same images and frozen
-    weights.
+    which EMA keeps no second; and where the disk has room for them beside `spare` bytes. The weights keep their names,
+    so a checkpoint is the same with and without. The arrays lie in nameless files of `folder`; what was computed is put
+    to `known`, for trainers of the same images and frozen weights.
     """
     loader, validation, classifier = trainer.train, trainer.validation, trainer.classifier
     settings = trainer.settings
     changing = not settings.freeze or loader.augmented or settings.mixup > 0 or settings.ema > 0
-    if changing or not _ends_with_head(trainer):
+    images, place = loader.dataset, folder or Path(tempfile.gettempdir())
+    n = len(images) + len(validation.images)
+    size = 0 if changing else n * _size_each(trainer)
+    if not size or not (known or _find_room(trainer, size, place, spare)):
         yield
         return
-    images = loader.dataset
     if not known:
-        log.info("frozen: the features of %d images are computed once", len(images) + len(validation.images))
+        log.info("frozen: the features of %d images are computed once", n)
         every, device = {"train": images, "validation": validation.images}, trainer.accelerator.device
-        known |= {name: resident(features(trainer, some, folder), device) for name, some in every.items()}
+        known |= {name: resident(features(trainer, some, place), device) for name, some in every.items()}
     loader.dataset = known["train"]
     trainer.validation = replace(validation, images=known["validation"])
     classifier.forward = head(classifier).forward
@@ -52,13 +56,12 @@ def on_features(trainer: Trainer, folder: Path | None, known: dict[str, Rows]) -
         loader.dataset, trainer.validation = images, validation
 
 
-def features(trainer: Trainer, images: Rows, folder: Path | None) -> Rows:
+def features(trainer: Trainer, images: Rows, place: Path) -> Rows:
     """(images, …) float32: the input of the head for (images, size, size, 3) uint8; the same bits on all processes.
 
     Raises:
         StoreError: the disk failed, or is full.
     """
-    place = folder or Path(tempfile.gettempdir())
     with disk_errors(f"{place}: the features of {len(images)} images"), tempfile.TemporaryFile(dir=place) as file:
         for rows in torch.split(torch.arange(len(images)), EVALUATION_BATCHES * trainer.settings.batch_size):
             trainer.stop_if_asked()
@@ -68,12 +71,24 @@ def features(trainer: Trainer, images: Rows, folder: Path | None) -> Rows:
         return mapped(file, given.dtype, tuple(given.shape[1:]))
 
 
-def _ends_with_head(trainer: Trainer) -> bool:
-    """Whether the head's output is the network's: squeezenet pools after it."""
+def _find_room(trainer: Trainer, size: int, place: Path, spare: int) -> bool:
+    """Whether every disk has room for `size` bytes of each process of its node; collective."""
+    hosts = trainer.processes.gather_texts(socket.gethostname())
+    needed = size * hosts.count(socket.gethostname())
+    with disk_errors(str(place)):
+        full = needed + spare > shutil.disk_usage(place).free
+    if trainer.processes.any(full):
+        log.warning("frozen: %.0f MB of features find no room on the disk, each epoch computes them", needed / 1e6)
+        return False
+    return True
+
+
+def _size_each(trainer: Trainer) -> int:
+    """Bytes of an image's features; none where the head's output is not the network's: squeezenet pools after it."""
     given, output = _head_input(trainer, trainer.train.dataset[:2])
     with torch.inference_mode(), trainer.accelerator.autocast():
         again = head(trainer.classifier)(given)
-    return again.shape == output.shape and torch.equal(again, output)
+    return given[0].nbytes if again.shape == output.shape and torch.equal(again, output) else 0
 
 
 @torch.inference_mode()
