@@ -113,6 +113,18 @@ def test_a_worker_with_few_answers_is_neither_best_nor_worst() -> None:
     assert share.argsort().tolist()[-1] == 0
 
 
+def test_workers_who_are_as_good_come_in_the_order_of_their_names() -> None:
+    """The same answers, summed in another order, differ in the last bit."""
+    shares = torch.tensor([0.1, 0.2, 0.3, 0.3, 0.2, 0.1], dtype=torch.float64)
+    posterior = torch.stack([shares, 1 - shares], 1)
+    for first, second in (((0, 1, 2), (3, 4, 5)), ((3, 4, 5), (0, 1, 2))):
+        rows = [(task, worker, 0) for worker, tasks in enumerate((first, second)) for task in tasks]
+        answers = answers_of(rows, 6, 2)
+        found = quality.judge_workers(Consensus(posterior, count(posterior, answers)), answers)
+        assert found.quality[0] != found.quality[1]
+        assert found.order.tolist() == [0, 1]
+
+
 # --- the labels ------------------------------------------------------------------------------------------------------
 
 

@@ -89,7 +89,7 @@ def judge_workers(found: Consensus, answers: Answers) -> Workers:
     for some in counts.blocks(torch.arange(answers.n_workers)):
         matrices = counts.confusion(some)
         spam[some], worst[some] = spammer_score(matrices), worst_class(matrices, counts.seen[some])
-    order = torch.from_numpy(np.lexsort((-n.numpy(), quality.numpy())))
+    order = torch.from_numpy(np.lexsort((-n.numpy(), quality.numpy().round(6))))  # the last bits are a sum's order
     return Workers(n, quality, low, high, agreed / n.clamp_min(1), worst, spam, order)
 
 
