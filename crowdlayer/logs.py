@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -70,6 +71,25 @@ def only_errors() -> None:
     """Say nothing of less weight from now on, in a process that is one of several."""
     for name in ("", "crowdlayer"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextmanager
+def about(what: str, which: str) -> Iterator[None]:
+    """Meanwhile each line of this thread says so: its text begins with it, its object has it under the key `what`."""
+    make, thread = logging.getLogRecordFactory(), threading.get_ident()
+
+    def made(*arguments: Any, **named: Any) -> logging.LogRecord:
+        record = make(*arguments, **named)
+        if record.thread == thread:
+            record.msg = f"{what} {which}: {record.msg}"
+            setattr(record, what, which)
+        return record
+
+    logging.setLogRecordFactory(made)
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(make)
 
 
 @contextmanager

@@ -115,6 +115,17 @@ def test_a_frozen_network_sees_each_image_once_for_all_of_them(tmp_path: Path, m
     assert sum(seen) == 24 + 8 + 3 * (10 + 2)  # each tests for itself, and asks whether the head is last
 
 
+def test_every_line_of_a_baseline_says_whose_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "crowdlayer")
+    run(monkeypatch, write_shapes(tmp_path / "data"), BASELINES="majority")
+    epochs = [record for record in caplog.records if "epoch" in vars(record)]
+    whose = [(record.getMessage().partition("epoch")[0], vars(record).get("baseline")) for record in epochs]
+    assert whose == [("", None)] * 2 + [("baseline majority: ", "majority")] * 2
+    assert caplog.messages[-1].startswith("results at ")
+
+
 def test_a_baseline_that_does_not_fit_into_memory_does_not_cost_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -9,6 +9,7 @@ import pty
 import subprocess
 import sys
 import termios
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from crowdlayer import logs
 from crowdlayer.errors import without_secrets
-from crowdlayer.logs import duration, track
+from crowdlayer.logs import about, duration, track
 from tests.conftest import ROOT
 
 
@@ -111,6 +112,18 @@ def test_a_terminal_gets_a_bar_that_leaves_the_lines_whole() -> None:
 def test_elsewhere_there_are_lines_alone() -> None:
     lines = shown("text", terminal=False).splitlines()
     assert [line.split(" ", 1)[1] for line in lines] == ["I line 0", "I line 1", "I line 2", "W two lines"]
+
+
+def test_lines_say_what_they_are_about_and_those_of_other_threads_do_not(caplog: pytest.LogCaptureFixture) -> None:
+    log = logging.getLogger("crowdlayer")
+    with about("baseline", "majority"):
+        log.warning("%d %%", 5)
+        beside = threading.Thread(target=log.warning, args=["beside"])
+        beside.start()
+        beside.join()
+    log.warning("after")
+    assert caplog.messages == ["baseline majority: 5 %", "beside", "after"]
+    assert [vars(record).get("baseline") for record in caplog.records] == ["majority", None, None]
 
 
 @pytest.mark.parametrize("terminal", [True, False])

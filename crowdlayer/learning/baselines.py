@@ -11,6 +11,7 @@ import torch
 
 from ..answers import Answers, Ints, majority_vote
 from ..errors import DeviceMemoryError, SettingsError
+from ..logs import about
 from . import metrics
 from .aggregation import dawid_skene
 from .devices import enough_memory
@@ -44,11 +45,11 @@ def compare(experiment: Experiment, outcome: Outcome, watch: Watch, phases: Phas
     found: dict[str, dict[str, Any] | None] = {}
     for name in experiment.settings.baselines:
         gc.collect()  # the one before lies in cycles, with its weights on the device
-        with phases(f"baseline {name}"):
+        with phases(f"baseline {name}"), about("baseline", name):
             try:
                 found[name] = _figures(name, experiment, outcome, watch)
             except (DeviceMemoryError, SettingsError) as error:  # the run itself is done, and worth more
-                log.warning("baseline %s: left out: %s", name, error, extra={"baseline": name})
+                log.warning("left out: %s", error)
                 found[name] = None
     return replace(outcome, baselines=found)
 
@@ -87,7 +88,7 @@ def _figures(name: str, experiment: Experiment, outcome: Outcome, watch: Watch) 
         trainer = experiment.trainer_of(settings.model_copy(update=plain), held, None)
         trainer.learn_labels(label[:n])
         trainer.watch = Asked(watch)
-        log.info("baseline %s: the same network on its labels", name, extra={"baseline": name})
+        log.info("the same network on its labels")
         with on_features(trainer, experiment.folder, experiment.features, experiment.spare):
             best = trainer.fit()
         trainer.load(best)
@@ -108,7 +109,7 @@ def _figures(name: str, experiment: Experiment, outcome: Outcome, watch: Watch) 
         figures["test_ece"] = metrics.expected_calibration_error(logits, labels)
         figures["gain"] = gain(outcome.predictions.test, logits, labels)
         log.info(
-            "baseline %s: test accuracy %.1f %%; the crowd layer has %+.1f (95 %%: %+.1f to %+.1f)",
-            name, figures["test_accuracy"], *figures["gain"].values(), extra={"baseline": name},
+            "test accuracy %.1f %%; the crowd layer has %+.1f (95 %%: %+.1f to %+.1f)",
+            figures["test_accuracy"], *figures["gain"].values(),
         )  # fmt: skip
     return figures
