@@ -73,6 +73,8 @@ def test_numbers_that_no_run_survives_are_refused(name: str, value: str) -> None
         ("LR", "1e-9", "0"),
         ("LR_DECAY", "1e-9", "0"),
         ("VAL_FRACTION", "1e-9", "0"),
+        ("MIXUP", "0", "-1"),
+        ("MIXUP", "0.01", "0.009"),
     ],
 )
 def test_a_number_has_a_least_value(name: str, least: str, below: str) -> None:

@@ -22,6 +22,7 @@ from .values import (
     Location,
     ModelName,
     Names,
+    NoneOrDrawn,
     Percent,
     Rising,
     ShareOrCount,
@@ -117,8 +118,8 @@ class TrainingSettings(Group):
     """The epochs after which multistep lowers the learning rate."""
     lr_decay: Annotated[float, Field(gt=0, le=1)] = 0.1
     """The factor of multistep."""
-    mixup: Annotated[float, Finite, Field(ge=0)] = 0.0
-    """α of mixup over images, workers and answers (annot-mix), as in Beta(α, α); 0: none."""
+    mixup: Annotated[float, Finite, Field(ge=0), NoneOrDrawn] = 0.0
+    """α of mixup over images, workers and answers (annot-mix), as in Beta(α, α), from 0.01 on; 0: none."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """What is evaluated and kept is a moving average of the weights, with this decay per step; 0: the last weights."""
     img_size: Annotated[int, Field(ge=8, le=4096), Unit("pixels")] = 224

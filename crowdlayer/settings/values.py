@@ -133,6 +133,13 @@ def _share_or_count(value: float) -> float:
     return value
 
 
+def _none_or_drawn(value: float) -> float:
+    """Refuse what torch cannot draw from: both gammas of a narrower Beta underflow, and nearly 0 or 1 becomes 0.5."""
+    if 0 < value < 0.01:
+        raise ValueError("must be 0 or at least 0.01")
+    return value
+
+
 def _class_names(value: tuple[str, ...] | None) -> tuple[str, ...] | None:
     if value is not None and (len(value) < 2 or len(set(value)) < len(value) or not all(value)):
         raise ValueError("must be at least two different names")
@@ -162,3 +169,4 @@ Names = AfterValidator(_class_names)
 Finite = Field(allow_inf_nan=False)
 Percent = BeforeValidator(_percent)
 ShareOrCount = AfterValidator(_share_or_count)
+NoneOrDrawn = AfterValidator(_none_or_drawn)
