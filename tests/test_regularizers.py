@@ -58,6 +58,20 @@ def test_a_regulariser_and_its_gradients_are_numpys(name: Name) -> None:
         np.testing.assert_allclose(got, slopes(lambda: expected(name, confusion, z), array), atol=1e-7)
 
 
+def test_the_workers_volume_is_exact_where_all_rows_are_nearly_the_same() -> None:
+    rng = np.random.default_rng(0)
+    confusion = torch.from_numpy(rng.normal(size=10) + rng.normal(0, 1e-3, (100, 10, 10))).float()
+    terms, gradients = [], []
+    for layer in (CrowdLayer.of(confusion), CrowdLayer.of(confusion.double())):
+        term = Regularizer("geo-w", layer, torch.ones(100), Processes())(layer, torch.zeros(1, 10))
+        torch.autograd.backward(term)
+        assert layer.confusion.grad is not None
+        terms.append(term.item())
+        gradients.append(layer.confusion.grad.double())
+    assert terms[0] == pytest.approx(terms[1], rel=1e-6)
+    assert (gradients[0] - gradients[1]).norm() < 1e-2 * gradients[1].norm()
+
+
 def volume(logits: torch.Tensor) -> tuple[float, torch.Tensor]:
     """geo-f of this process's share of `logits`, and its gradient by them."""
     processes = Processes.joined()

@@ -58,8 +58,7 @@ class Regularizer:
                 likelihood = model.answer_log_likelihood().exp()
                 return likelihood.diagonal(dim1=1, dim2=2).sum(1).mean()
             case "geo-w":
-                likelihood = model.answer_log_likelihood().exp()
-                return -log_determinant(torch.einsum("jta,jsa->ts", likelihood, likelihood) / len(likelihood))
+                return geo_w(model.answer_log_likelihood().exp())
             case "geo-f":
                 return geo_f(logits, self.processes)
 
@@ -70,6 +69,12 @@ def pooled(matrices: Tensor, answers_of: Tensor) -> Tensor:
     crowd = torch.einsum("j,jta->ta", share, matrices)
     weight = mean / (mean + answers_of)
     return torch.einsum("j,jta->", weight, (matrices - crowd).square())
+
+
+def geo_w(likelihood: Tensor) -> Tensor:
+    # of rows that are nearly the same float32 loses the difference: half of ten classes' gradient was noise
+    rows = likelihood.double().transpose(0, 1).flatten(1)  # (true, workers times answered)
+    return -log_determinant(rows @ rows.T / len(likelihood))
 
 
 def geo_f(logits: Tensor, processes: Processes) -> Tensor:
