@@ -9,6 +9,7 @@ import pytest
 
 from crowdlayer.report import charts
 from crowdlayer.report.drawing import LIGHT, Box, Dot, Drawing, Line, Text, beside, to_picture, to_svg
+from crowdlayer.report.pictures import titled
 
 HOSTILE = "\"><script>alert(1)</script>&'{{7*7}}"
 
@@ -79,6 +80,20 @@ def test_any_curve_can_be_drawn(series: dict[str, list[float | None]]) -> None:
     drawing = charts.curves("loss", series, chosen=1)
     assert "nan" not in to_svg(drawing)
     to_picture(drawing, scale=1)
+
+
+@pytest.mark.parametrize(
+    "drawing",
+    [
+        charts.curves("loss", {"val": [0.693151, 0.693212]}, chosen=1),
+        charts.curves("loss", {"val": [-123456.0, -123457.0]}, chosen=1),
+        titled(charts.matrix(["a", "b"], [[3, 1], [0, 0]], True, size=600), "test", normalised=True),
+    ],
+)
+def test_every_text_has_the_room_that_it_takes(drawing: Drawing) -> None:
+    for text in (part for part in drawing.parts if isinstance(part, Text) and not part.upright):
+        room = {"start": drawing.width - text.x, "end": text.x, "middle": 2 * min(text.x, drawing.width - text.x)}
+        assert room[text.anchor] >= 6.2 * len(text.text), text
 
 
 def test_every_curve_is_named_within_the_drawing() -> None:

@@ -31,25 +31,26 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 def curves(title: str, series: Series, chosen: int | None, unit: str = "", width: float = 440) -> Drawing:
     """A value per epoch, from 1, of each series, a gap where there is none; a dashed line at the chosen epoch."""
-    left, right, bottom = 46.0, 12.0, 34.0
-    legend = _legend(series, left, width)
-    top = 20 + max([y for _, y, _ in legend], default=14.0)
-    height = top + 206
     known = [value for values in series.values() for value in values if value is not None]
     n = max([len(values) for values in series.values()] + [1])
     low, high = (min(known), max(known)) if known else (0.0, 1.0)
     margin = (high - low) * 0.06 or max(abs(high), 1) * 0.1
     low, high = low - margin, high + margin
+    heights = {value: f"{value:g}" for value in ticks(low, high)}
+    left, right, bottom = max(46.0, 12 + 6.4 * max(map(len, heights.values()))), 12.0, 34.0
+    legend = _legend(series, left, width)
+    top = 20 + max([y for _, y, _ in legend], default=14.0)
+    height = top + 206
     drawing = Drawing(width, height, f"{title} per epoch: {_told(series)}.")
 
     def at(epoch: float, value: float) -> tuple[float, float]:
         x = left + (width - left - right) * ((epoch - 1) / (n - 1) if n > 1 else 0.5)
         return x, top + (height - top - bottom) * (high - value) / (high - low)
 
-    for value in ticks(low, high):
+    for value, shown in heights.items():
         y = at(1, value)[1]
         drawing.add(Line([(left, y), (width - right, y)], "grid", 1))
-        drawing.add(Text(left - 6, y, f"{value:g}", anchor="end"))
+        drawing.add(Text(left - 6, y, shown, anchor="end"))
     for epoch in sorted({round(tick) for tick in ticks(1, n, 6)} | {1, n}):
         if epoch in (1, n) or min(epoch - 1, n - epoch) > n / 12:
             drawing.add(Text(at(epoch, low)[0], height - bottom + 14, str(epoch), anchor="middle"))

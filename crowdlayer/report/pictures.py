@@ -41,7 +41,7 @@ def write_pictures(folder: Path, dataset: Dataset, outcome: Outcome, images: Ima
     if part is not None and len(classes) <= MOST_CLASSES:
         table = metrics.confusion_matrix(logits.argmax(1), torch.from_numpy(part.labels), len(classes)).tolist()
         for name, normalised in (("confusion_matrix.png", False), ("confusion_matrix_normalized.png", True)):
-            pictures[name] = to_picture(_titled(charts.matrix(classes, table, normalised, size=600), split, normalised))
+            pictures[name] = to_picture(titled(charts.matrix(classes, table, normalised, size=600), split, normalised))
 
     labels = outcome.inferred.labels.label
     held = torch.from_numpy(dataset.val.labels) if dataset.val is not None else labels[len(dataset.train.names) :]
@@ -53,10 +53,11 @@ def write_pictures(folder: Path, dataset: Dataset, outcome: Outcome, images: Ima
     return list(pictures)
 
 
-def _titled(drawing: Drawing, split: str, normalised: bool) -> Drawing:
+def titled(drawing: Drawing, split: str, normalised: bool) -> Drawing:
     """The drawing with a line below that says what it is."""
-    what = "percent of each true class" if normalised else "images"
-    drawing.add(Text(8, drawing.height + 8, f"{split}/, {what}"))
+    what = f"{split}/, {'percent of each true class' if normalised else 'images'}"
+    drawing.add(Text(8, drawing.height + 8, what))
+    drawing.width = max(drawing.width, 14 + 6.4 * len(what))
     drawing.height += 20
     return drawing
 
