@@ -18,11 +18,11 @@ SOUND: dict[str, Any] = {"n_epochs": 100, "milestones": (50,), "batch_size": 64,
 
 
 def crowd(n_tasks: int, n_workers: int, per_task: int = 3) -> CrowdImages:
-    """Tasks of as many answers each, shared out evenly."""
+    """Tasks of as many answers each, shared out evenly; so are the labels."""
     task = np.repeat(np.arange(n_tasks), per_task)
     worker = np.arange(len(task)) % n_workers
     names = [f"train/{i}.png" for i in range(n_tasks)]
-    answers = Answers(n_tasks, n_workers, task, worker, np.zeros_like(task))
+    answers = Answers(n_tasks, n_workers, task, worker, np.arange(len(task)) % 10)
     return CrowdImages(names, [str(i) for i in range(n_tasks)], answers, np.full(n_tasks, -1))
 
 
@@ -60,6 +60,7 @@ def test_a_sound_run_has_no_warnings() -> None:
         (data(n_held_out=10), {}, "10 held-out tasks, which are few: add val/, or raise VAL_FRACTION"),
         (data(n_held_out=100), {"crowd_layer": "stochastic"}, "consider SELECT_BY=last with SCHEDULER=cosine"),
         (data(per_task=1), {}, "the qualities in workers.csv are too high: consider several answers for each task"),
+        (data(n_classes=11), {}, "nobody answered 10: what no answer says is not learnt: consider CLASSES without it"),
         (data(n_workers=600), {}, "600 of 600 workers gave fewer answers than there are classes"),
     ],
 )

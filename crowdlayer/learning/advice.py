@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from ..data.classes import few
 from ..data.dataset import Dataset
 from ..settings import TrainingSettings
 from .progress import History
@@ -53,6 +54,12 @@ def before(dataset: Dataset, settings: TrainingSettings) -> Iterator[str]:
         yield (
             f"SELECT_BY={settings.select_by}: matrices that learn fast fit the answers they have, and held-out answers "
             f"then choose too early an epoch: consider SELECT_BY=last with SCHEDULER=cosine"
+        )
+    answered = np.bincount(dataset.train.answers.label, minlength=len(dataset.classes))
+    if unanswered := [name for name, count in zip(dataset.classes, answered, strict=True) if not count]:
+        yield (
+            f"nobody answered {few(unanswered)}: what no answer says is not learnt: "
+            f"consider CLASSES without it, or labels that count from 0"
         )
     yield from _workers(dataset, settings)
 
