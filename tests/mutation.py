@@ -36,7 +36,7 @@ PAID_ONCE = ("accelerate", "boto3", "pyarrow.parquet", "pydantic_settings", "tor
 """What takes long to import and is no plugin of pytest; every fork has it."""
 SELECTED = "not container and not store and not slow"
 
-ARCHIVES = ["test_archive", "test_unpacking", "test_hostile_archives"]
+ARCHIVES = ["test_archive", "test_files", "test_unpacking", "test_hostile_archives"]
 BUCKETS = ["test_s3", "test_s3_errors", "test_s3_session", "test_s3_stream", "test_etags"]
 TESTS = {
     "answers/__init__.py": ["test_answers"],
@@ -53,11 +53,11 @@ TESTS = {
     "storage/s3_errors.py": BUCKETS,
     "storage/s3_session.py": [*BUCKETS, "test_credentials"],
     "storage/s3_stream.py": [*BUCKETS, "test_unpacking"],
-    "storage/buckets.py": ["test_buckets", "test_manifest"],
+    "storage/buckets.py": ["test_buckets", "test_files", "test_manifest"],
     "storage/manifest.py": ["test_buckets", "test_manifest"],
-    "storage/sync.py": ["test_sync", "test_buckets", "test_unpacking"],
-    "storage/unpacking.py": ARCHIVES,
-    "storage/workdir.py": ["test_workdir", "test_buckets"],
+    "storage/sync.py": ["test_sync", "test_buckets", "test_files", "test_unpacking"],
+    "storage/unpacking.py": [*ARCHIVES, "test_manifest"],
+    "storage/workdir.py": ["test_workdir", "test_buckets", "test_unpacking"],
     "learning/checkpoint.py": ["test_checkpoint"],
     "learning/spool.py": ["test_checkpoint", "test_tensors"],
     "learning/uploads.py": ["test_checkpoint"],
