@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from crowdlayer.errors import EndedError
 from crowdlayer.machine.launch import Launch
 from crowdlayer.machine.supervisor import supervise
 from tests.conftest import ROOT
@@ -44,6 +45,19 @@ def test_what_processes_print_is_not_on_standard_output(
     busy("def main(): print('a library speaks')", tmp_path, monkeypatch)
     supervise("busy", folder, 2, Launch(), 1, 60.0)
     assert capfd.readouterr() == ("", "a library speaks\n" * 2)
+
+
+def test_how_a_process_ended_is_known_where_who_started_the_job_wants_to_hear_of_no_ends(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a daemon ignores its programs ignore, too; the system keeps no exit codes for them."""
+    busy("def main(): raise SystemExit(65)", tmp_path, monkeypatch)
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with pytest.raises(EndedError, match="must end by itself, was ended with 65"):
+            supervise("busy", folder, 2, Launch(), 1, 60.0)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def test_a_process_whose_supervisor_was_killed_before_it_could_ask_to_go_with_it_goes(folder: Path) -> None:

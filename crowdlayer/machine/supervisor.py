@@ -95,6 +95,7 @@ class _Gang:
         now = time.monotonic()
         self._lives = {first + i: (0.0, now) for i in range(n)}  # the last sign of life, and when it was seen
         self._ended: dict[int, int] = {}  # rank → exit code, in the order of their ends; not of those killed here
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who started the job may ignore it: then no end has a code
         signal.pthread_sigmask(signal.SIG_BLOCK, interruption.SIGNALS)  # theirs until they listen: none is lost
         try:
             self._alive = {
