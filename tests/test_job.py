@@ -109,7 +109,7 @@ def test_folder_bucket_and_archive_are_the_same_data_and_give_the_same_results(
 ) -> None:
     places = {
         "folder": str(shapes),
-        "bucket": store.put_tree(shapes),
+        "bucket": store.put_tree(shapes, "data/birds"),
         "archive": str(zipped(shapes, tmp_path / "shapes.zip")),
     }
     found = {}
@@ -120,6 +120,8 @@ def test_folder_bucket_and_archive_are_the_same_data_and_give_the_same_results(
     assert len({results["job"]["data_digest"] for results in found.values()}) == 1
     assert len({results["job"]["files"][MODEL] for results in found.values()}) == 1
     assert without_job(found["folder"]) == without_job(found["bucket"]) == without_job(found["archive"])
+    called = [found[place]["job"]["data_set"] for place in places]
+    assert called == [shapes.name, "birds", "shapes"]
 
 
 @pytest.mark.parametrize(

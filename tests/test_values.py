@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from crowdlayer.errors import SettingsError
-from crowdlayer.settings import load_settings
+from crowdlayer.settings import load_settings, name_of
 from crowdlayer.settings.values import classification_models
 from tests.conftest import variables
 from tests.test_settings import NAMES, complaint, loaded
@@ -258,6 +259,27 @@ def test_pretrained_elsewhere_on_the_web_is_refused() -> None:
 @pytest.mark.parametrize("value", ["s3://bucket/x", "s3:/bucket", "https://host/x", " "])
 def test_the_working_folder_is_on_this_machine(value: str) -> None:
     assert "CROWDLAYER_WORKDIR: must be a folder on this machine" in complaint(WORKDIR=value)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "name"),
+    [
+        ("/data/birds", "birds"),
+        ("s3://bucket/data/birds", "birds"),
+        ("s3://birds", "birds"),
+        ("s3://birds.zip", "birds.zip"),
+        ("s3://bucket/birds.TAR.gz", "birds"),
+        ("birds.zip", "birds"),
+        ("/data/birds.tgz", "birds"),
+        (".", "birds"),
+    ],
+)
+def test_a_data_set_is_called_as_its_folder_or_archive_is(
+    tasks: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "birds").mkdir()
+    monkeypatch.chdir(tmp_path / "birds")
+    assert name_of(tasks) == name
 
 
 # --- anything --------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from ..answers import AnswerFile, Answers, canonical, look_up, majority_vote
 from ..answers.files import read_answers
 from ..errors import Complaints, DataError, one_line, short
-from ..settings import DataSettings
+from ..settings import DataSettings, name_of
 from .classes import METADATA, check_class_order, class_folder, few, find_classes, read_metadata
 from .dataset import CrowdImages, Dataset, LabelledImages, hold_out, who_answered
 
@@ -86,7 +86,8 @@ def read_dataset(
     held_out = None
     if val is None:
         crowd, held_out = hold_out(crowd, settings.val_fraction, seed)
-    return Dataset(metadata.name or root.name, classes, workers, crowd, held_out, val, test, left_out)
+    name = metadata.name or name_of(settings.tasks)
+    return Dataset(name, classes, workers, crowd, held_out, val, test, left_out)
 
 
 def labelled(names: Sequence[str], classes: Sequence[str]) -> LabelledImages | None:
