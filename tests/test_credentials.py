@@ -158,6 +158,17 @@ def test_where_there_are_no_newer_ones_access_is_refused_and_the_reason_said(
     assert 2 <= gate.done["ExpiredToken"] <= 8  # at a HEAD's refusal botocore asks for the bucket's region
 
 
+@pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"])
+def test_a_line_break_in_the_credentials_is_said_and_nothing_of_them_is_shown(
+    name: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of `echo` into a Kubernetes secret, or of a token pasted in several lines."""
+    monkeypatch.setenv(name, "aSecret\nof two lines")
+    with pytest.raises(AccessError, match="a key or token must be one line, one is not") as caught:
+        Bucket(store.bucket, "data").listing()
+    assert "aSecret" not in str(caught.value)
+
+
 def test_a_source_that_gives_what_has_expired_is_refused_access(
     meddler: Meddler, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
