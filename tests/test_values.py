@@ -91,6 +91,8 @@ def test_a_number_has_a_least_value(name: str, least: str, below: str) -> None:
         ("MOMENTUM", "0.999", "1"),
         ("LR_DECAY", "1", "1.1"),
         ("VAL_FRACTION", "0.999", "1"),
+        ("GRACE", "1e9", "1e10"),
+        ("TIMEOUT", "1e9", "1e10"),  # torch, which counts nanoseconds, would wait for no time at all
     ],
 )
 def test_some_numbers_have_a_largest_value(name: str, most: str, above: str) -> None:

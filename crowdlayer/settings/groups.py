@@ -176,9 +176,9 @@ class JobSettings(Group):
     """Epochs between checkpoints put to OUTPUT; 0: only when interrupted."""
     resume: Annotated[Literal["auto", "never", "must"], Word] = "auto"
     """Go on from the newest whole checkpoint in OUTPUT: where there is one, never, or only so."""
-    grace: Annotated[float, Finite, Field(gt=0), Unit("seconds")] = 25.0
+    grace: Annotated[float, Finite, Field(gt=0, le=1e9), Unit("seconds")] = 25.0
     """From a signal to the end of the job, checkpoint put; some seconds less than the platform gives."""
-    timeout: Annotated[float, Finite, Field(gt=0), Unit("seconds")] = 1800.0
+    timeout: Annotated[float, Finite, Field(gt=0, le=1e9), Unit("seconds")] = 1800.0
     """How long a process waits for another, and how long it may go without progress, before it ends with its stacks."""
     tensorboard: Folder | None = None
     """Where TensorBoard's event files go, a folder on this machine; an extra."""
