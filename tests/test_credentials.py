@@ -164,7 +164,7 @@ def test_a_line_break_in_the_credentials_is_said_and_nothing_of_them_is_shown(
 ) -> None:
     """As of `echo` into a Kubernetes secret, or of a token pasted in several lines."""
     monkeypatch.setenv(name, "aSecret\nof two lines")
-    with pytest.raises(AccessError, match="a key or token must be one line, one is not") as caught:
+    with pytest.raises(AccessError, match="must be one line of printable text, one is not") as caught:
         Bucket(store.bucket, "data").listing()
     assert "aSecret" not in str(caught.value)
 

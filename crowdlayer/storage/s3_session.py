@@ -127,8 +127,8 @@ class Credentials:
             frozen: ReadOnlyCredentials = self._found.get_frozen_credentials()
         except RuntimeError as error:  # botocore's word for a source that gives what has expired
             raise CredentialRetrievalError(provider=self._found.method, error_msg=str(error)) from error
-        if any(part and part.splitlines() != [part] for part in frozen):  # http.client would refuse it, and show it
-            said = "a key or token must be one line, one is not"
+        if any(part and not part.isprintable() for part in frozen):  # http.client would refuse it, and show it
+            said = "a key or token must be one line of printable text, one is not"
             raise CredentialRetrievalError(provider=self._found.method, error_msg=said)
         return frozen
 
