@@ -127,6 +127,9 @@ def say(text: str, stream: TextIO) -> None:
 
 
 if __name__ == "__main__":
+    if sys.getfilesystemencoding() != "utf-8":  # an old locale's, in which the names of the data would be others
+        os.environ["PYTHONUTF8"] = "1"  # for the training processes
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])  # noqa: S606  # nosec B606
     for number in range(3):
         try:
             os.fstat(number)

@@ -290,6 +290,14 @@ def test_a_check_leaves_nothing_behind(shapes: Path, tmp_path: Path, tmpdir_of_j
 # --- failures --------------------------------------------------------------------------------------------------------
 
 
+def test_names_are_utf_8_in_an_old_locale_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C stands for those of Latin-1: a class é was Ã© there, in the results and in the model."""
+    for name, value in {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}.items():
+        monkeypatch.setenv(name, value)
+    data = str(tmp_path / "déjà vu")
+    assert_failed(run_job(TASKS=data), 78, f"there is none at {data}")
+
+
 def test_65_a_data_set_that_cannot_be_used(tmp_path: Path) -> None:
     data = write_shapes(tmp_path / "data")
     (data / "train" / "red" / "square-2.png").unlink()
