@@ -47,6 +47,7 @@ def predict(settings: Settings) -> str:
 
     The table has a row per image in the order of the names: `image`, `label`, `confidence`, and `prob_<class>` for
     each class, calibrated. An image that cannot be read keeps its row, with nothing in it, and a warning in the log.
+    Where PREDICT is OUTPUT, the pictures of runs in results/ are none of them.
 
     Raises:
         SettingsError: PREDICT is not set or not there; no pyarrow for parquet.
@@ -67,8 +68,13 @@ def predict(settings: Settings) -> str:
     model = load(f"{output.location}/{results_name(settings.output_name)}")
     log.info("model %s: %s, %d classes", settings.output_name, model.description.architecture, len(model.classes))
     name = predictions_name(settings.output_name, settings.predict_format)
+    beside_results = settings.predict == settings.output_location
+
+    def wanted(name: str) -> bool:
+        return is_image(name) and not (beside_results and name.startswith("results/"))
+
     with working_folder(settings.workdir) as workdir:
-        synced = sync(settings.predict, workdir / "predict", is_image, "PREDICT", "images")
+        synced = sync(settings.predict, workdir / "predict", wanted, "PREDICT", "images")
         path = workdir / Path(name).name
         try:
             with disk_errors(str(workdir)), _table(path, model.classes) as write:

@@ -77,6 +77,18 @@ def test_what_is_hidden_or_the_systems_own_is_no_image(name: str) -> None:
     assert is_image(name) == (name in ("x.PNG", "a/x.jpg"))
 
 
+def test_the_pictures_of_runs_are_not_labelled(
+    shapes: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("results", "best_models"):
+        shutil.copytree(trained / folder, tmp_path / folder)
+    shutil.copytree(shapes / "test", tmp_path / "results of the spring")
+    location = predict(settings_of(monkeypatch, TASKS=str(tmp_path), PREDICT=str(tmp_path)))
+    named = {row["image"].split("/")[0] for row in rows(Path(location))}
+    assert named == {"results of the spring"}
+    assert list(tmp_path.glob("results/*/*.png"))
+
+
 def test_of_several_nodes_the_first_labels_all(shapes: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = trained / "results" / "crowdlayer" / "predictions.csv"
     path.unlink(missing_ok=True)
