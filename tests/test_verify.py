@@ -92,7 +92,7 @@ def test_a_disk_that_cannot_hold_a_file_of_the_run_has_a_code_too(tmp_path: Path
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4, 4)),
     )
     assert (done.returncode, done.stdout) == (74, ""), done.stderr
-    assert done.stderr.endswith("crowdlayer: best_models/run.pth in TMPDIR: File too large\n")
+    assert "\ncrowdlayer: best_models/run.pth in TMPDIR: File too large\n" in done.stderr
 
 
 def test_a_store_that_fails_and_one_that_refuses_and_a_wrong_call_have_codes_too(
