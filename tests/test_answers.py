@@ -169,6 +169,13 @@ def test_answers_of_some_tasks_keep_their_workers_and_labels() -> None:
     assert some.starts_at.tolist() == [0, 3, 3, 5]
 
 
+def test_what_a_worker_says_again_is_one_pair() -> None:
+    answers = Answers(3, 2, np.array([0, 0, 1, 2]), np.array([1, 0, 1, 1]), np.array([4, 0, 4, 0]))
+    worker, label, of_answer = answers.pairs
+    assert list(zip(worker.tolist(), label.tolist(), strict=True)) == [(0, 0), (1, 0), (1, 4)]
+    assert (worker[of_answer].tolist(), label[of_answer].tolist()) == ([1, 0, 1, 1], [4, 0, 4, 0])
+
+
 def test_majority_vote_takes_the_lowest_of_equals_and_none_of_no_answers() -> None:
     answers = Answers(3, 4, np.array([0, 0, 0, 1, 1]), np.array([0, 1, 2, 0, 1]), np.array([2, 1, 2, 1, 0]))
     assert majority_vote(answers, 3).tolist() == [2, 0, -1]

@@ -67,6 +67,11 @@ def test_labels_count_classes_of_digits_as_before(tmp_path: Path, ending: str) -
     assert look_up(read_answers(tmp_path / f"a.{ending}"), ["1", "2", "3"]).label.tolist() == [0, 2, 1]
 
 
+def test_a_table_of_plain_names_is_plain(answers: Path, tmp_path: Path) -> None:
+    convert(answers, tmp_path / "a.csv")
+    assert (tmp_path / "a.csv").read_bytes().startswith(b"task,worker,label\n7,ann,cat\n")
+
+
 def test_crowd_kit_and_pandas_read_the_long_table_without_a_word(answers: Path, tmp_path: Path) -> None:
     convert(answers, tmp_path / "long.csv")
     table = pd.read_csv(tmp_path / "long.csv")
