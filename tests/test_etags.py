@@ -49,8 +49,9 @@ def test_a_body_that_is_always_different_is_a_failing_store(
     assert 3 <= meddler.count("GET", "/x") < 10
 
 
+@BOTH
 def test_an_etag_that_only_looks_like_an_md5_is_outvoted_by_two_equal_readings(
-    store: Store, meddler: Meddler, caplog: pytest.LogCaptureFixture
+    reader: str, store: Store, meddler: Meddler, caplog: pytest.LogCaptureFixture
 ) -> None:
     bucket = Bucket(store.bucket, "data")
     put_plain(bucket, "x", b"encrypted at rest")
@@ -60,7 +61,7 @@ def test_an_etag_that_only_looks_like_an_md5_is_outvoted_by_two_equal_readings(
     assert stored is not None
     with caplog.at_level(logging.WARNING):
         assert downloaded(bucket, stored) == b"encrypted at rest"
-    assert meddler.count("GET", "/x") == 2
+    assert meddler.count("GET", "/x") == (2 if reader == "botocore" else 3)  # obstore is asked first
     assert "data/x: its MD5 is not its ETag" in caplog.text
 
 

@@ -20,7 +20,7 @@ from crowdlayer.storage.s3 import Bucket
 from crowdlayer.storage.sync import sync
 from tests.conftest import ROOT, Store, without_obstore
 from tests.objects import downloaded, only, put_plain
-from tests.servers import Meddler, Spoiler, cut_after, flipped, free_port, header, late, refused, shortened_to
+from tests.servers import Meddler, Spoiler, cut_after, flipped, free_port, late, refused, shortened_to
 from tests.trees import ODD, TREE, put
 
 
@@ -231,16 +231,6 @@ def test_obstore_that_has_succeeded_is_asked_again(store: Store, meddler: Meddle
     meddler.requests.clear()
     assert downloaded(bucket, stored) == b"body"
     assert askers(meddler) == ["obstore"]
-
-
-def test_etags_that_are_no_md5s_are_outvoted(store: Store, meddler: Meddler) -> None:
-    bucket = Bucket(store.bucket, "data")
-    put_plain(bucket, "x", b"encrypted at rest")
-    meddler.forgotten.add("if-match")
-    meddler.spoil(header("ETag", f'"{"0a" * 16}"'), method="HEAD")
-    stored = bucket.find("x")
-    assert stored is not None
-    assert downloaded(bucket, stored) == b"encrypted at rest"
 
 
 def test_a_store_that_is_away_is_a_failing_store(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from ..logs import about
 from . import metrics
 from .aggregation import dawid_skene
 from .devices import enough_memory
-from .experiment import Experiment, Outcome, Phases
+from .experiment import Experiment, Outcome, Phases, left_free
 from .features import on_features
 from .trainer import Watch
 
@@ -89,7 +89,7 @@ def _figures(name: str, experiment: Experiment, outcome: Outcome, watch: Watch) 
         trainer.learn_labels(label[:n])
         trainer.watch = Asked(watch)
         log.info("the same network on its labels")
-        with on_features(trainer, experiment.folder, experiment.features, experiment.spare):
+        with on_features(trainer, experiment.folder, experiment.features, left_free(settings, dataset)):
             best = trainer.fit()
         trainer.load(best)
         logits = None if images.test is None else trainer.predict(images.test)

@@ -94,7 +94,7 @@ def load_images(
     """
     threads = Processes.joined().cpus() if settings.num_workers == "auto" else settings.num_workers
     at_most = math.inf if settings.max_cache == "auto" else settings.max_cache * 1e9
-    spare = SPARE + checkpoints_size(settings, dataset)
+    spare = left_free(settings, dataset)
     broken: dict[str, str] = {}
 
     def decoded(split: str, *parts: CrowdImages | LabelledImages) -> list[Decoded]:
@@ -124,6 +124,11 @@ def checkpoints_size(settings: TrainingSettings, dataset: Dataset) -> int:
     return 3 * 4 * (network + 4 * len(dataset.workers) * len(dataset.classes) ** 2)
 
 
+def left_free(settings: TrainingSettings, dataset: Dataset) -> int:
+    """Bytes of the disk that a run's images and features leave to others."""
+    return SPARE + checkpoints_size(settings, dataset)
+
+
 @dataclass(frozen=True)
 class Experiment:
     """What is trained on what: a data set with its images decoded, the settings, the first weights.
@@ -139,11 +144,6 @@ class Experiment:
     folder: Path | None = None
     features: dict[str, Rows] = field(default_factory=dict)
     """What a frozen network says to the images, once it was computed: it is the same in every trainer."""
-
-    @property
-    def spare(self) -> int:
-        """Bytes that its arrays leave free on the disk."""
-        return SPARE + checkpoints_size(self.settings, self.dataset)
 
     def trainer(self) -> Trainer:
         """The network and everything that moves it, seeded."""
@@ -182,7 +182,7 @@ class Experiment:
         _advise(advice.before(dataset, settings))
         with enough_memory(settings), ExitStack() as frozen:
             with phases("train"):
-                frozen.enter_context(on_features(trainer, self.folder, self.features, self.spare))
+                frozen.enter_context(on_features(trainer, self.folder, self.features, left_free(settings, dataset)))
                 best = trainer.fit()
             _advise(advice.after(trainer.history, best.epoch, trainer.settings))
             with phases("evaluate"):

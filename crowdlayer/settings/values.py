@@ -61,8 +61,10 @@ def name_of(location: str) -> str:
     """What one calls the data set at a location: the name of its folder or prefix, or of its archive without ending."""
     whole = location if location.startswith("s3://") else str(Path(location).absolute())
     _, name = folder_and_name(whole)
-    ending = next((ending for ending in ARCHIVES if name.lower().endswith(ending)), "") if is_archive(location) else ""
-    return name[: len(name) - len(ending)]
+    if not is_archive(location):
+        return name
+    (ending,) = (ending for ending in ARCHIVES if name.lower().endswith(ending))
+    return name[: -len(ending)]
 
 
 def lower(value: object) -> object:
