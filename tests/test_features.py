@@ -18,6 +18,7 @@ from crowdlayer.errors import StoreError
 from crowdlayer.learning.features import features, on_features
 from crowdlayer.learning.progress import Best
 from crowdlayer.learning.trainer import Trainer
+from crowdlayer.machine import memory
 from tests.crowds import write_shapes
 from tests.gang import together
 from tests.test_trainer import Small, coloured, make, same
@@ -112,7 +113,22 @@ def test_features_leave_room_on_the_disk_for_the_checkpoints(
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
         with on_features(trainer, None, {}, 1000):
             assert (trainer.train.dataset is not images) == fit
-    assert caplog.text.count("find no room on the disk") == 1
+    assert caplog.text.count("features find no room in /") == 1
+
+
+def test_features_that_lie_in_memory_leave_half_of_it_to_the_training(
+    tmp_path: Path, cgroup: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoded images do; features beyond it had the kernel end the container, at each start."""
+    trainer = make(freeze=True)
+    images, needed = trainer.train.dataset, (33 + 12) * 16 * 4
+    monkeypatch.setattr(memory, "MOUNTS", tmp_path / "mounts")
+    (cgroup / "memory.current").write_text("0")
+    for kind, free, fit in (("tmpfs", 2 * needed - 1, False), ("tmpfs", 2 * needed, True), ("ext4", needed, True)):
+        (tmp_path / "mounts").write_text(f"a {tmp_path} {kind} rw 0 0\n")
+        (cgroup / "memory.max").write_text(str(free))
+        with on_features(trainer, tmp_path, {}):
+            assert (trainer.train.dataset is not images) == fit
 
 
 def features_of_seven(folder: Path) -> Tensor:

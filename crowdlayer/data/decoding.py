@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import os
-import shutil
 import tempfile
 import threading
 import warnings
@@ -26,11 +25,10 @@ from torch import Tensor
 
 from ..errors import one_line
 from ..logs import track
-from ..machine.memory import free_memory, in_memory
 from ..machine.processes import Processes
 from ..storage.durable import whole
 from ..storage.files import SPARE, disk_errors
-from .held import Held, mapped
+from .held import Held, mapped, room
 
 log = logging.getLogger(__name__)
 
@@ -238,12 +236,8 @@ def decode_all(
 
 
 def _room(folder: Path, spare: int) -> int:
-    """Bytes that decoded images may take there: in memory, half of what was free before the first split's."""
-    free = shutil.disk_usage(folder).free - spare
-    if in_memory(folder):
-        held = sum(file.stat().st_size for file in (folder / "cache").glob("images-*"))
-        free = min(free, (free_memory() + held) // 2 - held)
-    return max(free, 0)
+    """Bytes that decoded images may take there beside those of other splits."""
+    return room(folder, spare, sum(file.stat().st_size for file in (folder / "cache").glob("images-*")))
 
 
 def _name(split: str, digests: Sequence[str], size: int) -> str:

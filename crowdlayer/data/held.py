@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import mmap
 import os
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
 import torch
 from torch import Tensor
 
-from ..machine.memory import free_memory
+from ..machine.memory import free_memory, in_memory
 
 
 @dataclass(frozen=True)
@@ -55,3 +57,15 @@ def mapped(file: IO[bytes], dtype: torch.dtype, shape: tuple[int, ...]) -> Held:
         return Held(rows)
     mapping.madvise(mmap.MADV_RANDOM)
     return Held(rows, mapping)
+
+
+def room(folder: Path, spare: int, held: int = 0) -> int:
+    """Bytes that files to be mapped may take there, and leave `spare`.
+
+    Where the folder lies in memory, half of what was free there before such files took the first `held` bytes: the rest
+    is the training's.
+    """
+    free = shutil.disk_usage(folder).free - spare
+    if in_memory(folder):
+        free = min(free, (free_memory() + held) // 2 - held)
+    return max(free, 0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..data.held import mapped
+from ..data.held import mapped, room
 from ..data.images import Rows, resident
 from ..data.pixels import on_device
 from ..storage.files import SPARE, disk_errors
@@ -72,13 +71,13 @@ def features(trainer: Trainer, images: Rows, place: Path) -> Rows:
 
 
 def _find_room(trainer: Trainer, size: int, place: Path, spare: int) -> bool:
-    """Whether every disk has room for `size` bytes of each process of its node; collective."""
+    """Whether every node has room for `size` bytes of each of its processes; collective."""
     hosts = trainer.processes.gather_texts(socket.gethostname())
     needed = size * hosts.count(socket.gethostname())
     with disk_errors(str(place)):
-        full = needed + spare > shutil.disk_usage(place).free
+        full = needed > room(place, spare)
     if trainer.processes.any(full):
-        log.warning("frozen: %.0f MB of features find no room on the disk, each epoch computes them", needed / 1e6)
+        log.warning("frozen: %.0f MB of features find no room in %s, each epoch computes them", needed / 1e6, place)
         return False
     return True
 
