@@ -142,8 +142,9 @@ class CrowdLoader:
 
     def _batches(self, epoch: int, first: int) -> Iterator[Batch]:
         order = torch.randperm(len(self.dataset), generator=stream(self.seed, epoch, STREAM_ORDER))
-        noise, theta = stream(self.seed, epoch, STREAM_AUGMENT), None
+        theta = None
         if self.augmented:
+            noise = stream(self.seed, epoch, STREAM_AUGMENT)
             theta = affine(torch.rand(len(self.dataset), DRAWS, generator=noise).float(), self.aspect)
         batches = order.tensor_split(len(self))[first:]
         edges = sorted({0, *range(FIRST, len(batches), BLOCK), len(batches)})

@@ -104,9 +104,7 @@ class Learner:
 
     def train(self) -> None:
         """Make ready for steps."""
-        self.replica.train()
-        if self.settings.freeze:  # a frozen network keeps its batch norm statistics and drops nothing out
-            self.bare.classifier.eval()
+        self.replica.train(not self.settings.freeze)  # frozen, it keeps its batch norm statistics and drops nothing out
 
     def step(self, batch: Batch, held: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Move the weights by one batch, this process's share of it; with `held` the crowd layer stays as it is.
