@@ -15,7 +15,6 @@ import tempfile
 import traceback
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
-from typing import TextIO
 
 from crowdlayer.errors import (
     CrowdlayerError,
@@ -27,6 +26,7 @@ from crowdlayer.errors import (
 )
 from crowdlayer.machine import interruption
 from crowdlayer.machine.memory import enough_to_start, too_little
+from crowdlayer.streams import open_all, say
 
 log = logging.getLogger("crowdlayer")
 
@@ -120,22 +120,11 @@ def failed(line: str, code: int) -> int:
     return code
 
 
-def say(text: str, stream: TextIO) -> None:
-    """Print it, if anybody reads it still: neither what has been done nor the exit code depends on that."""
-    with suppress(OSError, ValueError):
-        print(text, file=stream, flush=True)
-
-
 if __name__ == "__main__":
     if sys.getfilesystemencoding() != "utf-8":  # an old locale's, in which the names of the data would be others
         os.environ["PYTHONUTF8"] = "1"  # for the training processes
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])  # noqa: S606  # nosec B606
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:  # closed by who started us: the next file would take its place
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-    sys.stderr = sys.stderr or os.fdopen(2, "w")
+    open_all()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a location has any characters, and those bytes that are none
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     code = main(sys.argv[1:])

@@ -9,16 +9,18 @@ from collections.abc import Callable, Sequence
 
 from . import logs
 from .errors import CrowdlayerError, SettingsError, one_line, without_secrets
+from .streams import open_all, say
 
 
-def run(usage: str, work: Callable[..., None], arguments: Sequence[str]) -> int:
+def run(usage: str, work: Callable[..., str | None], arguments: Sequence[str]) -> int:
     """Do `work` with the arguments, as many as it takes; returns the contract's exit code, like the job.
 
-    A failure's last line on standard error names the thing, the rule and the value. The first line of `usage` is how
-    the command is called; --help shows the others, too.
+    What `work` returns goes to standard output. A failure's last line on standard error names the thing, the rule and
+    the value. The first line of `usage` is how the command is called; --help shows the others, too.
     """
+    open_all()
     if set(arguments) & {"-h", "--help"}:
-        print(f"usage: {usage}")  # noqa: T201  standard output is its interface
+        say(f"usage: {usage}", sys.stdout)
         return 0
     logs.start("text")
     try:
@@ -26,12 +28,13 @@ def run(usage: str, work: Callable[..., None], arguments: Sequence[str]) -> int:
             given = inspect.signature(work).bind(*arguments)
         except TypeError as error:  # too few, or too many
             raise SettingsError(f"usage: {usage.splitlines()[0]}") from error
-        work(*given.args)
+        if said := work(*given.args):
+            say(said, sys.stdout)
         return 0
     except CrowdlayerError as error:
         code, line = error.exit_code, str(error)
     except Exception as error:  # as in the job: a traceback for a fault of the program, and for nothing else
-        print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)  # noqa: T201
+        say(without_secrets(traceback.format_exc()).rstrip("\n"), sys.stderr)
         code, line = 70, f"a fault of the program: {type(error).__name__}: {error}"
-    print(without_secrets(f"crowdlayer: {one_line(line)}"), file=sys.stderr)  # noqa: T201  the last line, as the job's
+    say(without_secrets(f"crowdlayer: {one_line(line)}"), sys.stderr)  # the last line, as the job's
     return code

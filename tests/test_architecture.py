@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "crowdlayer"
 
 FLOORS = [
-    {"errors"},
+    {"errors", "streams"},
     {"logs", "machine"},
     {"command", "settings"},
     {"storage"},

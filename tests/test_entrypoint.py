@@ -23,6 +23,7 @@ from crowdlayer.settings import table
 from tests.conftest import QUICK, ROOT, Finished, Store, run_job
 from tests.crowds import write_shapes
 from tests.servers import Answer, free_port, meddling
+from tests.test_streams import without_a_reader
 
 GRACE = 30
 """Seconds that Kubernetes gives after SIGTERM, by default."""
@@ -190,15 +191,6 @@ def test_kubernetes_finds_the_last_line_in_the_termination_log(
     log.unlink()
     assert entrypoint.main(["--chek"]) == 78
     assert not log.exists()
-
-
-@contextmanager
-def without_a_reader() -> Iterator[int]:
-    """A pipe whose other end is closed, as `… 2>&1 | tee log` leaves it on Ctrl-C."""
-    reader, writer = os.pipe()
-    os.close(reader)
-    yield writer
-    os.close(writer)
 
 
 @pytest.mark.usefixtures("_as_it_was")

@@ -26,10 +26,10 @@ TO     .json, .csv or .parquet, by the ending"""
 def main(arguments: Sequence[str]) -> int:
     """Convert; returns the exit code, the same as a run's."""
 
-    def work(verb: str, source: str, target: str) -> None:
+    def work(verb: str, source: str, target: str) -> str:
         if verb != "convert":
             raise SettingsError(f"python -m crowdlayer.answers: must be convert, got {quoted(verb)}")
-        print(f"{target}: {convert(Path(source), Path(target))} answers")
+        return f"{target}: {convert(Path(source), Path(target))} answers"
 
     return command.run(USAGE, work, arguments)
 

@@ -6,8 +6,8 @@ from .. import command
 from .html import USAGE, main
 
 
-def work(*arguments: str) -> None:
-    print(main(arguments))  # noqa: T201  standard output is its interface
+def work(*arguments: str) -> str:
+    return str(main(arguments))
 
 
 sys.exit(command.run(USAGE, work, sys.argv[1:]))
