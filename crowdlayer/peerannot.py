@@ -18,7 +18,7 @@ from . import logs
 from .data.images import CrowdLoader, ImageLoader, Rows
 from .errors import SettingsError, listed
 from .inputs import probe, read_inputs
-from .learning.baselines import compare
+from .learning.baselines import Compared, compare
 from .learning.classifier import has_small_stem
 from .learning.crowd_model import CrowdLoss, CrowdModel
 from .learning.devices import device_name
@@ -238,7 +238,7 @@ class Crowdlayer:
         with logs.shown(settings.verbose) as log, tempfile.TemporaryDirectory() as folder:
             probe(place, settings.output_name, Path(folder))
             self._begun = True
-            outcome = compare(experiment, experiment.run(trainer, phases), trainer.watch, phases)
+            outcome = compare(experiment, experiment.run(trainer, phases), Compared(), trainer.watch, phases)
             provenance = Provenance(
                 settings.model_dump(mode="json"),
                 self._digest,

@@ -12,12 +12,12 @@ from typing import NoReturn
 from . import logs
 from .data.dataset import Dataset
 from .errors import InterruptedRunError, SettingsError, StoreError, short
-from .learning.baselines import compare
+from .learning.baselines import Compared, compare
 from .learning.classifier import has_small_stem
 from .learning.devices import bound_to_container, device_name
 from .learning.experiment import Experiment, Images, Outcome, Phases, load_images
 from .learning.progress import History
-from .learning.spool import PARTS, Identity, Spool, going_on, read_state
+from .learning.spool import PARTS, Identity, Parts, Spool, going_on, read_state
 from .learning.trainer import Trainer, Watch
 from .machine import interruption
 from .machine.launch import Launch, Peers, as_alone, as_torchrun
@@ -95,23 +95,61 @@ class Keeper(Watch):
 
     def stopped(self, trainer: Trainer) -> NoReturn:
         self._save(trainer)
-        progress, heard = trainer.progress, interruption.heard()
-        raise InterruptedRunError(
-            f"{'another process' if heard is None else heard.name}: the run was interrupted in epoch "
-            f"{progress.epoch + 1} of {trainer.settings.n_epochs}, after {progress.step} of {len(trainer.train)} steps"
-        )
+        raise interrupted("the run", trainer)
 
     def epoch_done(self, trainer: Trainer) -> None:
-        epoch = trainer.progress.epoch
-        if epoch:  # else the guard has sent the run back to its start
+        if epoch := trainer.progress.epoch:  # else the guard has sent the run back to its start
             self.trackers.log(epoch_figures(trainer.history), epoch)
-        if epoch == trainer.settings.n_epochs or (self.every and epoch % self.every == 0):
+        if self.is_due(trainer):
             self._save(trainer)
+
+    def is_due(self, trainer: Trainer) -> bool:
+        """Whether a checkpoint is, after this epoch."""
+        epoch = trainer.progress.epoch
+        return epoch == trainer.settings.n_epochs or (self.every > 0 and epoch % self.every == 0)
 
     def _save(self, trainer: Trainer) -> None:
         state = trainer.state_dict()
         if trainer.processes.index == 0:
             self.spool.write(state)
+
+
+class KeeperOfBaselines(Watch):
+    """Does the same for the baseline under way; its state is saved beside that of the run, which is over."""
+
+    def __init__(self, keeper: Keeper, run: Trainer, compared: Compared) -> None:
+        self._keeper = keeper
+        self._run = run
+        self._compared = compared
+        self._written: Parts = {}
+
+    def stop(self) -> bool:
+        return self._keeper.stop()
+
+    def stopped(self, trainer: Trainer) -> NoReturn:
+        self._save(trainer)
+        under_way = next(name for name in trainer.settings.baselines if name not in self._compared.done)
+        raise interrupted(f"baseline {under_way}", trainer)
+
+    def epoch_done(self, trainer: Trainer) -> None:
+        if self._keeper.is_due(trainer):
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        baselines = {"done": self._compared.done, "state": trainer.state_dict()}
+        state = self._run.state_dict() | {"baselines": baselines}
+        if trainer.processes.index == 0:
+            written = self._keeper.spool.write(state, self._written)
+            self._written = {name: part for name, part in written.items() if name != "baselines"}
+
+
+def interrupted(what: str, trainer: Trainer) -> InterruptedRunError:
+    """The error that says where that was."""
+    progress, heard = trainer.progress, interruption.heard()
+    return InterruptedRunError(
+        f"{'another process' if heard is None else heard.name}: {what} was interrupted in epoch "
+        f"{progress.epoch + 1} of {trainer.settings.n_epochs}, after {progress.step} of {len(trainer.train)} steps"
+    )
 
 
 def train(plan: Plan, decoded: tuple[Dataset, Images], phases: Phases) -> Trained:
@@ -166,7 +204,7 @@ def same_everywhere(identity: Identity, processes: Processes) -> None:
 def _train(plan: Plan, decoded: tuple[Dataset, Images], phases: Phases, watchdog: Watchdog) -> Trained:
     """Build, go on from a checkpoint if there is one, train, evaluate."""
     settings, processes = plan.settings, Processes.joined()
-    experiment = Experiment(*decoded, settings, plan.pretrained, plan.workdir)
+    experiment, compared = Experiment(*decoded, settings, plan.pretrained, plan.workdir), Compared()
     bound_to_container()
     with phases("build"):
         trainer = experiment.trainer()
@@ -174,10 +212,13 @@ def _train(plan: Plan, decoded: tuple[Dataset, Images], phases: Phases, watchdog
         parts = {name: processes.share(_taken(brought.get(name))) for name in PARTS}
         if all(parts.values()):
             with going_on():
-                trainer.load_state_dict(read_state(parts))
+                state = read_state(parts)
+                trainer.load_state_dict(state)
+                compared = Compared(**(state["baselines"] or {}))
     with interruption.deferred(), _trackers(settings, plan.tracked and processes.index == 0) as trackers:
-        trainer.watch = Keeper(plan.spool, settings.checkpoint_every, watchdog, trackers)
-        outcome = compare(experiment, experiment.run(trainer, phases), trainer.watch, phases)
+        trainer.watch = keeper = Keeper(plan.spool, settings.checkpoint_every, watchdog, trackers)
+        outcome = experiment.run(trainer, phases)
+        outcome = compare(experiment, outcome, compared, KeeperOfBaselines(keeper, trainer, compared), phases)
         of_test = {name: value for name, value in outcome.figures.items() if name.startswith("test_")}
         trackers.log({name.replace("_", "/", 1): value for name, value in of_test.items()})
     used = processes.gather_texts(device_name(trainer.accelerator.device))

@@ -75,7 +75,7 @@ SEEDS = {
     b'{"completed_by": 1, "result": [{"type": "choices", "value": {"choices": ["a"]}}]}]}]',
     "metadata": b'{"name": "x", "n_classes": 3, "classes": ["a", "b", "c"], "n_workers": 9}',
     "names": b"train/a/x-0.png\n../x\nC:x\n/x",
-    "index": b'{"format": 2, "settings": {"lr": 0.1}, "data_digest": "data", "parts": {"best": ["0.pt", 5]}}',
+    "index": b'{"format": 3, "settings": {"lr": 0.1}, "data_digest": "data", "parts": {"best": ["0.pt", 5]}}',
 }
 
 if __name__ == "__main__":

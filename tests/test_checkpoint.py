@@ -73,6 +73,25 @@ def test_what_was_saved_is_found(output: Place, spool: Spool, tmp_path: Path) ->
     assert back["best"]["epoch"] == 1
 
 
+def test_of_a_baselines_checkpoint_the_run_is_not_written_again(output: Place, spool: Spool, tmp_path: Path) -> None:
+    run, baselines = state(5), {"done": {"majority": {"test_loss": 0.5, "gain": None}}, "state": state(1)}
+    before = spool.write(run)
+    assert set(before) == set(PARTS)
+    same = {name: part for name, part in before.items() if name != "baselines"}
+    written = {path.name: path.stat().st_mtime_ns for path in spool.folder.glob("*.pt")}
+    after = spool.write(run | {"baselines": baselines}, same)
+    left = {path.name: path.stat().st_mtime_ns for path in spool.folder.glob("*.pt")}
+    assert {name: left[name] for name, _ in same.values()} == {name: written[name] for name, _ in same.values()}
+    assert set(left) == {name for name, _ in after.values()}
+    checkpoints = Checkpoints(output, "run")
+    checkpoints.put(spool.folder, "00000002.json")
+    back = found(checkpoints, tmp_path)
+    assert back is not None
+    assert back["progress"]["epoch"] == 5
+    assert back["baselines"]["done"] == baselines["done"]
+    assert back["baselines"]["state"]["progress"]["epoch"] == 1
+
+
 def test_a_run_that_starts_again_within_itself_goes_on_from_its_last(
     output: Place, spool: Spool, tmp_path: Path
 ) -> None:
@@ -89,7 +108,7 @@ def test_two_are_kept_and_nothing_remains_at_the_end(output: Place, spool: Spool
     checkpoints = put(output, spool, *(state(epoch, best=epoch) for epoch in range(1, 5)))
     kept = names(output)
     assert [name for name in kept if name.endswith(".json")] == ["00000003.json", "00000004.json"]
-    assert len(kept) == 2 + 2 * len(PARTS)
+    assert len(kept) == 2 + 2 * 2 + 1  # both have no baselines
     checkpoints.remove()
     assert names(output) == []
     assert not isinstance(output, Folder) or not (output.path / "checkpoints").exists()
@@ -122,8 +141,8 @@ def test_a_part_that_has_not_changed_is_not_put_again(tmp_path: Path, spool: Spo
 
     output = Counting(tmp_path / "out")
     put(output, spool, state(1), state(2))
-    assert len(output.put) == 5  # two parts and an index, then a part and an index
-    assert [number for number, name in enumerate(output.put) if name.endswith(".json")] == [2, 4]
+    assert len(output.put) == 6  # three parts and an index, then a part and an index
+    assert [number for number, name in enumerate(output.put) if name.endswith(".json")] == [3, 5]
 
 
 @pytest.mark.parametrize("damage", ["short", "gone", "other", "no json", "format", "foreign"])
@@ -316,7 +335,7 @@ def test_training_does_not_wait_for_uploads_and_the_newest_is_there_in_the_end(t
             spool.write(state(epoch))  # while the first is under way
         waiting = {path.suffix for path in spool.folder.iterdir() if path.is_file()}
         assert waiting == {".json", ".pt"}
-        assert sum(path.is_file() for path in spool.folder.iterdir()) == 3  # the newest's index and parts alone
+        assert sum(path.is_file() for path in spool.folder.iterdir()) == 4  # the newest's index and parts alone
         output.may.set()
         assert uploads.finish() == "00000005.json"
     back = found(checkpoints, tmp_path)

@@ -356,3 +356,24 @@ def test_twenty_signals_change_nothing(long: tuple[Runs, dict[str, Any]]) -> Non
         assert done.code == 75, done.stderr
     assert runs.start().code == 0
     assert runs.outcome() == clean
+
+
+@pytest.mark.parametrize(("how", "code", "starts"), [("SIGKILL", -9, 6), ("SIGTERM", 75, 5)])
+def test_a_run_whose_starts_live_for_three_steps_comes_to_its_end(how: str, code: int, starts: int, runs: Runs) -> None:
+    """Of twelve: two epochs of two steps, and as many of each baseline. A kill costs the step since the last epoch."""
+    runs.settings |= {"N_EPOCHS": "2", "BASELINES": "majority,dawid-skene"}
+    assert runs.start().code == 0
+    clean = runs.outcome()
+    runs.clear()
+    ends = [runs.start(f"step 3 {how}") for _ in range(starts)]
+    assert [done.code for done in ends] == [code] * (starts - 1) + [0], ends[-1].stderr
+    assert runs.outcome() == clean
+    where = [done.last_line.partition("; ")[0] for done in ends[1:3]]
+    assert (
+        where
+        == [
+            "crowdlayer: SIGTERM: baseline majority was interrupted in epoch 1 of 2, after 2 of 2 steps",
+            "crowdlayer: SIGTERM: baseline dawid-skene was interrupted in epoch 1 of 2, after 1 of 2 steps",
+        ]
+        or how == "SIGKILL"
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,22 +17,28 @@ from .aggregation import dawid_skene
 from .devices import enough_memory
 from .experiment import Experiment, Outcome, Phases, left_free
 from .features import on_features
+from .spool import going_on
 from .trainer import Watch
 
 log = logging.getLogger(__name__)
 
 
-class Asked(Watch):
-    """Stops when the run is asked to stop, and leaves its checkpoint as it is: baselines start again after a resume."""
-
-    def __init__(self, watch: Watch) -> None:
-        self._watch = watch
-
-    def stop(self) -> bool:
-        return self._watch.stop()
+Figures = dict[str, Any] | None
+"""Of a baseline; None where it was left out."""
 
 
-def compare(experiment: Experiment, outcome: Outcome, watch: Watch, phases: Phases) -> Outcome:
+@dataclass
+class Compared:
+    """How far the comparison has come: the figures of the baselines that are done, in order, by name.
+
+    `state`: of the trainer of the next one, where it goes on from a checkpoint.
+    """
+
+    done: dict[str, Figures] = field(default_factory=dict)
+    state: dict[str, Any] | None = None
+
+
+def compare(experiment: Experiment, outcome: Outcome, compared: Compared, watch: Watch, phases: Phases) -> Outcome:
     """Train each of BASELINES as the run itself was, but on one hard label per task; `outcome` with their figures.
 
     Same network, first weights, order of the tasks, epochs, learning rates and rule for the epoch; a label counts as
@@ -41,17 +47,18 @@ def compare(experiment: Experiment, outcome: Outcome, watch: Watch, phases: Phas
     `label_accuracy` (percent of the aggregated labels that are right, where truth is known), `best_epoch`,
     `val_accuracy`, `test_loss`, `test_accuracy`, `test_ece`, and `gain` (see `gain`); None for all where the memory of
     the device does not suffice for a second network, or where LR is too high without the crowd layer, which damps it.
+
+    Goes on from what is `compared`, and keeps it true, for `watch` to save.
     """
-    found: dict[str, dict[str, Any] | None] = {}
-    for name in experiment.settings.baselines:
+    for name in [name for name in experiment.settings.baselines if name not in compared.done]:
         gc.collect()  # the one before lies in cycles, with its weights on the device
         with phases(f"baseline {name}"), about("baseline", name):
             try:
-                found[name] = _figures(name, experiment, outcome, watch)
+                compared.done[name] = _figures(name, experiment, outcome, compared, watch)
             except (DeviceMemoryError, SettingsError) as error:  # the run itself is done, and worth more
                 log.warning("left out: %s", error)
-                found[name] = None
-    return replace(outcome, baselines=found)
+                compared.done[name] = compared.state = None
+    return replace(outcome, baselines=compared.done)
 
 
 def aggregated(name: str, answers: Answers, n_classes: int) -> Ints:
@@ -77,7 +84,7 @@ def gain(ours: torch.Tensor, theirs: torch.Tensor, labels: torch.Tensor) -> dict
     return {"points": 100 * (won - lost) / n, "low": 100 * low, "high": 100 * high}
 
 
-def _figures(name: str, experiment: Experiment, outcome: Outcome, watch: Watch) -> dict[str, Any]:
+def _figures(name: str, experiment: Experiment, outcome: Outcome, compared: Compared, watch: Watch) -> dict[str, Any]:
     dataset, images, settings = experiment.dataset, experiment.images, experiment.settings
     n_classes, n = len(dataset.classes), len(dataset.train.names)
     label = aggregated(name, dataset.answers, n_classes)
@@ -87,8 +94,12 @@ def _figures(name: str, experiment: Experiment, outcome: Outcome, watch: Watch) 
     with enough_memory(settings):
         trainer = experiment.trainer_of(settings.model_copy(update=plain), held, None)
         trainer.learn_labels(label[:n])
-        trainer.watch = Asked(watch)
+        trainer.watch = watch
         log.info("the same network on its labels")
+        if compared.state is not None:
+            with going_on():
+                trainer.load_state_dict(compared.state)
+            compared.state = None  # which is as large as a checkpoint
         with on_features(trainer, experiment.folder, experiment.features, left_free(settings, dataset)):
             best = trainer.fit()
         trainer.load(best)

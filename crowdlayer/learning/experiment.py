@@ -118,10 +118,11 @@ def checkpoints_size(settings: TrainingSettings, dataset: Dataset) -> int:
     """Bytes that a run's checkpoints may take on its disk: images and features take what these leave.
 
     Three of them: being written, waiting, on their way. Each may have the weights, the best ones and two moments, of
-    which a frozen network has none.
+    which a frozen network has none; and the same of a baseline, which has no matrices to speak of.
     """
     network = (2 if settings.freeze else 4) * n_weights(settings.model)
-    return 3 * 4 * (network + 4 * len(dataset.workers) * len(dataset.classes) ** 2)
+    matrices = 4 * len(dataset.workers) * len(dataset.classes) ** 2
+    return 3 * 4 * ((2 if settings.baselines else 1) * network + matrices)
 
 
 def left_free(settings: TrainingSettings, dataset: Dataset) -> int:

@@ -2,7 +2,8 @@
 
 A checkpoint is an index and the parts that it names by their SHA-256. Training writes it to a spool, a folder on this
 machine; from there it goes to `<output>/checkpoints/<name>/`, parts first and the index last, while training goes on.
-A part that has not changed, the best weights of an earlier epoch, is not put again.
+A part that has not changed, the best weights of an earlier epoch, is not put again; nor is the run itself while its
+baselines are trained.
 
     <number>.json    format, epoch, step, settings, digest of the data, {part: [file, size]}
     <sha256>.pt      tensors and plain values; torch.load(weights_only=True) reads it
@@ -27,9 +28,11 @@ from ..settings import influential
 from ..storage.files import disk_errors, file_digest
 from .tensors import read_tensors
 
-FORMAT = 2
+FORMAT = 3
 """Of the index and the parts; a checkpoint of another format is left alone."""
-PARTS = ("best", "run")
+PARTS = ("best", "run", "baselines")
+Parts = Mapping[str, tuple[str, int]]
+"""File and size of each."""
 INDEX = re.compile(r"\d{8}\.json")
 PART = re.compile(r"[0-9a-f]{64}\.pt")
 
@@ -71,17 +74,24 @@ class Spool:
     last: int = 0
     """The number of the checkpoint that the run goes on from."""
 
-    def write(self, state: dict[str, Any]) -> None:
-        """Leave `state` here: whole, or not under its name. The best weights are a part of their own.
+    def write(self, state: dict[str, Any], before: Parts | None = None) -> Parts:
+        """Leave `state` here: whole, or not under its name. Best weights and baselines are parts of their own.
 
         What was left before and nobody has taken is removed: a store that is slower than the epochs, or away, must not
         fill the disk. Nothing is flushed to it, for training waits meanwhile: a power loss may tear what is here, and
         whoever finds it compares the digests. What is in the output is flushed.
+
+        Args:
+            before: those of the newest one's parts that are in `state` as they were there.
+
+        Returns:
+            The parts.
         """
-        progress = state["progress"]
-        contents = {"best": state["best"], "run": {name: part for name, part in state.items() if name != "best"}}
+        progress, before = state["progress"], before or {}
+        contents = {name: state.get(name) for name in PARTS if name != "run"}
+        contents["run"] = {name: part for name, part in state.items() if name not in PARTS}
         with disk_errors(str(self.folder)):
-            parts = {name: self._write_part(content) for name, content in contents.items()}
+            parts = {name: before.get(name) or self._write_part(contents[name]) for name in PARTS}
             index = {
                 "format": FORMAT,
                 "epoch": progress["epoch"],
@@ -98,6 +108,7 @@ class Spool:
             for path in self.folder.iterdir():
                 if path.is_file() and path.name not in kept:
                     path.unlink(missing_ok=True)
+        return parts
 
     def _write_part(self, content: object) -> tuple[str, int]:
         beside = self.folder / "part"
@@ -151,8 +162,8 @@ def newest_of(spool: Path, identity: Identity) -> str | None:
 
 def read_state(parts: Mapping[str, bytes]) -> dict[str, Any]:
     """The state that these parts make."""
-    best, run = (read_tensors(io.BytesIO(parts[name])) for name in PARTS)
-    return {**run, "best": best}
+    content = {name: read_tensors(io.BytesIO(parts[name])) for name in PARTS}
+    return {**content.pop("run"), **content}
 
 
 @contextmanager
