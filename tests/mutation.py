@@ -142,7 +142,8 @@ def mutants(source: str) -> list[Mutant]:
             Put(fault, node).visit(tree)
             mutated = ast.unparse(ast.fix_missing_locations(tree))
             Put(node, fault).visit(tree)
-            found.append(Mutant(line, before, shown(fault), mutated))
+            if mutated != whole:  # `return None` has no value to leave out
+                found.append(Mutant(line, before, shown(fault), mutated))
     assert ast.unparse(tree) == whole
     return found
 

@@ -19,7 +19,7 @@ from crowdlayer.errors import DeviceMemoryError
 from crowdlayer.learning import baselines
 from crowdlayer.learning.baselines import aggregated, gain
 from crowdlayer.settings import load_settings
-from tests.conftest import QUICK
+from tests.conftest import QUICK, variables
 from tests.crowds import write_shapes
 
 
@@ -60,11 +60,9 @@ def test_the_interval_of_the_gain_is_bonetts_and_prices() -> None:
     assert alike == {"points": 0, "low": pytest.approx(-92.3953, abs=1e-3), "high": pytest.approx(92.3953, abs=1e-3)}
 
 
-def run(environment: pytest.MonkeyPatch, tasks: Path, **settings: str) -> dict[str, Any]:
+def run(tasks: Path, **settings: str) -> dict[str, Any]:
     """Train in this process; the results."""
-    with environment.context() as variables:
-        for name, value in (QUICK | {"TASKS": str(tasks), "BASELINES": "majority,dawid-skene"} | settings).items():
-            variables.setenv(f"CROWDLAYER_{name}", value)
+    with variables(**(QUICK | {"TASKS": str(tasks), "BASELINES": "majority,dawid-skene"} | settings)):
         location = job.train(load_settings())
     results: dict[str, Any] = json.loads(Path(location).read_text())
     return results
@@ -73,11 +71,9 @@ def run(environment: pytest.MonkeyPatch, tasks: Path, **settings: str) -> dict[s
 FIGURES = {"label_accuracy", "best_epoch", "val_accuracy", "test_loss", "test_accuracy", "test_ece", "gain"}
 
 
-def test_the_results_hold_each_baselines_figures_and_are_else_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_results_hold_each_baselines_figures_and_are_else_the_same(tmp_path: Path) -> None:
     data = write_shapes(tmp_path / "data")
-    results = run(monkeypatch, data, OUTPUT=str(tmp_path / "with"))
+    results = run(data, OUTPUT=str(tmp_path / "with"))
     assert set(results["baselines"]) == {"majority", "dawid-skene"}
     for figures in results["baselines"].values():
         assert set(figures) == FIGURES
@@ -85,23 +81,21 @@ def test_the_results_hold_each_baselines_figures_and_are_else_the_same(
         assert figures["label_accuracy"] > 60
     assert results["baselines"]["majority"]["label_accuracy"] == pytest.approx(results["majority_vote_accuracy"])
 
-    without = run(monkeypatch, data, OUTPUT=str(tmp_path / "without"), BASELINES="")
+    without = run(data, OUTPUT=str(tmp_path / "without"), BASELINES="")
     assert without["baselines"] == {}
     assert {k: v for k, v in results.items() if k not in ("job", "baselines")} == {
         k: v for k, v in without.items() if k not in ("job", "baselines")
     }
 
 
-def test_without_true_labels_a_baseline_is_chosen_on_aggregated_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_true_labels_a_baseline_is_chosen_on_aggregated_ones(tmp_path: Path) -> None:
     data = write_shapes(tmp_path / "data", n_val=0, n_test=0)
-    figures = run(monkeypatch, data, BASELINES="majority")["baselines"]["majority"]
+    figures = run(data, BASELINES="majority")["baselines"]["majority"]
     assert figures["best_epoch"] in (1, 2)
     assert [figures[name] for name in ("val_accuracy", "test_accuracy", "gain")] == [None] * 3
 
 
-def test_a_frozen_network_sees_each_image_once_for_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_frozen_network_sees_each_image_once_for_all_of_them(tmp_path: Path) -> None:
     data = write_shapes(tmp_path / "data", n_train=24, n_val=8, n_test=10)
     seen: list[int] = []
 
@@ -110,16 +104,14 @@ def test_a_frozen_network_sees_each_image_once_for_all_of_them(tmp_path: Path, m
             seen.append(len(given[0]))
 
     with register_module_forward_hook(count):
-        results = run(monkeypatch, data, FREEZE="true")
+        results = run(data, FREEZE="true")
     assert set(results["baselines"]) == {"majority", "dawid-skene"}
     assert sum(seen) == 24 + 8 + 3 * (10 + 2)  # each tests for itself, and asks whether the head is last
 
 
-def test_every_line_of_a_baseline_says_whose_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_every_line_of_a_baseline_says_whose_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "crowdlayer")
-    run(monkeypatch, write_shapes(tmp_path / "data"), BASELINES="majority")
+    run(write_shapes(tmp_path / "data"), BASELINES="majority")
     epochs = [record for record in caplog.records if "epoch" in vars(record)]
     whose = [(record.getMessage().partition("epoch")[0], vars(record).get("baseline")) for record in epochs]
     assert whose == [("", None)] * 2 + [("baseline majority: ", "majority")] * 2
@@ -133,17 +125,15 @@ def test_a_baseline_that_does_not_fit_into_memory_does_not_cost_the_run(
         raise DeviceMemoryError("out of memory with MODEL=resnet18")
 
     monkeypatch.setattr(baselines, "on_features", too_large)
-    results = run(monkeypatch, write_shapes(tmp_path / "data"), BASELINES="majority")
+    results = run(write_shapes(tmp_path / "data"), BASELINES="majority")
     assert results["baselines"] == {"majority": None}
     assert "baseline majority: left out: out of memory" in caplog.text
 
 
-def test_a_baseline_that_diverges_does_not_cost_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_baseline_that_diverges_does_not_cost_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The crowd layer's loss has small gradients, whatever the logits; that of labels has not."""
     data = write_shapes(tmp_path / "data")
-    results = run(monkeypatch, data, BASELINES="majority", MODEL="squeezenet1_1", IMG_SIZE="32", LR="1", GUARD="false")
+    results = run(data, BASELINES="majority", MODEL="squeezenet1_1", IMG_SIZE="32", LR="1", GUARD="false")
     assert results["baselines"] == {"majority": None}
     (left_out,) = (line for line in caplog.messages if line.startswith("baseline majority: left out: "))
     assert left_out.endswith(": lower LR=1.0")

@@ -20,22 +20,20 @@ from crowdlayer.errors import AccessError, CrowdlayerError, DataError, DeviceMem
 from crowdlayer.learning import experiment
 from crowdlayer.learning.trainer import Trainer
 from crowdlayer.settings import load_settings
-from tests.conftest import QUICK, Store, run_job
+from tests.conftest import QUICK, Store, run_job, variables
 from tests.crowds import write_shapes
 
 Rows = dict[str, tuple[str, str, str]]
 
 
 @pytest.fixture
-def look(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Callable[..., tuple[Rows, Any]]:
+def look(caplog: pytest.LogCaptureFixture) -> Callable[..., tuple[Rows, Any]]:
     """Check; gives state, what was found and the remedy for each row, and the error that was raised."""
 
     def run(**settings: str) -> tuple[Rows, Any]:
         caplog.clear()
-        for name, value in (QUICK | {"N_EPOCHS": "60"} | settings).items():
-            monkeypatch.setenv(f"CROWDLAYER_{name}", value)
         error = None
-        with caplog.at_level(logging.INFO, "crowdlayer"):
+        with variables(**(QUICK | {"N_EPOCHS": "60"} | settings)), caplog.at_level(logging.INFO, "crowdlayer"):
             try:
                 check_module.check(load_settings())
             except CrowdlayerError as raised:
@@ -72,7 +70,7 @@ def test_what_a_run_would_go_on_from_is_looked_at_and_left(
     assert "must find a checkpoint" in rows["resume"][1]
     (out / "best_models/crowdlayer.pth").mkdir(parents=True)  # where the model cannot be put checkpoints stay
     assert look(**settings, RESUME="auto")[0]["resume"][:2] == ("ok", "a run would begin")
-    with pytest.raises(StoreError, match="best_models"):
+    with variables(**(QUICK | settings)), pytest.raises(StoreError, match="best_models"):
         job.train(load_settings())
     before = sorted(out.rglob("*"))
     assert re.fullmatch(r"a run would go on from checkpoint \d+", look(**settings)[0]["resume"][1])
@@ -171,9 +169,11 @@ def test_where_memory_is_too_little_for_the_workers_matrices_no_smaller_network_
         raise MemoryError
 
     monkeypatch.setattr(experiment, "infer", too_large)
-    for name, value in (QUICK | {"TASKS": str(shapes), "OUTPUT": str(tmp_path / "out")}).items():
-        monkeypatch.setenv(f"CROWDLAYER_{name}", value)
-    with pytest.raises(DeviceMemoryError, match=r"^out of memory with matrices of \d+ workers .*: lower N_PROC"):
+    at = QUICK | {"TASKS": str(shapes), "OUTPUT": str(tmp_path / "out")}
+    with (
+        variables(**at),
+        pytest.raises(DeviceMemoryError, match=r"^out of memory with matrices of \d+ workers .*: lower N_PROC"),
+    ):
         job.train(load_settings())
 
 
@@ -233,29 +233,25 @@ def test_a_check_keeps_folders_that_were_there(shapes: Path, tmp_path: Path, che
     assert sorted((tmp_path / "out").rglob("*")) == [tmp_path / "out" / "results"]
 
 
-def dry_run(environment: pytest.MonkeyPatch, **settings: str) -> None:
-    with environment.context() as variables:
-        for name, value in (QUICK | settings).items():
-            variables.setenv(f"CROWDLAYER_{name}", value)
+def dry_run(**settings: str) -> None:
+    with variables(**(QUICK | settings)):
         job.dry_run(load_settings())
 
 
-def test_a_dry_run_takes_one_step_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_dry_run_takes_one_step_and_leaves_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = write_shapes(tmp_path / "data", n_train=60)
     before = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
     trackers = {"METRICS_FILE": str(tmp_path / "told/figures.prom"), "TENSORBOARD": str(tmp_path / "told")}
     with caplog.at_level(logging.INFO, "crowdlayer"):
-        dry_run(monkeypatch, TASKS=str(data), OUTPUT=str(tmp_path / "out"), **trackers)
+        dry_run(TASKS=str(data), OUTPUT=str(tmp_path / "out"), **trackers)
     assert "1 epochs of 1 steps" in caplog.text
     assert "dry run passed: a step on cpu" in caplog.text
     assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == before
     assert list(tmp_path.iterdir()) == [data]
 
 
-def test_a_dry_run_without_val_holds_tasks_out_as_a_run_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dry_run(monkeypatch, TASKS=str(write_shapes(tmp_path / "data", n_val=0, n_test=0)))
+def test_a_dry_run_without_val_holds_tasks_out_as_a_run_does(tmp_path: Path) -> None:
+    dry_run(TASKS=str(write_shapes(tmp_path / "data", n_val=0, n_test=0)))
 
 
 @pytest.mark.slow

@@ -31,3 +31,7 @@ def test_a_mutant_is_the_module_with_one_fault_and_types_are_left_alone() -> Non
     for mutant in found:
         lines = mutant.source.splitlines()
         assert [at for at, line in enumerate(lines, 2) if line != whole[at - 2]] == [mutant.line]
+
+
+def test_what_is_the_same_program_is_no_mutant() -> None:
+    assert mutants("def f() -> None:\n    return None\n") == []

@@ -20,16 +20,14 @@ from crowdlayer import job
 from crowdlayer.errors import DataError, DeviceMemoryError, SettingsError
 from crowdlayer.predict import is_image, predict
 from crowdlayer.settings import Settings, load_settings
-from tests.conftest import QUICK, Store, run_job
+from tests.conftest import QUICK, Store, run_job, variables
 from tests.crowds import write_shapes
 
 COLUMNS = ["image", "label", "confidence", "prob_blue", "prob_green", "prob_red"]
 
 
-def settings_of(environment: pytest.MonkeyPatch, **settings: str) -> Settings:
-    with environment.context() as variables:
-        for name, value in (QUICK | settings).items():
-            variables.setenv(f"CROWDLAYER_{name}", value)
+def settings_of(**settings: str) -> Settings:
+    with variables(**(QUICK | settings)):
         return load_settings()
 
 
@@ -40,7 +38,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("CUDA_VISIBLE_DEVICES", "")
         more = {"N_EPOCHS": "3", "EXPORT": "torch_export"}
-        job.train(settings_of(environment, TASKS=str(data), OUTPUT=str(out), **more))
+        job.train(settings_of(TASKS=str(data), OUTPUT=str(out), **more))
     return out
 
 
@@ -77,13 +75,11 @@ def test_what_is_hidden_or_the_systems_own_is_no_image(name: str) -> None:
     assert is_image(name) == (name in ("x.PNG", "a/x.jpg"))
 
 
-def test_the_pictures_of_runs_are_not_labelled(
-    shapes: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_pictures_of_runs_are_not_labelled(shapes: Path, trained: Path, tmp_path: Path) -> None:
     for folder in ("results", "best_models"):
         shutil.copytree(trained / folder, tmp_path / folder)
     shutil.copytree(shapes / "test", tmp_path / "results of the spring")
-    location = predict(settings_of(monkeypatch, TASKS=str(tmp_path), PREDICT=str(tmp_path)))
+    location = predict(settings_of(TASKS=str(tmp_path), PREDICT=str(tmp_path)))
     named = {row["image"].split("/")[0] for row in rows(Path(location))}
     assert named == {"results of the spring"}
     assert list(tmp_path.glob("results/*/*.png"))
@@ -92,7 +88,7 @@ def test_the_pictures_of_runs_are_not_labelled(
 def test_of_several_nodes_the_first_labels_all(shapes: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = trained / "results" / "crowdlayer" / "predictions.csv"
     path.unlink(missing_ok=True)
-    settings = settings_of(monkeypatch, TASKS=str(shapes), OUTPUT=str(trained), PREDICT=str(shapes / "test"))
+    settings = settings_of(TASKS=str(shapes), OUTPUT=str(trained), PREDICT=str(shapes / "test"))
     for name, value in {"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "NODE_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     assert predict(settings) == ""
@@ -103,7 +99,7 @@ def test_of_several_nodes_the_first_labels_all(shapes: Path, trained: Path, monk
 
 
 def test_a_model_from_a_bucket_labels_an_archive_and_parquet_says_the_same(
-    shapes: Path, trained: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shapes: Path, trained: Path, store: Store, tmp_path: Path
 ) -> None:
     output = store.put_tree(trained, "out")
     with zipfile.ZipFile(tmp_path / "new.zip", "w") as archive:
@@ -113,12 +109,12 @@ def test_a_model_from_a_bucket_labels_an_archive_and_parquet_says_the_same(
     store.put("new.zip", (tmp_path / "new.zip").read_bytes())
     at = {"TASKS": str(shapes), "PREDICT": f"s3://{store.bucket}/new.zip", "PREDICT_FORMAT": "parquet"}
 
-    location = predict(settings_of(monkeypatch, OUTPUT=output, WORKDIR=str(tmp_path / "work"), **at))
+    location = predict(settings_of(OUTPUT=output, WORKDIR=str(tmp_path / "work"), **at))
 
     assert location == f"{output}/results/crowdlayer/predictions.parquet"
     (tmp_path / "predictions.parquet").write_bytes(store.get("out/results/crowdlayer/predictions.parquet"))
     table: list[dict[str, Any]] = pyarrow.parquet.read_table(tmp_path / "predictions.parquet").to_pylist()
-    predict(settings_of(monkeypatch, TASKS=str(shapes), OUTPUT=str(trained), PREDICT=str(shapes / "test")))
+    predict(settings_of(TASKS=str(shapes), OUTPUT=str(trained), PREDICT=str(shapes / "test")))
     for one, other in zip(table, rows(trained / "results" / "crowdlayer" / "predictions.csv"), strict=True):
         assert (one["image"], one["label"]) == (other["image"], other["label"])
         np.testing.assert_allclose([one[c] for c in COLUMNS[2:]], [float(other[c]) for c in COLUMNS[2:]], atol=1e-6)
@@ -129,7 +125,6 @@ def test_an_image_that_cannot_be_read_has_an_empty_row_and_a_warning(
     shapes: Path,
     trained: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     predict_format: str,
 ) -> None:
@@ -139,7 +134,7 @@ def test_an_image_that_cannot_be_read_has_an_empty_row_and_a_warning(
     (tmp_path / ".hidden.png").write_bytes(b"not looked at")
     at = {"TASKS": str(shapes), "OUTPUT": str(trained), "PREDICT": str(tmp_path), "PREDICT_FORMAT": predict_format}
 
-    location = predict(settings_of(monkeypatch, **at))
+    location = predict(settings_of(**at))
 
     found = rows(Path(location)) if predict_format == "csv" else pyarrow.parquet.read_table(location).to_pylist()
     assert [row["image"] for row in found] == ["a.png", "b.png", r"caf\xe9.png"]
@@ -148,13 +143,11 @@ def test_an_image_that_cannot_be_read_has_an_empty_row_and_a_warning(
     assert "b.png: must be an image" in caplog.text
 
 
-def test_what_cannot_be_labelled_has_a_runs_exit_codes(
-    shapes: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_labelled_has_a_runs_exit_codes(shapes: Path, trained: Path, tmp_path: Path) -> None:
     def refused(kind: type[Exception], match: str, **settings: str) -> None:
         at = {"TASKS": str(shapes), "OUTPUT": str(trained), "PREDICT": str(shapes / "test")} | settings
         with pytest.raises(kind, match=match):
-            predict(settings_of(monkeypatch, **at))
+            predict(settings_of(**at))
 
     empty, torn = tmp_path / "empty", tmp_path / "torn"
     empty.mkdir()
@@ -168,7 +161,7 @@ def test_what_cannot_be_labelled_has_a_runs_exit_codes(
 
 
 def test_too_little_memory_names_the_model_and_what_to_lower(
-    shapes: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cgroup: Path
+    shapes: Path, trained: Path, tmp_path: Path, cgroup: Path
 ) -> None:
     """A container that has 500 MB left, of which the first convolution wants more than twice as many."""
     large = Path(shutil.copytree(trained, tmp_path / "out"))
@@ -176,9 +169,7 @@ def test_too_little_memory_names_the_model_and_what_to_lower(
     description.write_text(json.dumps(json.loads(description.read_text()) | {"image_size": 1500}))
     (cgroup / "memory.max").write_text(str(2**30))
     (cgroup / "memory.current").write_text(str(2**29))
-    settings = settings_of(
-        monkeypatch, TASKS=str(shapes), OUTPUT=str(large), PREDICT=str(shapes / "test"), BATCH_SIZE="8"
-    )
+    settings = settings_of(TASKS=str(shapes), OUTPUT=str(large), PREDICT=str(shapes / "test"), BATCH_SIZE="8")
     before, said = (
         resource.getrlimit(resource.RLIMIT_DATA),
         "the model's resnet18 at 1500 pixels and BATCH_SIZE=8: lower",

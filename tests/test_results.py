@@ -21,7 +21,7 @@ from crowdlayer.errors import StoreError
 from crowdlayer.report.results import done_before, dumped, headline
 from crowdlayer.settings import Settings, load_settings
 from crowdlayer.storage.places import Folder
-from tests.conftest import QUICK
+from tests.conftest import QUICK, variables
 from tests.crowds import write_digits, write_shapes
 
 SEED_KEYS = {"train_loss", "val_loss", "val_accuracy", "test_loss", "test_accuracy", "test_ece"}
@@ -48,11 +48,9 @@ OUR_KEYS = {
 }
 
 
-def run(environment: pytest.MonkeyPatch, **settings: str) -> Settings:
+def run(**settings: str) -> Settings:
     """Train in this process; the settings used."""
-    with environment.context() as variables:
-        for name, value in (QUICK | settings).items():
-            variables.setenv(f"CROWDLAYER_{name}", value)
+    with variables(**(QUICK | settings)):
         loaded = load_settings()
         job.train(loaded)
     return loaded
@@ -83,7 +81,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Settings, 
     (data / "answers.json").write_text(json.dumps(answers))
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("CUDA_VISIBLE_DEVICES", "")
-        settings = run(environment, TASKS=str(data), OUTPUT=str(out), N_EPOCHS="3", SEED="5")
+        settings = run(TASKS=str(data), OUTPUT=str(out), N_EPOCHS="3", SEED="5")
     return out, settings, parsed(out / "results" / "crowdlayer.json")
 
 
@@ -273,13 +271,11 @@ def test_the_temperature_is_there_and_the_seeds_figures_are_those_without_it(fin
 
 
 @pytest.mark.parametrize(("names", "expected"), [(7, set[str]()), (8, TOP_K_KEYS)])
-def test_top_k_figures_begin_with_eight_classes(
-    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: int, expected: set[str]
-) -> None:
+def test_top_k_figures_begin_with_eight_classes(shapes: Path, tmp_path: Path, names: int, expected: set[str]) -> None:
     """Five of the eight have no image, which costs a mean over classes nothing."""
     classes = ["blue", "green", "red", *(f"none-{i}" for i in range(names - 3))]
 
-    run(monkeypatch, TASKS=str(shapes), OUTPUT=str(tmp_path), CLASSES=",".join(classes), N_EPOCHS="1")
+    run(TASKS=str(shapes), OUTPUT=str(tmp_path), CLASSES=",".join(classes), N_EPOCHS="1")
 
     results = parsed(tmp_path / "results" / "crowdlayer.json")
     assert {name for name in results if "_top" in name} == expected
@@ -289,7 +285,7 @@ def test_top_k_figures_begin_with_eight_classes(
             assert results[f"{split}_{mean}_top2"] <= results[f"{split}_{mean}_top5"]
 
 
-def test_what_does_not_exist_is_null(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_exist_is_null(tmp_path: Path) -> None:
     """Ten classes, no val/, no test/, no class folders: nothing is known but answers."""
     digits, data = write_digits(tmp_path / "digits", n_train=60, n_val=1, n_test=1), tmp_path / "data"
     (data / "train").mkdir(parents=True)
@@ -297,7 +293,7 @@ def test_what_does_not_exist_is_null(tmp_path: Path, monkeypatch: pytest.MonkeyP
         image.rename(data / "train" / image.name)
     (digits / "answers.json").rename(data / "answers.json")
 
-    run(monkeypatch, TASKS=str(data), N_EPOCHS="1", OUTPUT_NAME="ünï")
+    run(TASKS=str(data), N_EPOCHS="1", OUTPUT_NAME="ünï")
 
     results = parsed(data / "results" / "ünï.json")
     assert results.keys() >= SEED_KEYS | TOP_K_KEYS | OUR_KEYS
@@ -309,10 +305,10 @@ def test_what_does_not_exist_is_null(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert results["class_names"] == [str(i) for i in range(10)]
 
 
-def test_one_image_to_validate_and_one_to_test_are_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_image_to_validate_and_one_to_test_are_enough(tmp_path: Path) -> None:
     data = write_shapes(tmp_path / "data", n_train=9, n_val=1, n_test=1)
 
-    run(monkeypatch, TASKS=str(data), N_EPOCHS="1", LR="0.001")
+    run(TASKS=str(data), N_EPOCHS="1", LR="0.001")
 
     results = parsed(data / "results" / "crowdlayer.json")
     assert results["test_accuracy"] in (0, 100)
@@ -347,15 +343,13 @@ def test_results_of_others_are_no_run_of_ours(finished: Finished, tmp_path: Path
     assert not asked(finished, tmp_path)
 
 
-def test_no_older_results_stay_beside_a_newer_model(
-    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_older_results_stay_beside_a_newer_model(finished: Finished, tmp_path: Path) -> None:
     """A model that cannot be put ends the run when the older results are gone already."""
     out, data = Path(shutil.copytree(finished[0], tmp_path / "out")), write_shapes(tmp_path / "data")
     (out / "best_models/crowdlayer.pth").unlink()
     (out / "best_models/crowdlayer.pth").mkdir()
     with pytest.raises(StoreError, match=r"best_models/crowdlayer\.pth: Is a directory"):
-        run(monkeypatch, TASKS=str(data), OUTPUT=str(out), WORKDIR=str(tmp_path / "work"))
+        run(TASKS=str(data), OUTPUT=str(out), WORKDIR=str(tmp_path / "work"))
     assert not (out / "results/crowdlayer.json").exists()
     (kept,) = (tmp_path / "work").glob("crowdlayer-kept-*/results/results/crowdlayer.json")
     assert parsed(kept)["job"]["files"]
