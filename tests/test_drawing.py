@@ -82,6 +82,14 @@ def test_any_curve_can_be_drawn(series: dict[str, list[float | None]]) -> None:
     to_picture(drawing, scale=1)
 
 
+@pytest.mark.parametrize("values", [[100.0], [100.0, 100.0], [0.0, 0.0], [0.0, 100.0], [99.99, 100.0], [0.0, 0.5]])
+def test_no_axis_of_percents_goes_beyond_them(values: list[float]) -> None:
+    drawing = charts.curves("accuracy", {"val": values}, chosen=1, unit="%")
+    *heights, unit = (part.text for part in drawing.parts if isinstance(part, Text) and part.anchor == "end")
+    assert unit == "%"
+    assert 0 <= min(map(float, heights)) <= max(map(float, heights)) <= 100
+
+
 @pytest.mark.parametrize(
     "drawing",
     [

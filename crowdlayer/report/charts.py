@@ -36,8 +36,9 @@ def curves(title: str, series: Series, chosen: int | None, unit: str = "", width
     low, high = (min(known), max(known)) if known else (0.0, 1.0)
     margin = (high - low) * 0.06 or max(abs(high), 1) * 0.1
     low, high = low - margin, high + margin
-    heights = {value: f"{value:g}" for value in ticks(low, high)}
-    left, right, bottom = max(46.0, 12 + 6.4 * max(map(len, heights.values()))), 12.0, 34.0
+    possible = (0, 100) if unit == "%" else (-math.inf, math.inf)
+    heights = {value: f"{value:g}" for value in ticks(low, high) if possible[0] <= value <= possible[1]}
+    left, right, bottom = max(46.0, 12 + 6.4 * max(map(len, heights.values()), default=0)), 12.0, 34.0
     legend = _legend(series, left, width)
     top = 20 + max([y for _, y, _ in legend], default=14.0)
     height = top + 206
