@@ -42,15 +42,16 @@ def translated(thing: str, bucket: str, otherwise: type[CrowdlayerError] = Store
         raise
     except ClientError as error:
         code, status = str(error.response.get("Error", {}).get("Code", "")), status_of(error)
+        answer = f"{status} {code}" if code != str(status) else code  # a HEAD's has no code of its own
         if code == "NoSuchBucket":
             raise SettingsError(f"{thing}: the bucket must exist, {bucket!r} does not") from error
         if status in (401, 403) or code in OUTDATED or code in NO_REASON or _of_a_role(error):
             why = _of_the_clock(error) or _of_expiry(code)
-            said = f"{thing}: the store must allow this, it answers {status} {code}{why}"
+            said = f"{thing}: the store must allow this, it answers {answer}{why}"
             raise AccessError(said) from error
         if status == 412:
             raise StoreError(f"{thing}: must stay as it was listed, was changed meanwhile") from error
-        raise StoreError(f"{thing}: the store answers {status} {code} to {error.operation_name}") from error
+        raise StoreError(f"{thing}: the store answers {answer} to {error.operation_name}") from error
     except (
         NoCredentialsError,
         PartialCredentialsError,
