@@ -180,6 +180,18 @@ def test_a_tar_with_a_flipped_bit_in_a_header_is_never_taken_for_a_shorter_one(
         sync(str(path), workdir, belongs)
 
 
+def test_a_damaged_header_just_before_the_end_is_not_it(tmp_path: Path, workdir: Path) -> None:
+    """An empty file's: after it there are the nulls that mark the end."""
+    path = Path(pack(tmp_path / "data.tar", TREE | {"train/empty-99.png": b""}))
+    body = bytearray(path.read_bytes())
+    at = body.index(b"train/empty-99.png")
+    assert not any(body[at + tarfile.BLOCKSIZE :])
+    body[at + 150] ^= 1
+    path.write_bytes(body)
+    with pytest.raises(DataError, match="breaks off or a header is damaged"):
+        sync(str(path), workdir, belongs)
+
+
 @pytest.mark.parametrize("level", [0, 9])
 def test_a_flipped_bit_in_a_compressed_tar_is_noticed(level: int, tmp_path: Path, workdir: Path) -> None:
     tar = Path(pack(tmp_path / "whole.tar", TREE)).read_bytes()

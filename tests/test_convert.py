@@ -181,6 +181,12 @@ def test_flat_exports_say_the_same(tmp_path: Path, form: str) -> None:
     assert set(answers_in(path)) == {("a-1", "5", "cat"), ("a-1", "6", "dog")}
 
 
+def test_what_is_no_json_is_no_export(tmp_path: Path) -> None:
+    (tmp_path / "export.json").write_text('[{"data": ')
+    with pytest.raises(DataError, match=r"^export\.json: must be JSON: "):
+        list(answers_in(tmp_path / "export.json"))
+
+
 def test_a_table_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     (tmp_path / "export.csv").write_bytes("image,choice,annotator\na-1.jpg,Möwe,5\n".encode("latin-1"))
     with pytest.raises(DataError, match=r"export\.csv: must be CSV in UTF-8: .*can't decode byte 0xf6"):
