@@ -82,74 +82,56 @@ class Trained:
 class Keeper(Watch):
     """Saves the run's state to the spool, and stops the run when a signal asks for it."""
 
-    def __init__(self, spool: Spool, every: int, watchdog: Watchdog, trackers: Trackers) -> None:
+    def __init__(self, spool: Spool, every: int, watchdog: Watchdog, trackers: Trackers, compared: Compared) -> None:
         """`every`: epochs between checkpoints; 0 for none but the last epoch's, should what follows be interrupted."""
         self.spool = spool
         self.every = every
         self.watchdog = watchdog
         self.trackers = trackers
+        self.compared = compared
 
     def stop(self) -> bool:
         self.watchdog.progress()
         return interruption.heard() is not None
 
     def stopped(self, trainer: Trainer) -> NoReturn:
-        self._save(trainer)
-        raise interrupted("the run", trainer)
+        self.save(trainer)
+        progress, n = trainer.progress, trainer.settings.n_epochs
+        heard, baseline = interruption.heard(), self.compared.under_way
+        who = "another process" if heard is None else heard.name
+        what = f"baseline {baseline}" if baseline else "the run"
+        where = f"in epoch {progress.epoch + 1} of {n}, after {progress.step} of {len(trainer.train)} steps"
+        where = where if progress.epoch < n else "after its last epoch"
+        raise InterruptedRunError(f"{who}: {what} was interrupted {where}")
 
     def epoch_done(self, trainer: Trainer) -> None:
-        if epoch := trainer.progress.epoch:  # else the guard has sent the run back to its start
-            self.trackers.log(epoch_figures(trainer.history), epoch)
-        if self.is_due(trainer):
-            self._save(trainer)
-
-    def is_due(self, trainer: Trainer) -> bool:
-        """Whether a checkpoint is, after this epoch."""
         epoch = trainer.progress.epoch
-        return epoch == trainer.settings.n_epochs or (self.every > 0 and epoch % self.every == 0)
+        if epoch and not self.compared.under_way:  # at 0 the guard has sent the run back to its start
+            self.trackers.log(epoch_figures(trainer.history), epoch)
+        if epoch == trainer.settings.n_epochs or (self.every and epoch % self.every == 0):
+            self.save(trainer)
 
-    def _save(self, trainer: Trainer) -> None:
-        state = trainer.state_dict()
+    def save(self, trainer: Trainer) -> None:
+        """Leave the trainer's state in the spool."""
+        state = trainer.state_dict() | {"baselines": vars(self.compared)}
         if trainer.processes.index == 0:
             self.spool.write(state)
 
 
-class KeeperOfBaselines(Watch):
-    """Does the same for the baseline under way; its state is saved beside that of the run, which is over."""
+class KeeperOfBaselines(Keeper):
+    """The same for baselines: the trainer's state is saved beside that of the run, which is over."""
 
-    def __init__(self, keeper: Keeper, run: Trainer, compared: Compared) -> None:
-        self._keeper = keeper
+    def __init__(self, keeper: Keeper, run: Trainer) -> None:
+        super().__init__(keeper.spool, keeper.every, keeper.watchdog, keeper.trackers, keeper.compared)
         self._run = run
-        self._compared = compared
         self._written: Parts = {}
 
-    def stop(self) -> bool:
-        return self._keeper.stop()
-
-    def stopped(self, trainer: Trainer) -> NoReturn:
-        self._save(trainer)
-        under_way = next(name for name in trainer.settings.baselines if name not in self._compared.done)
-        raise interrupted(f"baseline {under_way}", trainer)
-
-    def epoch_done(self, trainer: Trainer) -> None:
-        if self._keeper.is_due(trainer):
-            self._save(trainer)
-
-    def _save(self, trainer: Trainer) -> None:
-        baselines = {"done": self._compared.done, "state": trainer.state_dict()}
+    def save(self, trainer: Trainer) -> None:
+        baselines = vars(self.compared) | {"under_way": None, "state": trainer.state_dict()}
         state = self._run.state_dict() | {"baselines": baselines}
         if trainer.processes.index == 0:
-            written = self._keeper.spool.write(state, self._written)
+            written = self.spool.write(state, self._written)
             self._written = {name: part for name, part in written.items() if name != "baselines"}
-
-
-def interrupted(what: str, trainer: Trainer) -> InterruptedRunError:
-    """The error that says where that was."""
-    progress, heard = trainer.progress, interruption.heard()
-    return InterruptedRunError(
-        f"{'another process' if heard is None else heard.name}: {what} was interrupted in epoch "
-        f"{progress.epoch + 1} of {trainer.settings.n_epochs}, after {progress.step} of {len(trainer.train)} steps"
-    )
 
 
 def train(plan: Plan, decoded: tuple[Dataset, Images], phases: Phases) -> Trained:
@@ -204,25 +186,33 @@ def same_everywhere(identity: Identity, processes: Processes) -> None:
 def _train(plan: Plan, decoded: tuple[Dataset, Images], phases: Phases, watchdog: Watchdog) -> Trained:
     """Build, go on from a checkpoint if there is one, train, evaluate."""
     settings, processes = plan.settings, Processes.joined()
-    experiment, compared = Experiment(*decoded, settings, plan.pretrained, plan.workdir), Compared()
+    experiment = Experiment(*decoded, settings, plan.pretrained, plan.workdir)
     bound_to_container()
     with phases("build"):
         trainer = experiment.trainer()
-        brought = plan.resume if processes.index == 0 else {}
-        parts = {name: processes.share(_taken(brought.get(name))) for name in PARTS}
-        if all(parts.values()):
-            with going_on():
-                state = read_state(parts)
-                trainer.load_state_dict(state)
-                compared = Compared(**(state["baselines"] or {}))
+        compared = _gone_on(trainer, plan.resume if processes.index == 0 else {})
     with interruption.deferred(), _trackers(settings, plan.tracked and processes.index == 0) as trackers:
-        trainer.watch = keeper = Keeper(plan.spool, settings.checkpoint_every, watchdog, trackers)
+        trainer.watch = keeper = Keeper(plan.spool, settings.checkpoint_every, watchdog, trackers, compared)
         outcome = experiment.run(trainer, phases)
-        outcome = compare(experiment, outcome, compared, KeeperOfBaselines(keeper, trainer, compared), phases)
+        outcome = compare(experiment, outcome, compared, KeeperOfBaselines(keeper, trainer), phases)
         of_test = {name: value for name, value in outcome.figures.items() if name.startswith("test_")}
         trackers.log({name.replace("_", "/", 1): value for name, value in of_test.items()})
     used = processes.gather_texts(device_name(trainer.accelerator.device))
     return Trained(outcome, experiment.dataset, used, has_small_stem(trainer.classifier), phases.seconds)
+
+
+def _gone_on(trainer: Trainer, brought: Mapping[str, Path]) -> Compared:
+    """Let the trainer go on from the parts of a checkpoint, which one process has; how far the baselines were.
+
+    Nothing else of the checkpoint stays in memory.
+    """
+    parts = {name: trainer.processes.share(_taken(brought.get(name))) for name in PARTS}
+    if not all(parts.values()):
+        return Compared()
+    with going_on():
+        state = read_state(parts)
+        trainer.load_state_dict(state)
+        return Compared(**state["baselines"])
 
 
 def _trackers(settings: Settings, tells: bool) -> Trackers:

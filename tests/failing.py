@@ -1,8 +1,8 @@
 """The n-th write, flush, rename, step or sending of a job fails, or is its last: done to the job from outside its code.
 
 The order is a variable of the job's environment, `FAILING="write 17 ENOSPC /a/log"`: what, which, how and a file that
-remembers it. What: write (of a file), fsync, rename, link, send (to a store), step (of an optimiser). How: the name of
-an errno or of a signal.
+remembers it. What: write (of a file), fsync, rename, link, send (to a store), step (of an optimiser), evaluation (of
+some images). How: the name of an errno or of a signal.
 """
 
 from __future__ import annotations
@@ -139,3 +139,5 @@ def install(order: str) -> None:
     torch._C.PyTorchFileWriter = WrittenByTorch  # type: ignore[misc, assignment]
     http.client.HTTPConnection.send = failing.met("send", http.client.HTTPConnection.send)  # type: ignore[method-assign]
     register_optimizer_step_post_hook(lambda *_: failing.meet("step"))
+    if failing.what == "evaluation":
+        torch.inference_mode.__enter__ = failing.met("evaluation", torch.inference_mode.__enter__)  # type: ignore[method-assign]

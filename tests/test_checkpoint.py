@@ -325,6 +325,18 @@ class Slow(Folder):
         super().upload(source, name)
 
 
+def test_of_a_run_that_has_no_best_epoch_yet_the_newest_is_put(tmp_path: Path, spool: Spool) -> None:
+    """Two of its parts say nothing, so are the same file."""
+    begun = state(0, 3) | {"best": None, "baselines": None}
+    checkpoints = Checkpoints(Folder(tmp_path / "out"), "run")
+    with Uploads(spool.folder, checkpoints, background=False) as uploads:
+        spool.write(begun)
+        assert uploads.finish() == "00000001.json"
+    back = found(checkpoints, tmp_path)
+    assert back is not None
+    assert (back["progress"]["step"], back["best"]) == (3, None)
+
+
 def test_training_does_not_wait_for_uploads_and_the_newest_is_there_in_the_end(tmp_path: Path, spool: Spool) -> None:
     output = Slow(tmp_path / "out")
     checkpoints = Checkpoints(output, "run")

@@ -358,22 +358,45 @@ def test_twenty_signals_change_nothing(long: tuple[Runs, dict[str, Any]]) -> Non
     assert runs.outcome() == clean
 
 
-@pytest.mark.parametrize(("how", "code", "starts"), [("SIGKILL", -9, 6), ("SIGTERM", 75, 5)])
-def test_a_run_whose_starts_live_for_three_steps_comes_to_its_end(how: str, code: int, starts: int, runs: Runs) -> None:
-    """Of twelve: two epochs of two steps, and as many of each baseline. A kill costs the step since the last epoch."""
+@pytest.fixture
+def compared(runs: Runs) -> tuple[Runs, dict[str, Any]]:
+    """A run of twelve steps: two epochs of two, and as many of each baseline."""
     runs.settings |= {"N_EPOCHS": "2", "BASELINES": "majority,dawid-skene"}
     assert runs.start().code == 0
     clean = runs.outcome()
     runs.clear()
-    ends = [runs.start(f"step 3 {how}") for _ in range(starts)]
+    return runs, clean
+
+
+@pytest.mark.parametrize(
+    ("order", "code", "starts"), [("step 3 SIGKILL", -9, 6), ("step 3 SIGTERM", 75, 5), ("step 1 SIGTERM", 75, 13)]
+)
+def test_a_run_whose_starts_live_for_a_few_steps_comes_to_its_end(
+    order: str, code: int, starts: int, compared: tuple[Runs, dict[str, Any]]
+) -> None:
+    """A kill costs the step since the last epoch, a signal none."""
+    runs, clean = compared
+    ends = [runs.start(order) for _ in range(starts)]
     assert [done.code for done in ends] == [code] * (starts - 1) + [0], ends[-1].stderr
     assert runs.outcome() == clean
-    where = [done.last_line.partition("; ")[0] for done in ends[1:3]]
-    assert (
-        where
-        == [
+    where = [done.last_line.partition("; ")[0] for done in ends[:3]]
+    if order == "step 3 SIGTERM":
+        assert where == [
+            "crowdlayer: SIGTERM: the run was interrupted in epoch 2 of 2, after 1 of 2 steps",
             "crowdlayer: SIGTERM: baseline majority was interrupted in epoch 1 of 2, after 2 of 2 steps",
             "crowdlayer: SIGTERM: baseline dawid-skene was interrupted in epoch 1 of 2, after 1 of 2 steps",
         ]
-        or how == "SIGKILL"
-    )
+
+
+def test_what_was_done_of_a_baseline_outlives_a_start_that_does_not_come_to_it(
+    compared: tuple[Runs, dict[str, Any]],
+) -> None:
+    """Which evaluates the run again before it goes on with the baseline, and is stopped in there."""
+    runs, clean = compared
+    assert runs.start("step 7 SIGTERM").code == 75
+    stopped = runs.start("evaluation 1 SIGTERM")
+    assert stopped.code == 75
+    assert stopped.last_line.startswith("crowdlayer: SIGTERM: the run was interrupted after its last epoch; the check")
+    done = runs.start("step 6 SIGKILL")
+    assert done.code == 0, done.stderr  # five are left
+    assert runs.outcome() == clean

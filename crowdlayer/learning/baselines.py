@@ -18,7 +18,7 @@ from .devices import enough_memory
 from .experiment import Experiment, Outcome, Phases, left_free
 from .features import on_features
 from .spool import going_on
-from .trainer import Watch
+from .trainer import Trainer, Watch
 
 log = logging.getLogger(__name__)
 
@@ -31,11 +31,24 @@ Figures = dict[str, Any] | None
 class Compared:
     """How far the comparison has come: the figures of the baselines that are done, in order, by name.
 
-    `state`: of the trainer of the next one, where it goes on from a checkpoint.
+    `under_way` is the name of the next one once it has begun; `state`, until then, the one that its trainer is to go on
+    from.
     """
 
     done: dict[str, Figures] = field(default_factory=dict)
+    under_way: str | None = None
     state: dict[str, Any] | None = None
+
+    def begun(self, name: str, trainer: Trainer) -> None:
+        """The trainer of this baseline is there; it goes on from the state, if there is one."""
+        if self.state is not None:
+            with going_on():
+                trainer.load_state_dict(self.state)
+        self.under_way, self.state = name, None  # the state is as large as a checkpoint
+
+    def ended(self, name: str, figures: Figures) -> None:
+        """These are its figures."""
+        self.done[name], self.under_way, self.state = figures, None, None
 
 
 def compare(experiment: Experiment, outcome: Outcome, compared: Compared, watch: Watch, phases: Phases) -> Outcome:
@@ -54,10 +67,12 @@ def compare(experiment: Experiment, outcome: Outcome, compared: Compared, watch:
         gc.collect()  # the one before lies in cycles, with its weights on the device
         with phases(f"baseline {name}"), about("baseline", name):
             try:
-                compared.done[name] = _figures(name, experiment, outcome, compared, watch)
+                compared.ended(name, _figures(name, experiment, outcome, compared, watch))
             except (DeviceMemoryError, SettingsError) as error:  # the run itself is done, and worth more
+                if isinstance(error, SettingsError) and compared.state is not None:
+                    raise  # a checkpoint that is none of ours
                 log.warning("left out: %s", error)
-                compared.done[name] = compared.state = None
+                compared.ended(name, None)
     return replace(outcome, baselines=compared.done)
 
 
@@ -96,10 +111,7 @@ def _figures(name: str, experiment: Experiment, outcome: Outcome, compared: Comp
         trainer.learn_labels(label[:n])
         trainer.watch = watch
         log.info("the same network on its labels")
-        if compared.state is not None:
-            with going_on():
-                trainer.load_state_dict(compared.state)
-            compared.state = None  # which is as large as a checkpoint
+        compared.begun(name, trainer)
         with on_features(trainer, experiment.folder, experiment.features, left_free(settings, dataset)):
             best = trainer.fit()
         trainer.load(best)

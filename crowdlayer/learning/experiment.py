@@ -117,12 +117,13 @@ def load_images(
 def checkpoints_size(settings: TrainingSettings, dataset: Dataset) -> int:
     """Bytes that a run's checkpoints may take on its disk: images and features take what these leave.
 
-    Three of them: being written, waiting, on their way. Each may have the weights, the best ones and two moments, of
-    which a frozen network has none; and the same of a baseline, which has no matrices to speak of.
+    Three of them: being written, waiting, on their way. Each may have the weights, the best ones, two moments, of which
+    a frozen network has none, and those that EMA averages; and the same of a baseline, which has no matrices to speak
+    of.
     """
-    network = (2 if settings.freeze else 4) * n_weights(settings.model)
-    matrices = 4 * len(dataset.workers) * len(dataset.classes) ** 2
-    return 3 * 4 * ((2 if settings.baselines else 1) * network + matrices)
+    copies = (2 if settings.freeze else 4) + (settings.ema > 0)
+    matrices = (4 + (settings.ema > 0)) * len(dataset.workers) * len(dataset.classes) ** 2
+    return 3 * 4 * ((2 if settings.baselines else 1) * copies * n_weights(settings.model) + matrices)
 
 
 def left_free(settings: TrainingSettings, dataset: Dataset) -> int:

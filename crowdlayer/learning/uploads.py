@@ -82,7 +82,8 @@ class Uploads:
             shutil.rmtree(self._taken, ignore_errors=True)
             self._taken.mkdir()
             try:
-                for file in (newest, *(file for file, _ in parts_of(self._spool / newest))):
+                # two parts that say the same are one file
+                for file in {newest, *(file for file, _ in parts_of(self._spool / newest))}:
                     _second_name(self._spool / file, self._taken / file)
             except FileNotFoundError:
                 return False

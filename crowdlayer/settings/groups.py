@@ -23,6 +23,7 @@ from .values import (
     ModelName,
     Names,
     NoneOrDrawn,
+    Once,
     Percent,
     Rising,
     ShareOrCount,
@@ -92,7 +93,7 @@ class TrainingSettings(Group):
     """rows: a step moves only workers who answered in it; auto: so where the matrices hold over 10 million numbers."""
     guard: Flag = True
     """Start a run that collapses again, with the workers' matrices held where the answers alone put them."""
-    baselines: Annotated[tuple[Annotated[Literal["majority", "dawid-skene"], Word], ...], *ListOf] = ()
+    baselines: Annotated[tuple[Annotated[Literal["majority", "dawid-skene"], Word], ...], *ListOf, Once] = ()
     """What to compare with in the same run: the same network and budget on labels aggregated from the answers."""
     select_by: Annotated[Literal["loss", "accuracy", "calibrated_loss", "last"], Word] = "loss"
     """What picks the best epoch, on val/ or on the answers of the held-out tasks."""
@@ -160,7 +161,7 @@ class JobSettings(Group):
     """The prefix of every file written."""
     workdir: Folder | None = None
     """Where data is synced and cached, kept and reused; default: a fresh folder under TMPDIR, removed at the end."""
-    export: Annotated[tuple[Annotated[Literal["onnx", "torch_export"], Word], ...], *ListOf] = ()
+    export: Annotated[tuple[Annotated[Literal["onnx", "torch_export"], Word], ...], *ListOf, Once] = ()
     """The best model in other formats too, preprocessing and temperature inside: onnx (an extra), torch_export."""
     predict: Location | None = None
     """What `entrypoint.py predict` labels: a folder, an s3://bucket/prefix or one archive of images."""

@@ -174,6 +174,7 @@ Word = BeforeValidator(lower)
 Flag = Annotated[bool, Word]
 ModelName = Annotated[str, Word, AfterValidator(_known_model)]
 ListOf = (NoDecode, BeforeValidator(_split))
+Once = AfterValidator(lambda names: tuple(dict.fromkeys(names)))
 Rising = AfterValidator(_rising)
 Names = AfterValidator(_class_names)
 Finite = Field(allow_inf_nan=False)
