@@ -176,9 +176,22 @@ def test_what_a_worker_says_again_is_one_pair() -> None:
     assert (worker[of_answer].tolist(), label[of_answer].tolist()) == ([1, 0, 1, 1], [4, 0, 4, 0])
 
 
-def test_majority_vote_takes_the_lowest_of_equals_and_none_of_no_answers() -> None:
-    answers = Answers(3, 4, np.array([0, 0, 0, 1, 1]), np.array([0, 1, 2, 0, 1]), np.array([2, 1, 2, 1, 0]))
-    assert majority_vote(answers, 3).tolist() == [2, 0, -1]
+def test_majority_vote_of_no_answers_is_none() -> None:
+    answers = Answers(3, 3, np.array([0, 0, 0, 2]), np.array([0, 1, 2, 0]), np.array([2, 1, 2, 1]))
+    assert majority_vote(answers, 3).tolist() == [2, -1, 1]
+
+
+def test_majority_vote_prefers_no_class_among_equals_and_is_always_the_same() -> None:
+    """A classifier learns from labels that lean to a class to lean there itself."""
+    task = np.repeat(np.arange(3000), 2)
+    label = np.array([pair for pair in [(0, 1), (2, 0), (1, 2)] for _ in range(1000)]).ravel()
+    answers = Answers(3000, 2, task, np.tile([0, 1], 3000), label)
+    found = majority_vote(answers, 3)
+    assert found.tolist() == majority_vote(answers, 3).tolist()
+    for at, (one, other) in enumerate([(0, 1), (2, 0), (1, 2)]):
+        share = (found[1000 * at : 1000 * (at + 1)] == one).mean()
+        assert share == pytest.approx(0.5, abs=0.06)
+        assert set(found[1000 * at : 1000 * (at + 1)]) == {one, other}
 
 
 # --- the long form, and what is kept ---------------------------------------------------------------------------------
@@ -307,5 +320,6 @@ def test_majority_vote_is_what_counting_gives(rows: list[tuple[int, int]]) -> No
     task, label = np.array(sorted(rows), dtype=np.int64).reshape(-1, 2).T
     table = np.zeros((10, 5), dtype=np.int64)
     np.add.at(table, (task, label), 1)
-    expected = np.where(table.any(1), table.argmax(1), -1)
-    assert majority_vote(Answers(10, 60, task, np.arange(len(task)), label), 5).tolist() == expected.tolist()
+    found = majority_vote(Answers(10, 60, task, np.arange(len(task)), label), 5)
+    assert ((found == -1) == ~table.any(1)).all()
+    assert (table[np.arange(10), found] == table.max(1))[found >= 0].all()

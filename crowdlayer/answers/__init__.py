@@ -121,10 +121,13 @@ def look_up(file: AnswerFile, classes: Sequence[str], source: str = "answers.jso
 
 
 def majority_vote(answers: Answers, n_classes: int) -> Ints:
-    """(tasks,): the label most workers gave; of several the lowest; -1 for a task without answers."""
+    """(tasks,): the label most workers gave; of several any one, always the same; -1 for a task without answers.
+
+    Not the lowest: it would be wrong more often the lower the class is, and a classifier of such labels learns that.
+    """
     pair, count = np.unique(answers.task * n_classes + answers.label, return_counts=True)
     task, label = np.divmod(pair, n_classes)
-    order = np.lexsort((-label, count, task))  # a task's winner comes last
+    order = np.lexsort((np.random.default_rng(0).random(len(pair)), count, task))  # a task's winner comes last
     vote = np.full(answers.n_tasks, -1, dtype=np.int64)
     vote[task[order]] = label[order]
     return vote
