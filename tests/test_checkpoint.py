@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -15,9 +16,11 @@ import pytest
 import torch
 
 from crowdlayer.errors import SettingsError, StoreError
+from crowdlayer.learning import uploads as uploads_module
 from crowdlayer.learning.checkpoint import Checkpoints, Found
 from crowdlayer.learning.spool import FORMAT, PARTS, Identity, Spool, going_on, read_state
 from crowdlayer.learning.uploads import POLL, Uploads
+from crowdlayer.machine import interruption
 from crowdlayer.storage.places import Folder, Place, place
 from tests.conftest import Store
 
@@ -412,6 +415,13 @@ def test_where_files_have_one_name_only_a_checkpoint_is_put_all_the_same(
     assert found(checkpoints, tmp_path) is not None
 
 
+def eventually(path: Path) -> bool:
+    deadline = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return path.exists()
+
+
 def test_after_a_failure_the_next_is_put_without_waiting_for_the_end(tmp_path: Path, spool: Spool) -> None:
     output = Slow(tmp_path / "out")
     output.failures = 1
@@ -421,10 +431,33 @@ def test_after_a_failure_the_next_is_put_without_waiting_for_the_end(tmp_path: P
         spool.write(state(1))
         assert output.asked.wait(60)
         spool.write(state(2))
-        deadline = time.monotonic() + 60
-        while not put.exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert put.exists()
+        assert eventually(put)
+
+
+def test_a_failure_is_tried_again_though_no_other_checkpoint_comes(
+    tmp_path: Path, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads_module, "AGAIN", 3 * POLL)
+    output = Slow(tmp_path / "out")
+    output.failures = 1
+    output.may.set()
+    with Uploads(spool.folder, Checkpoints(output, "run"), background=True):
+        spool.write(state(1))
+        assert eventually(tmp_path / "out/checkpoints/run/00000001.json")
+
+
+def test_with_none_while_it_trains_the_last_is_put_as_soon_as_a_signal_is_heard(
+    tmp_path: Path, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CHECKPOINT_EVERY=0: the run may be in what it cannot be stopped in, for longer than it has."""
+    output = Slow(tmp_path / "out")
+    output.may.set()
+    with Uploads(spool.folder, Checkpoints(output, "run"), background=False):
+        spool.write(state(1))
+        time.sleep(5 * POLL)
+        assert output.attempts == 0
+        monkeypatch.setattr(interruption, "heard", lambda: signal.SIGTERM)
+        assert eventually(tmp_path / "out/checkpoints/run/00000001.json")
 
 
 def test_the_last_upload_must_go_well(tmp_path: Path, spool: Spool) -> None:

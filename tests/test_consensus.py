@@ -33,11 +33,14 @@ def counted(posterior: Floats, answers: Answers) -> Floats:
     return counts
 
 
-def expected(counts: Floats) -> Floats:
-    """(n_workers, true, answered): workers who are as good at every class, and err as the crowd does."""
+def expected(counts: Floats, own: float = 0, n_own: int = 0) -> Floats:
+    """(n_workers, true, answered): workers who are as good at every class, and err as the crowd does.
+
+    How good they are is said without `n_own` answers, of which `own` are right.
+    """
     n_classes = counts.shape[1]
     right, n = counts.trace(axis1=1, axis2=2), counts.sum((1, 2))
-    reliable = (right + 2 * (right.sum() + 1) / (n.sum() + 2)) / (n + 2)
+    reliable = (right - own + 2 * (right.sum() + 1) / (n.sum() + 2)) / (n - n_own + 2)
     errors = (counts.sum(0) + 1 / n_classes) * (1 - np.eye(n_classes))
     errors /= errors.sum(1, keepdims=True)
     found: Floats = reliable[:, None, None] * np.eye(n_classes) + (1 - reliable)[:, None, None] * errors
@@ -68,9 +71,9 @@ def test_the_consensus_is_what_its_formula_says() -> None:
     posterior /= posterior.sum(1, keepdims=True)
     for _ in range(2):
         counts = counted(posterior, crowd.answers)
-        before = PRIOR * expected(counts)
         fresh = prior.copy()
         for task, worker, label in given:
+            before = PRIOR * expected(counts, posterior[task, label], 1)
             for true in range(3):
                 others = counts[worker, true].copy()
                 others[label] -= posterior[task, true]
@@ -210,3 +213,21 @@ def test_a_sample_of_the_answers_is_enough(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(module, "ANSWERS_TO_FIT", 2000)
     sampled = predictive_temperature(crowd.logits, start(crowd), crowd.answers, 1.0)
     assert whole / 2 <= sampled <= 2 * whole
+
+
+def test_answers_that_stand_alone_take_no_room_in_the_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten tasks of three answers, and a thousand of one, which say nothing of a temperature."""
+    some, single = simulate(0, n_tasks=10, n_workers=5, per_task=3), np.arange(10, 1010)
+    parts = ((some.answers.task, single), (some.answers.worker, single % 5), (some.answers.label, single % 3))
+    answers = Answers(1010, 5, *(np.concatenate(part) for part in parts))
+    logits = torch.cat([some.logits, torch.zeros(1000, some.logits.shape[1])])
+    sizes: list[int] = []
+
+    def noted(logits: Tensor, likelihood: Tensor, answers: Answers) -> float:
+        sizes.append(len(answers))
+        return 0.0
+
+    monkeypatch.setattr(module, "ANSWERS_TO_FIT", 15)
+    monkeypatch.setattr(module, "_predicts", noted)
+    predictive_temperature(logits, start(some), answers, 1.0)
+    assert set(sizes) == {15}

@@ -64,10 +64,20 @@ class Counts:
         return given.index_put_((self.worker, self.label), self.true.sum(1))
 
     @cached_property
-    def reliable(self) -> Tensor:
-        """(n_workers,): the share of right answers, see `shrunk`."""
+    def given(self) -> Tensor:
+        """(n_workers,): how many answers each gave."""
+        return self.seen.sum(1)
+
+    @cached_property
+    def right(self) -> Tensor:
+        """(n_workers,): how many of them are right."""
         right = self.true.gather(1, self.label[:, None])[:, 0]
-        return shrunk(self.true.new_zeros(self.n_workers).index_add_(0, self.worker, right), self.seen.sum(1))
+        return self.true.new_zeros(self.n_workers).index_add_(0, self.worker, right)
+
+    @cached_property
+    def crowds_mean(self) -> float:
+        """The share of all answers that is right."""
+        return mean_share(self.right, self.given)
 
     @cached_property
     def errors(self) -> Tensor:
@@ -83,10 +93,16 @@ class Counts:
         row = torch.searchsorted(known, wanted).clamp_max(len(known) - 1)
         return torch.where((known[row] == wanted)[:, None], self.true[row], 0.0)
 
-    def expected(self, worker: Tensor, label: Tensor) -> Tensor:
-        """(n, true): P(label | true) if the workers were as good at every class, and erred as the crowd does."""
-        right = self.reliable[worker][:, None]
-        return ((1 - right) * self.errors.T[label]).scatter(1, label[:, None], right)
+    def expected(self, worker: Tensor, label: Tensor, own: Tensor | None = None) -> Tensor:
+        """(n, true): P(label | true) if the workers were as good at every class, and erred as the crowd does.
+
+        How good they are is said by all answers of theirs but `own`, (n, true) one of each, shared out.
+        """
+        right, given = self.right[worker], self.given[worker]
+        if own is not None:
+            right, given = right - own.gather(1, label[:, None])[:, 0], given - own.sum(1)
+        share = shrunk(right, given, self.crowds_mean)[:, None]
+        return ((1 - share) * self.errors.T[label]).scatter(1, label[:, None], share)
 
     def likelihood(self, worker: Tensor, label: Tensor) -> Tensor:
         """(n, true): P(label | true, worker), from the counts and `expected`, which weighs PRIOR answers.
@@ -172,8 +188,9 @@ def predictive_temperature(logits: Tensor, likelihood: Tensor, answers: Answers,
     a classifier was trained on it is too sure, and it predicts their answers, which it has learnt, too well for the
     criterion to see all of that: the posterior is an upper bound. Where no task has two answers `least` comes out.
     """
-    chosen = np.flatnonzero(np.diff(answers.starts_at) > 1)
-    share = ANSWERS_TO_FIT / max(len(answers), 1)
+    given = np.diff(answers.starts_at)
+    chosen = np.flatnonzero(given > 1)
+    share = ANSWERS_TO_FIT / max(int(given[chosen].sum()), 1)
     if share < 1:
         chosen = np.sort(np.random.default_rng(0).permutation(chosen)[: round(share * len(chosen))])
     if len(chosen) == 0:
@@ -188,9 +205,13 @@ def predictive_temperature(logits: Tensor, likelihood: Tensor, answers: Answers,
     return found
 
 
-def shrunk(right: Tensor, n: Tensor) -> Tensor:
-    """The share `right` / `n` (n_workers,) with two answers of the crowd's mean."""
-    mean = (right.sum() + 1) / (n.sum() + 2)
+def mean_share(right: Tensor, n: Tensor) -> float:
+    """The share of right answers of a crowd whose workers have `right` of `n` each, (n_workers,)."""
+    return float((right.sum() + 1) / (n.sum() + 2))
+
+
+def shrunk(right: Tensor, n: Tensor, mean: float) -> Tensor:
+    """The shares `right` / `n` with two answers of the crowd's mean."""
     return (right + 2 * mean) / (n + 2)
 
 
@@ -243,7 +264,7 @@ def _as_others_show(posterior: Tensor, answers: Answers) -> Evidence:
     def evidence(rows: slice) -> Tensor:
         task, worker, label = tensors(answers, rows)
         own = posterior[task]
-        alike = (counts.true[at[rows]] - own).clamp_min(0) + PRIOR * counts.expected(worker, label)
+        alike = (counts.true[at[rows]] - own).clamp_min(0) + PRIOR * counts.expected(worker, label, own)
         return (alike / ((counts.seen[worker] - own).clamp_min(0) + PRIOR)).log()
 
     return evidence

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..answers import Answers
-from .consensus import Consensus, shrunk, tensors
+from .consensus import Consensus, mean_share, shrunk, tensors
 
 Z95 = 1.959964
 """Standard deviations on either side of the mean that hold 95 % of a normal distribution."""
@@ -37,7 +37,7 @@ def reliability(posterior: Tensor, answers: Answers) -> tuple[Tensor, Tensor, Te
     known = (n * (1 - missing.clamp(0, 1))).clamp_min(1e-3)  # never none: an interval of 0 to 1 is enough said
     centre = (share + Z95**2 / (2 * known)) / (1 + Z95**2 / known)
     half = Z95 / (1 + Z95**2 / known) * (share * (1 - share) / known + Z95**2 / (4 * known**2)).sqrt()
-    return shrunk(hits, n), (centre - half).clamp(0, 1), (centre + half).clamp(0, 1)
+    return shrunk(hits, n, mean_share(hits, n)), (centre - half).clamp(0, 1), (centre + half).clamp(0, 1)
 
 
 def spammer_score(matrices: Tensor) -> Tensor:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
+import time
 from pathlib import Path
 from types import TracebackType
 
 from ..errors import CrowdlayerError
+from ..machine import interruption
 from ..storage.files import disk_errors
 from .checkpoint import Checkpoints
 from .spool import indexes, parts_of
@@ -17,27 +19,29 @@ log = logging.getLogger(__name__)
 
 POLL = 0.1
 """Seconds between looks into the spool."""
+AGAIN = 60.0
+"""Seconds after which a checkpoint that could not be put is tried again."""
 
 
 class Uploads:
     """Puts the checkpoints of a spool to the output in a thread of its own; only the newest of those that wait.
 
-    An upload that fails is said and tried again with the next checkpoint: a store that is away for an hour must not end
-    a training of days. The last one, of `finish`, must go well.
+    An upload that fails is said and tried again in a minute, or with the next checkpoint: a store that is away for an
+    hour must not end a training of days. The last one, of `finish`, must go well.
     """
 
     def __init__(self, spool: Path, checkpoints: Checkpoints, background: bool) -> None:
-        """`background`: put them as they come; else `finish` alone puts one."""
+        """`background`: put them as they come; else the newest alone, once the run is asked to stop."""
         self._spool = spool
         self._taken = spool / "taken"
         self._checkpoints = checkpoints
         self._over = threading.Event()
         self._done: str | None = None
-        self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True) if background else None
+        self._background = background
+        self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
 
     def __enter__(self) -> Uploads:
-        if self._thread is not None:
-            self._thread.start()
+        self._thread.start()
         return self
 
     def __exit__(
@@ -51,8 +55,7 @@ class Uploads:
     def stop(self) -> None:
         """No upload begins after this; one under way comes to its end."""
         self._over.set()
-        if self._thread is not None:
-            self._thread.join()
+        self._thread.join()
 
     def finish(self) -> str | None:
         """Put the newest, unless that was done; the name of its index, None where there is none."""
@@ -62,12 +65,15 @@ class Uploads:
 
     def _work(self) -> None:
         while not self._over.wait(POLL):
+            if not self._background and interruption.heard() is None:
+                continue  # what the run does before it ends may take longer than the grace
             waiting = self._newest()
             try:
                 self._put()
             except CrowdlayerError as error:
-                log.warning("checkpoint %s could not be put, the next one may: %s", waiting, error)
-                while not self._over.wait(POLL) and self._newest() == waiting:
+                log.warning("checkpoint %s could not be put, it will be tried again: %s", waiting, error)
+                again = time.monotonic() + AGAIN
+                while not self._over.wait(POLL) and self._newest() == waiting and time.monotonic() < again:
                     pass
 
     def _put(self) -> None:
