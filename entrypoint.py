@@ -86,6 +86,8 @@ def work(what: str = "") -> str:
     from crowdlayer.settings import load_settings
     from crowdlayer.storage.files import disk_errors
 
+    said = os.environ.get("CROWDLAYER_LOG_FORMAT", "")
+    logs.start("json" if said.strip().lower() == "json" else "text")  # which tells of settings that are refused, too
     settings = load_settings()
     logs.start(settings.log_format)
     enough_to_start()

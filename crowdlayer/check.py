@@ -18,7 +18,7 @@ import torch
 from .data.dataset import Dataset, summary
 from .data.layout import belongs
 from .errors import AccessError, CrowdlayerError, DataError, DeviceMemoryError, SettingsError, StoreError, one_line
-from .inputs import Inputs, check_possible, probe, processes_to_start, read_inputs
+from .inputs import Inputs, check_possible, must_outlast_the_run, probe, processes_to_start, read_inputs
 from .learning import advice
 from .learning.checkpoint import Checkpoints
 from .learning.devices import bound_to_container, device_memory, device_name, driver, enough_memory, precision
@@ -157,6 +157,7 @@ def _model(table: Table, settings: Settings) -> None:
 
 def _output(table: Table, settings: Settings, launch: Launch, workdir: Path) -> None:
     must_stay_apart(settings.tasks, {"OUTPUT": settings.output, "WORKDIR": settings.workdir}, belongs)
+    must_outlast_the_run(settings)
     must_be_there(settings.tasks)
     output = place(settings.output_location)
     if launch.publishes:  # of two who look at once each would delete the other's object

@@ -18,10 +18,11 @@ from .learning.classifier import build_classifier
 from .learning.devices import precision, processes_here
 from .learning.experiment import Phases, log_dataset
 from .machine.launch import Launch
+from .report.results import is_of_run
 from .settings import RunSettings, Settings, TrainingSettings
 from .storage.files import disk_errors
 from .storage.places import Place
-from .storage.sync import Synced, digest_of, fetch, sync
+from .storage.sync import Synced, digest_of, fetch, inside, sync
 
 PROBE = b"crowdlayer can write here\n"
 
@@ -47,6 +48,21 @@ def check_possible(settings: TrainingSettings, formats: Sequence[Format] = ()) -
     with torch.random.fork_rng(devices=[]):
         model = build_classifier(settings.model, 2, settings.img_size, False, settings.freeze, settings.small_images)
         check_export(model, settings.img_size, formats)
+
+
+def must_outlast_the_run(settings: Settings) -> None:
+    """Refuse to read what the run itself puts: its next start would read something else, and be another run.
+
+    Raises:
+        SettingsError: naming the file.
+    """
+    read = {"ANSWERS": settings.answers, "PATH_REMOVE": settings.path_remove, "PRETRAINED": settings.pretrained}
+    for setting, location in read.items():
+        name = inside(location, settings.output_location) if isinstance(location, str) else None
+        if name is not None and is_of_run(name, settings.output_name):
+            raise SettingsError(
+                f"{setting}: must not be a file that this run puts itself, is {location}; another OUTPUT_NAME leaves it"
+            )
 
 
 def read_inputs(settings: RunSettings, workdir: Path, phases: Phases) -> Inputs:

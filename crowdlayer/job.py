@@ -11,7 +11,7 @@ from pathlib import Path
 from .data.dataset import Dataset
 from .data.layout import belongs
 from .errors import InterruptedRunError
-from .inputs import Inputs, check_possible, probe, processes_to_start, read_inputs
+from .inputs import Inputs, check_possible, must_outlast_the_run, probe, processes_to_start, read_inputs
 from .learning.checkpoint import Checkpoints, Found
 from .learning.experiment import Images, Phases
 from .learning.spool import Identity, Spool
@@ -67,6 +67,7 @@ def train(settings: Settings) -> str:
     output = place(settings.output_location)
     must_be_there(settings.tasks)
     must_stay_apart(settings.tasks, {"OUTPUT": settings.output, "WORKDIR": settings.workdir}, belongs)
+    must_outlast_the_run(settings)
     with _started(settings, launch, RUN) as start:
         return _run(start, output)
 

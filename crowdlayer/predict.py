@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -22,7 +22,7 @@ from .report.tables import Cell, cell
 from .settings import Settings
 from .storage.files import disk_errors
 from .storage.places import place
-from .storage.sync import must_be_there, sync
+from .storage.sync import inside, must_be_there, sync
 from .storage.workdir import working_folder
 
 log = logging.getLogger(__name__)
@@ -68,10 +68,11 @@ def predict(settings: Settings) -> str:
     model = load(f"{output.location}/{results_name(settings.output_name)}")
     log.info("model %s: %s, %d classes", settings.output_name, model.description.architecture, len(model.classes))
     name = predictions_name(settings.output_name, settings.predict_format)
-    beside_results = settings.predict == settings.output_location
+    at = inside(settings.output_location, settings.predict)
+    runs = None if at is None else f"{PurePosixPath(at, 'results')}/"  # whose charts are no images to be labelled
 
     def wanted(name: str) -> bool:
-        return is_image(name) and not (beside_results and name.startswith("results/"))
+        return is_image(name) and not (runs and name.startswith(runs))
 
     with working_folder(settings.workdir) as workdir:
         synced = sync(settings.predict, workdir / "predict", wanted, "PREDICT", "images")

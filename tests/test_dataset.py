@@ -255,6 +255,14 @@ def test_path_remove_takes_tasks_whatever_their_positions(read: Read) -> None:
         read(images, answers, removed="hello\n")
 
 
+def test_path_remove_leaves_a_task_whose_id_only_ends_like_that(read: Read) -> None:
+    images = names(train=["5.png", "2019-5.png", "2020-7.png", "a-8.png"], val=VAL)
+    answers = {"5": {"0": 0}, "2019-5": {"0": 0}, "7": {"0": 1}, "8": {"0": 1}}
+    found = read(images, answers, removed="0 5\n0 7\n")
+    assert sorted(found.train.tasks) == ["2019-5", "8"]
+    assert found.left_out["tasks_removed"] == 2
+
+
 def test_a_file_of_peerannots_takes_the_images_that_peerannot_would(read: Read, tmp_path: Path) -> None:
     """Its positions are ImageFolder's, which has a folder's own images before those of the folders in it."""
     images = ["train/a/x-5.png", "train/a/more/x-6.png", "train/a/more/x-7.png", "train/b/x-8.png"]
@@ -305,6 +313,15 @@ def test_classes_counted_in_another_order_stop_the_job_with_the_order_to_set(rea
     with pytest.raises(DataError, match=f"CROWDLAYER_CLASSES={','.join(PEERANNOT)}"):
         read(images, answers)
     assert read(images, answers, classes=tuple(PEERANNOT)).classes == PEERANNOT
+
+
+def test_the_order_to_set_can_be_set_whatever_the_names(read: Read) -> None:
+    classes = ["dark, red", "[x]", "green"]
+    images, answers = crowd_labelled(classes, {name: label for label, name in enumerate(classes)}, 90, 0.9)
+    with pytest.raises(DataError) as raised:
+        read(images, answers)
+    suggestion = str(raised.value).rpartition("CROWDLAYER_CLASSES=")[2]
+    assert DataSettings(tasks="data", classes=suggestion).classes == tuple(classes)
 
 
 def test_a_folder_that_may_be_no_class_is_named_beside_the_order(read: Read) -> None:

@@ -161,7 +161,8 @@ def test_all_wrong_settings_are_in_the_last_line_before_anything_is_downloaded(m
 
     assert_failed(done, 78, "N_EPOCHS: ", "'none'", "MODL: is not a setting, did you mean CROWDLAYER_MODEL?")
     assert "OUTPUT_NAME: must be a file name" in done.last_line
-    assert done.stderr.count("\n") == 1
+    record, _ = done.stderr.splitlines()
+    assert json.loads(record)["exit_code"] == 78
 
 
 @pytest.fixture

@@ -138,6 +138,35 @@ def test_the_answers_may_be_elsewhere(tmp_path: Path, store: Store, train: Job, 
     assert results_in(out)["job"]["settings"]["answers"] == at
 
 
+@pytest.mark.parametrize(
+    ("setting", "name"),
+    [
+        ("PRETRAINED", "best_models/crowdlayer.pth"),
+        ("PRETRAINED", "best_models/crowdlayer/model.safetensors"),
+        ("ANSWERS", "results/crowdlayer/label_studio.json"),
+        ("PATH_REMOVE", "results/crowdlayer.json"),
+    ],
+)
+def test_what_the_run_itself_puts_is_not_read(
+    setting: str, name: str, shapes: Path, tmp_path: Path, train: Job, check: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second start would read the first one's: it would be another run, and refuse the checkpoint."""
+    (path := tmp_path / "out" / name).parent.mkdir(parents=True)
+    path.touch()
+    monkeypatch.chdir(tmp_path)
+    for output in (tmp_path / "out", "out", f"{tmp_path}/out/../out"):
+        for job in (train, check):
+            with pytest.raises(SettingsError, match=f"^{setting}: must not be a file that this run puts itself, is "):
+                job(TASKS=str(shapes), OUTPUT=str(output), **{setting: str(path)})
+
+
+def test_the_model_of_another_name_may_be_trained_on(shapes: Path, tmp_path: Path, train: Job) -> None:
+    train(TASKS=str(shapes), OUTPUT=str(tmp_path))
+    train(
+        TASKS=str(shapes), OUTPUT=str(tmp_path), OUTPUT_NAME="on", PRETRAINED=f"{tmp_path}/best_models/crowdlayer.pth"
+    )
+
+
 def test_answers_that_are_not_there_are_a_wrong_setting(shapes: Path, store: Store, train: Job) -> None:
     for at in ("/nowhere/answers.json", f"s3://{store.bucket}/nowhere.json"):
         with pytest.raises(SettingsError, match=f"^ANSWERS: must be .* at {at}$"):

@@ -83,6 +83,11 @@ def test_the_pictures_of_runs_are_not_labelled(shapes: Path, trained: Path, tmp_
     named = {row["image"].split("/")[0] for row in rows(Path(location))}
     assert named == {"results of the spring"}
     assert list(tmp_path.glob("results/*/*.png"))
+    for spelt, below in ((f"{tmp_path}/../{tmp_path.name}", ""), (str(tmp_path.parent), f"{tmp_path.name}/")):
+        settings = settings_of(TASKS=str(tmp_path), OUTPUT=str(tmp_path), PREDICT=spelt)
+        found = [row["image"] for row in rows(Path(predict(settings)))]
+        assert found
+        assert not [name for name in found if name.startswith(f"{below}results/")]
 
 
 def test_of_several_nodes_the_first_labels_all(shapes: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,13 @@ import pandas
 import pytest
 import torch
 import torchvision
+from torch import Tensor
 
 import crowdlayer
 from crowdlayer import job
-from crowdlayer.errors import StoreError
+from crowdlayer.data.images import Rows
+from crowdlayer.errors import SettingsError, StoreError
+from crowdlayer.learning.trainer import Trainer
 from crowdlayer.report.results import done_before, dumped, headline
 from crowdlayer.settings import Settings, load_settings
 from crowdlayer.storage.places import Folder
@@ -353,3 +356,22 @@ def test_no_older_results_stay_beside_a_newer_model(finished: Finished, tmp_path
     assert not (out / "results/crowdlayer.json").exists()
     (kept,) = (tmp_path / "work").glob("crowdlayer-kept-*/results/results/crowdlayer.json")
     assert parsed(kept)["job"]["files"]
+
+
+def test_a_test_image_that_overflows_is_said_and_no_figure_is_put(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one in fp16 may that is unlike all others."""
+    predict = Trainer.predict
+
+    def overflowing(trainer: Trainer, images: Rows) -> Tensor:
+        logits = predict(trainer, images).clone()
+        if len(images) == 7:
+            logits[3, 0] = math.inf
+        return logits
+
+    monkeypatch.setattr(Trainer, "predict", overflowing)
+    data, out = write_shapes(tmp_path / "data", n_test=7), tmp_path / "out"
+    with pytest.raises(SettingsError, match=r"^MIXED_PRECISION: .* for 1 of test they are not in precision no"):
+        run(TASKS=str(data), OUTPUT=str(out), WORKDIR=str(tmp_path / "work"))
+    assert not (out / "results/crowdlayer.json").exists()

@@ -61,6 +61,16 @@ def test_a_run_and_a_check_that_end_well(
     assert_no_secret(done, world, store)
 
 
+def test_what_other_runs_of_a_sweep_have_is_not_looked_at_and_not_put(
+    shapes: Path, world: Path, store: Store, forks: Forks
+) -> None:
+    sweep = f'[{{"seed": 1}}, {{"output": "s3://user:{PASSWORD}@bucket/x"}}]'
+    data = store.put_tree(shapes)
+    done = job(forks, CROWDLAYER_TASKS=data, CROWDLAYER_SWEEP=sweep, CROWDLAYER_SWEEP_INDEX="0")
+    assert done.code == 0, done.stderr
+    assert_no_secret(done, world, store)
+
+
 class Refusing(Faults):
     """Every request from the n-th on is refused."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -176,7 +177,9 @@ def check_class_order(vote: Ints, truth: Ints, classes: Sequence[str]) -> None:
     if other >= 2 * agreement and other > chance + 5 * np.sqrt(chance * (1 - chance) / n):
         whole = table[0] + table[1]
         order = best_order(whole)
-        suggestion = ",".join(classes[i] for i in order)
+        names = [classes[i] for i in order]
+        plain = not any("," in name or name.startswith("[") for name in names)
+        suggestion = ",".join(names) if plain else json.dumps(names, ensure_ascii=False)
         unknown = [classes[folder] for label, folder in enumerate(order) if not whole[label, folder]]
         raise DataError(
             "answers.json counts the classes in another order than the folders: majority vote agrees with "

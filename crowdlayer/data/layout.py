@@ -114,10 +114,11 @@ def crowd_images(
     for name in names:
         stem = name.rpartition("/")[2].rpartition(".")[0]
         whole, part = canonical(stem), canonical(stem.rpartition("-")[2])
+        named = {whole} & number.keys() or {part} & number.keys() or {whole, part}
         task = number.get(whole, number.get(part))
         if task is not None and not answered[task]:
             task = None
-        if whole in drop or part in drop:
+        if named & drop:
             left_out["tasks_removed"] += 1
             if task is not None:
                 image_of[task] = ""

@@ -18,6 +18,7 @@ from ..answers import Answers
 from ..data.dataset import CrowdImages, Dataset, LabelledImages, summary, without_broken
 from ..data.decoding import Decoded, decode_all
 from ..data.images import CrowdLoader, Rows, resident
+from ..errors import SettingsError
 from ..machine.processes import Processes
 from ..settings import TrainingSettings
 from ..storage.files import SPARE
@@ -192,6 +193,7 @@ class Experiment:
                 seen = trainer.predict(trainer.train.dataset), trainer.predict(trainer.validation.images)
         with phases("evaluate"), enough_memory(settings):
             predictions = Predictions(*seen, None if images.test is None else trainer.predict(images.test))
+        _must_be_finite(predictions, trainer.accelerator.mixed_precision)
         with phases("evaluate"), memory_for(matrices_of(dataset)[0], LESS):
             test = predictions.test
             figures = dict(best.figures)
@@ -205,6 +207,21 @@ class Experiment:
             figures["temperature"], inferred = infer(dataset, predictions, likelihood)
         name, since = trainer.settings.crowd_layer, trainer.collapsed_since
         return Outcome(trainer.history, best, confusion, figures, predictions, inferred, name, since)
+
+
+def _must_be_finite(predictions: Predictions, precision: str) -> None:
+    """Refuse logits that are no numbers: nothing that follows would be one.
+
+    Raises:
+        SettingsError: with how many images they are of.
+    """
+    for part, logits in vars(predictions).items():
+        wrong = 0 if logits is None else int((~logits.isfinite().all(1)).sum())
+        if wrong:
+            raise SettingsError(
+                f"MIXED_PRECISION: logits must be finite for every image, for {wrong} of {part} they are not in "
+                f"precision {precision}; consider no, or a lower LR"
+            )
 
 
 def _advise(warnings: Iterable[str]) -> None:

@@ -18,7 +18,7 @@ FIGURES = {
     "ece": ("calibration error", False),
     "log_loss": ("test log-loss", False),
     "best_epoch": ("best epoch", None),
-    "seconds": ("seconds of training", None),
+    "seconds": ("seconds of training, last start", None),
 }
 """What is compared, under which name, and whether more is better."""
 NOT_COMPARED = NO_INFLUENCE - {"answers", "path_remove"}

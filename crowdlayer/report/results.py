@@ -57,6 +57,12 @@ def model_name(output_name: str) -> str:
     return f"best_models/{output_name}.pth"
 
 
+def is_of_run(name: str, output_name: str) -> bool:
+    """Whether a file of this name in the output is one that a run puts."""
+    names, folders = (results_name(output_name), model_name(output_name)), ("best_models", "results", "checkpoints")
+    return name in names or name.startswith(tuple(f"{folder}/{output_name}/" for folder in folders))
+
+
 def dumped(value: dict[str, Any]) -> Iterator[str]:
     """JSON as other programs read it: no NaN. In pieces: at once the figures of a million workers were 0.7 GB more."""
     yield from json.JSONEncoder(indent=3, ensure_ascii=False, allow_nan=False).iterencode(value)

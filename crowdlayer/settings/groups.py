@@ -192,7 +192,7 @@ class JobSettings(Group):
 class SweepSettings(Group):
     """Which run of several this is."""
 
-    sweep: Annotated[tuple[dict[str, Any], ...], *ListOf] = ()
+    sweep: Annotated[tuple[dict[str, Any], ...], *ListOf, Field(exclude=True)] = ()  # other runs' settings, unchecked
     """Several runs: a JSON list with the settings of each that are not as here; OUTPUT_NAME gets the place in it."""
     sweep_index: Annotated[int, Field(ge=0)] | None = None
     """Which of SWEEP, from 0; found out in an array of AWS Batch or Slurm, and in a Kubernetes Indexed Job."""

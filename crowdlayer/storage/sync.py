@@ -103,8 +103,8 @@ def must_stay_apart(location: str, others: dict[str, str | None], belongs: Calla
         SettingsError: such a place is among the images.
     """
     for setting, other in others.items():
-        inside = None if other is None else _inside(other, location)
-        if inside is not None and belongs(_picture_in(inside)):
+        name = None if other is None else inside(other, location)
+        if name is not None and belongs(_picture_in(name)):
             raise SettingsError(f"{setting}: must not be among the images of {location}, is {other}")
 
 
@@ -113,9 +113,11 @@ def _picture_in(folder: str) -> str:
     return f"{folder}/picture.png"
 
 
-def _inside(location: str, folder: str) -> str | None:
-    """The name of `location` relative to `folder`; None where it is elsewhere."""
+def inside(location: str, folder: str) -> str | None:
+    """The name of `location` relative to `folder`, "." for itself; None where it is elsewhere."""
     if location.startswith("s3://") or folder.startswith("s3://"):
+        if location == folder:
+            return "."
         return location.removeprefix(f"{folder}/") if location.startswith(f"{folder}/") else None
     path, above = Path(location).resolve(), Path(folder).resolve()
     return path.relative_to(above).as_posix() if path.is_relative_to(above) else None
