@@ -59,8 +59,8 @@ TESTS = {
     "storage/unpacking.py": [*ARCHIVES, "test_manifest"],
     "storage/workdir.py": ["test_workdir", "test_buckets", "test_unpacking"],
     "learning/checkpoint.py": ["test_checkpoint"],
-    "learning/spool.py": ["test_checkpoint", "test_tensors"],
-    "learning/uploads.py": ["test_checkpoint"],
+    "learning/spool.py": ["test_checkpoint", "test_tensors", "test_uploads"],
+    "learning/uploads.py": ["test_uploads"],
     "report/publishing.py": ["test_publishing", "test_results", "test_verify"],
     "report/results.py": ["test_results", "test_verify"],
 }
