@@ -16,9 +16,8 @@ from typing import Literal, NoReturn, TypeVar
 import torch
 
 from .data.dataset import Dataset, summary
-from .data.layout import belongs
 from .errors import AccessError, CrowdlayerError, DataError, DeviceMemoryError, SettingsError, StoreError, one_line
-from .inputs import Inputs, check_possible, must_outlast_the_run, probe, processes_to_start, read_inputs
+from .inputs import Inputs, check_places, check_possible, probe, processes_to_start, read_inputs
 from .learning import advice
 from .learning.checkpoint import Checkpoints
 from .learning.devices import bound_to_container, device_memory, device_name, driver, enough_memory, precision
@@ -35,7 +34,7 @@ from .run_folder import workdir_of
 from .settings import Settings
 from .storage.files import disk_errors
 from .storage.places import place
-from .storage.sync import must_be_there, must_stay_apart
+from .storage.sync import must_be_there
 from .storage.workdir import working_folder
 
 log = logging.getLogger(__name__)
@@ -156,9 +155,7 @@ def _model(table: Table, settings: Settings) -> None:
 
 
 def _output(table: Table, settings: Settings, launch: Launch, workdir: Path) -> None:
-    must_stay_apart(settings.tasks, {"OUTPUT": settings.output, "WORKDIR": settings.workdir}, belongs)
-    must_outlast_the_run(settings)
-    must_be_there(settings.tasks)
+    check_places(settings)
     output = place(settings.output_location)
     if launch.publishes:  # of two who look at once each would delete the other's object
         probe(output, settings.output_name, workdir)

@@ -22,7 +22,7 @@ from .report.results import is_of_run
 from .settings import RunSettings, Settings, TrainingSettings
 from .storage.files import disk_errors
 from .storage.places import Place
-from .storage.sync import Synced, digest_of, fetch, inside, sync
+from .storage.sync import Synced, digest_of, fetch, inside, must_be_there, must_stay_apart, sync
 
 PROBE = b"crowdlayer can write here\n"
 
@@ -50,12 +50,16 @@ def check_possible(settings: TrainingSettings, formats: Sequence[Format] = ()) -
         check_export(model, settings.img_size, formats)
 
 
-def must_outlast_the_run(settings: Settings) -> None:
-    """Refuse to read what the run itself puts: its next start would read something else, and be another run.
+def check_places(settings: Settings) -> None:
+    """Refuse places that are not there or do not go together, before anything is read or written.
+
+    Nothing is read that the run itself puts: its next start would read something else, and be another run.
 
     Raises:
-        SettingsError: naming the file.
+        SettingsError: naming the place.
     """
+    must_be_there(settings.tasks)
+    must_stay_apart(settings.tasks, {"OUTPUT": settings.output, "WORKDIR": settings.workdir}, belongs)
     read = {"ANSWERS": settings.answers, "PATH_REMOVE": settings.path_remove, "PRETRAINED": settings.pretrained}
     for setting, location in read.items():
         name = inside(location, settings.output_location) if isinstance(location, str) else None

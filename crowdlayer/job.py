@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .data.dataset import Dataset
-from .data.layout import belongs
 from .errors import InterruptedRunError
-from .inputs import Inputs, check_possible, must_outlast_the_run, probe, processes_to_start, read_inputs
+from .inputs import Inputs, check_places, check_possible, probe, processes_to_start, read_inputs
 from .learning.checkpoint import Checkpoints, Found
 from .learning.experiment import Images, Phases
 from .learning.spool import Identity, Spool
@@ -26,7 +25,7 @@ from .settings import Settings
 from .storage.files import disk_errors
 from .storage.handover import hand, take
 from .storage.places import Place, place
-from .storage.sync import must_be_there, must_stay_apart
+from .storage.sync import must_be_there
 from .storage.workdir import working_folder
 from .training import PLAN, TRAINED, Plan, Trained, train_together
 from .training import train as train_alone
@@ -65,9 +64,7 @@ def train(settings: Settings) -> str:
         name = settings.output_name  # in Slurm a script may have given each its own
         log.warning("%s=%d without SWEEP: all elements of the array put OUTPUT_NAME=%s", *element, name)
     output = place(settings.output_location)
-    must_be_there(settings.tasks)
-    must_stay_apart(settings.tasks, {"OUTPUT": settings.output, "WORKDIR": settings.workdir}, belongs)
-    must_outlast_the_run(settings)
+    check_places(settings)
     with _started(settings, launch, RUN) as start:
         return _run(start, output)
 

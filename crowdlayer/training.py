@@ -97,16 +97,20 @@ class Keeper(Watch):
     def stopped(self, trainer: Trainer) -> NoReturn:
         self.save(trainer)
         progress, n = trainer.progress, trainer.settings.n_epochs
-        heard, baseline = interruption.heard(), self.compared.under_way
+        heard = interruption.heard()
         who = "another process" if heard is None else heard.name
-        what = f"baseline {baseline}" if baseline else "the run"
         where = f"in epoch {progress.epoch + 1} of {n}, after {progress.step} of {len(trainer.train)} steps"
         where = where if progress.epoch < n else "after its last epoch"
-        raise InterruptedRunError(f"{who}: {what} was interrupted {where}")
+        raise InterruptedRunError(f"{who}: {self.what} was interrupted {where}")
+
+    @property
+    def what(self) -> str:
+        """What is trained."""
+        return "the run"
 
     def epoch_done(self, trainer: Trainer) -> None:
         epoch = trainer.progress.epoch
-        if epoch and not self.compared.under_way:  # at 0 the guard has sent the run back to its start
+        if epoch:  # at 0 the guard has sent the run back to its start
             self.trackers.log(epoch_figures(trainer.history), epoch)
         if epoch == trainer.settings.n_epochs or (self.every and epoch % self.every == 0):
             self.save(trainer)
@@ -119,15 +123,19 @@ class Keeper(Watch):
 
 
 class KeeperOfBaselines(Keeper):
-    """The same for baselines: the trainer's state is saved beside that of the run, which is over."""
+    """The same for baselines: their state is saved beside that of the run, which is over; trackers hear nothing."""
 
     def __init__(self, keeper: Keeper, run: Trainer) -> None:
-        super().__init__(keeper.spool, keeper.every, keeper.watchdog, keeper.trackers, keeper.compared)
+        super().__init__(keeper.spool, keeper.every, keeper.watchdog, Trackers({}, {}), keeper.compared)
         self._run = run
         self._written: Parts = {}
 
+    @property
+    def what(self) -> str:
+        return f"baseline {next(name for name in self._run.settings.baselines if name not in self.compared.done)}"
+
     def save(self, trainer: Trainer) -> None:
-        baselines = vars(self.compared) | {"under_way": None, "state": trainer.state_dict()}
+        baselines = vars(self.compared) | {"state": trainer.state_dict()}
         state = self._run.state_dict() | {"baselines": baselines}
         if trainer.processes.index == 0:
             written = self.spool.write(state, self._written)

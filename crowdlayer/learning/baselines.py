@@ -31,24 +31,18 @@ Figures = dict[str, Any] | None
 class Compared:
     """How far the comparison has come: the figures of the baselines that are done, in order, by name.
 
-    `under_way` is the name of the next one once it has begun; `state`, until then, the one that its trainer is to go on
-    from.
+    `state`: of the trainer of the next one, until that goes on from it.
     """
 
     done: dict[str, Figures] = field(default_factory=dict)
-    under_way: str | None = None
     state: dict[str, Any] | None = None
 
-    def begun(self, name: str, trainer: Trainer) -> None:
-        """The trainer of this baseline is there; it goes on from the state, if there is one."""
+    def go_on(self, trainer: Trainer) -> None:
+        """Let the trainer of the next baseline go on from the state, if there is one."""
         if self.state is not None:
             with going_on():
                 trainer.load_state_dict(self.state)
-        self.under_way, self.state = name, None  # the state is as large as a checkpoint
-
-    def ended(self, name: str, figures: Figures) -> None:
-        """These are its figures."""
-        self.done[name], self.under_way, self.state = figures, None, None
+        self.state = None  # it is as large as a checkpoint
 
 
 def compare(experiment: Experiment, outcome: Outcome, compared: Compared, watch: Watch, phases: Phases) -> Outcome:
@@ -67,12 +61,12 @@ def compare(experiment: Experiment, outcome: Outcome, compared: Compared, watch:
         gc.collect()  # the one before lies in cycles, with its weights on the device
         with phases(f"baseline {name}"), about("baseline", name):
             try:
-                compared.ended(name, _figures(name, experiment, outcome, compared, watch))
+                compared.done[name] = _figures(name, experiment, outcome, compared, watch)
             except (DeviceMemoryError, SettingsError) as error:  # the run itself is done, and worth more
                 if isinstance(error, SettingsError) and compared.state is not None:
                     raise  # a checkpoint that is none of ours
                 log.warning("left out: %s", error)
-                compared.ended(name, None)
+                compared.done[name] = compared.state = None
     return replace(outcome, baselines=compared.done)
 
 
@@ -111,7 +105,7 @@ def _figures(name: str, experiment: Experiment, outcome: Outcome, compared: Comp
         trainer.learn_labels(label[:n])
         trainer.watch = watch
         log.info("the same network on its labels")
-        compared.begun(name, trainer)
+        compared.go_on(trainer)
         with on_features(trainer, experiment.folder, experiment.features, left_free(settings, dataset)):
             best = trainer.fit()
         trainer.load(best)
