@@ -16,16 +16,10 @@ import traceback
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
-from crowdlayer.errors import (
-    CrowdlayerError,
-    DeviceMemoryError,
-    InterruptedRunError,
-    SettingsError,
-    one_line,
-    without_secrets,
-)
+from crowdlayer.errors import CrowdlayerError, InterruptedRunError, SettingsError, without_secrets
 from crowdlayer.machine import interruption
-from crowdlayer.machine.memory import enough_to_start, too_little
+from crowdlayer.machine.last_words import LastWords
+from crowdlayer.machine.memory import enough_to_start
 from crowdlayer.streams import open_all, say
 
 log = logging.getLogger("crowdlayer")
@@ -71,13 +65,12 @@ def main(arguments: list[str]) -> int:
                 known = "predict, --check, --dry-run, --help, --version or none"
                 raise SettingsError(f"arguments: must be {known}, got {' '.join(arguments)}")
         return 0
-    except (CrowdlayerError, InterruptedRunError) as error:
-        return failed(one_line(str(error)), error.exit_code)
-    except MemoryError as error:
-        return failed(too_little(error), DeviceMemoryError.exit_code)
-    except BaseException as error:  # the one place that sees everything, to give it its exit code
+    except (CrowdlayerError, InterruptedRunError, MemoryError) as error:
+        words = LastWords.of(error)
+    except BaseException as error:  # the one place that sees everything
+        words = LastWords.of(error)
         say(without_secrets(traceback.format_exc()).rstrip("\n"), sys.stderr)
-        return failed(f"a fault of the program: {type(error).__name__}: {one_line(str(error))}", 70)
+    return failed(words.line, words.code)
 
 
 def work(what: str = "") -> str:

@@ -8,7 +8,8 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from . import logs
-from .errors import CrowdlayerError, SettingsError, one_line, without_secrets
+from .errors import CrowdlayerError, SettingsError, without_secrets
+from .machine.last_words import LastWords
 from .streams import open_all, say
 
 
@@ -31,10 +32,10 @@ def run(usage: str, work: Callable[..., str | None], arguments: Sequence[str]) -
         if said := work(*given.args):
             say(said, sys.stdout)
         return 0
-    except CrowdlayerError as error:
-        code, line = error.exit_code, str(error)
+    except (CrowdlayerError, MemoryError) as error:
+        words = LastWords.of(error)
     except Exception as error:  # as in the job: a traceback for a fault of the program, and for nothing else
+        words = LastWords.of(error)
         say(without_secrets(traceback.format_exc()).rstrip("\n"), sys.stderr)
-        code, line = 70, f"a fault of the program: {type(error).__name__}: {error}"
-    say(without_secrets(f"crowdlayer: {one_line(line)}"), sys.stderr)  # the last line, as the job's
-    return code
+    say(without_secrets(f"crowdlayer: {words.line}"), sys.stderr)  # the last line, as the job's
+    return words.code

@@ -16,7 +16,9 @@ from .learning.experiment import Images, Phases
 from .learning.spool import Identity, Spool
 from .learning.uploads import Uploads
 from .machine.launch import Launch, array_index, recognise
-from .machine.meeting import Lead, Meeting
+from .machine.lead import Lead
+from .machine.meeting import Meeting
+from .machine.processes import over_nccl
 from .machine.supervisor import supervise
 from .report.publishing import publish
 from .report.results import Finished, Provenance, done_before, headline, results_name
@@ -95,11 +97,11 @@ def dry_run(settings: Settings) -> None:
 @contextmanager
 def _started(settings: Settings, launch: Launch, name: str) -> Iterator[Start]:
     """Refuse what cannot work, then hold WORKDIR, the run's folder there and the place where processes meet."""
-    check_possible(settings, settings.export)
-    n_processes = processes_to_start(settings, launch)
-    lead = Lead(launch, settings.timeout)
-    with lead, working_folder(workdir_of(settings.workdir, launch)) as workdir, run_folder(workdir, name) as folder:
-        yield Start(settings, launch, lead, n_processes, workdir, folder, Phases())
+    with Lead(launch, settings.timeout) as lead:  # first: why this node cannot start is a reason for the others, too
+        check_possible(settings, settings.export)
+        n_processes = processes_to_start(settings, launch)
+        with working_folder(workdir_of(settings.workdir, launch)) as workdir, run_folder(workdir, name) as folder:
+            yield Start(settings, launch, lead, n_processes, workdir, folder, Phases())
 
 
 def _run(start: Start, output: Place) -> str:
@@ -179,7 +181,8 @@ def _train(start: Start, plan: Plan, decoded: tuple[Dataset, Images]) -> Trained
     log.info("%s: %d training processes here", launch, start.n_processes)
     with phases("processes"):
         meeting = start.lead.ready()
-        supervise("process", start.folder, start.n_processes, launch, meeting.port, plan.settings.timeout)
+        timeout, nccl = plan.settings.timeout, over_nccl()
+        supervise("process", start.folder, start.n_processes, launch, meeting.port, timeout, nccl, start.lead.reason)
     return take(start.folder / TRAINED, Trained) if launch.publishes else None
 
 
@@ -187,12 +190,13 @@ def _follow(settings: Settings, launch: Launch) -> None:
     """Train by the plan of this node's first process, which syncs the data."""
     assert launch.peers is not None
     meeting = Meeting.join(launch, settings.timeout)
-    folder = meeting.told(_plan_of(launch))
-    if folder == NOTHING:
-        meeting.part(launch.peers.world, host=False)
-    else:
-        train_together(take(Path(folder) / PLAN, Plan), Phases(), meeting, launch, launch.peers)
-        meeting.published(launch.peers.world)
+    with meeting.accounted():
+        folder = meeting.told(_plan_of(launch))
+        if folder == NOTHING:
+            meeting.part(launch.attendance, host=False)
+        else:
+            train_together(take(Path(folder) / PLAN, Plan), Phases(), meeting, launch, launch.peers)
+            meeting.published(launch.attendance)
 
 
 def _nothing_to_do(start: Start) -> None:
@@ -201,7 +205,7 @@ def _nothing_to_do(start: Start) -> None:
     if launch.peers is not None:
         meeting = start.lead.ready()
         meeting.tell(_plan_of(launch), NOTHING)
-        meeting.part(launch.peers.world, launch.publishes)
+        meeting.part(launch.attendance, launch.publishes)
 
 
 def _plan_of(launch: Launch) -> str:

@@ -12,11 +12,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from .errors import CrowdlayerError, DeviceMemoryError, InterruptedRunError, one_line
+from .errors import CrowdlayerError, InterruptedRunError
 from .machine import interruption
 from .machine.last_words import LastWords
 from .machine.launch import Launch, Peers, recognise
-from .machine.memory import too_little
 from .machine.supervisor import live
 
 
@@ -40,12 +39,10 @@ def _code(folder: Path, launch: Launch, leave: Callable[[str, int], int]) -> int
         live(folder, _peers(launch).rank)
         _train(folder, launch)
         return 0
-    except (CrowdlayerError, InterruptedRunError) as error:
+    except (CrowdlayerError, InterruptedRunError, MemoryError) as error:
         words = LastWords.of(error)
-    except MemoryError as error:
-        words = LastWords(too_little(error), DeviceMemoryError.exit_code)
-    except BaseException as error:  # the one place that sees everything, to give it its exit code
-        words = LastWords(f"a fault of the program: {type(error).__name__}: {one_line(str(error))}", 70)
+    except BaseException as error:  # the one place that sees everything
+        words = LastWords.of(error)
         with suppress(OSError, ValueError):  # standard error's reader may be gone
             traceback.print_exc()
     words.write(folder, _peers(launch).rank)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -10,9 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -20,86 +17,14 @@ import torch
 from crowdlayer.machine.last_words import LastWords
 from tests.conftest import ROOT
 from tests.crowds import write_shapes
+from tests.jobs import DONE, INTERRUPTED, Job, nobody_is_left, training_process, wait_for
 from tests.servers import free_port
-
-SETTINGS = {
-    "MODEL": "shufflenet_v2_x0_5",
-    "IMG_SIZE": "32",
-    "BATCH_SIZE": "6",
-    "LR": "0.01",
-    "SCHEDULER": "cosine",
-    "DATA_AUGMENTATION": "true",
-    "GUARD": "false",
-    "OPTIMIZER": "adam",
-}
-DONE, INTERRUPTED = 0, 75
-
-
-@dataclass
-class Job:
-    """A job of two processes, in a process group of its own; started again and again."""
-
-    data: Path
-    out: Path
-    n_epochs: int
-    n_processes: int = 2
-    timeout: int = 1800
-    variables: dict[str, str] = field(default_factory=dict)
-    log: list[str] = field(default_factory=list)
-    started: ClassVar[list[subprocess.Popen[str]]] = []
-
-    def start(self) -> subprocess.Popen[str]:
-        settings = SETTINGS | {
-            "TASKS": str(self.data),
-            "OUTPUT": str(self.out),
-            "WORKDIR": str(self.out.with_name(f"{self.out.name}-work")),
-            "N_PROCESSES": str(self.n_processes),
-            "N_EPOCHS": str(self.n_epochs),
-            "TIMEOUT": str(self.timeout),
-        }
-        environment = dict(os.environ) | {f"CROWDLAYER_{name}": value for name, value in settings.items()}
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / "entrypoint.py")],
-            env=environment | {"OMP_NUM_THREADS": "1"} | self.variables,
-            cwd=self.data,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        self.started.append(process)
-        return process
-
-    def ended(self, process: subprocess.Popen[str]) -> int:
-        """Its exit code, once all that it had to say is read: nobody of its group speaks any more."""
-        assert process.stdout is not None
-        with process.stdout:
-            self.log += process.stdout.read().splitlines()
-        return process.wait()
-
-    def finish(self) -> int:
-        return self.ended(self.start())
-
-    def results(self) -> dict[str, Any]:
-        """The results without what is of one run alone; with the digests of all files but those that tell of it."""
-        found: dict[str, Any] = json.loads((self.out / "results" / "crowdlayer.json").read_text())
-        job = found.pop("job")
-        same = ("labels.csv", "workers.csv", "confusion.csv", ".pth")
-        return found | {"files": {name: digest for name, digest in job["files"].items() if name.endswith(same)}}
-
-    def model(self) -> dict[str, Any]:
-        loaded: dict[str, Any] = torch.load(self.out / "best_models" / "crowdlayer.pth", weights_only=True)
-        return loaded
 
 
 @pytest.fixture(autouse=True)
 def _nobody_is_left() -> Iterator[None]:
     yield
-    while Job.started:
-        process = Job.started.pop()
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+    nobody_is_left()
 
 
 @pytest.fixture(scope="module")
@@ -108,26 +33,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_shapes(tmp_path_factory.mktemp("shapes"), n_train=30)
     (folder / "selectors.py").write_text("raise SystemExit('a file of the data set was run')\n")
     return folder
-
-
-def wait_for(process: subprocess.Popen[str], text: str, job: Job) -> None:
-    """Until it says so."""
-    assert process.stdout is not None
-    for line in process.stdout:
-        job.log.append(line.rstrip())
-        if text in line:
-            return
-    raise AssertionError("\n".join(job.log))
-
-
-def training_process(process: subprocess.Popen[str], rank: int) -> int:
-    """The id of the training process of that rank."""
-    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
-    for pid in children.stdout.split():
-        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        if f"RANK={rank}".encode() in variables:
-            return int(pid)
-    raise AssertionError(f"no training process {rank} among {children.stdout.split()}")
 
 
 def assert_same(job: Job, whole: Job) -> None:
@@ -277,32 +182,6 @@ def test_twenty_kills_at_random_moments_change_nothing(data: Path, tmp_path: Pat
             job = Job(data, tmp_path / f"out-{ends}", n_epochs)
     assert job.finish() == DONE, "\n".join(job.log)
     assert_same(job, whole)
-
-
-@pytest.mark.slow
-def test_a_node_is_there_again_when_the_first_could_not_publish(data: Path, tmp_path: Path) -> None:
-    """Two of an Indexed Job, which starts no index again that has ended with 0; they share a file system."""
-    address = {"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    first, other = (
-        Job(data, tmp_path / "out", n_epochs=2, n_processes=1, variables=address | {"JOB_COMPLETION_INDEX": index})
-        for index in "01"
-    )
-    publishing, staying = first.start(), other.start()
-    wait_for(publishing, "epoch 2/2", first)
-    while True:
-        try:
-            training_process(publishing, rank=0)
-        except (AssertionError, ProcessLookupError):
-            break
-        time.sleep(0.02)
-    publishing.send_signal(signal.SIGTERM)
-    assert first.ended(publishing) == INTERRUPTED, "\n".join(first.log)
-    assert other.ended(staying) in (74, INTERRUPTED), "\n".join(other.log)
-
-    publishing, staying = first.start(), other.start()
-    assert first.ended(publishing) == DONE, "\n".join(first.log)
-    assert other.ended(staying) == DONE, "\n".join(other.log)
-    assert first.results()["best_epoch"]
 
 
 @pytest.mark.slow

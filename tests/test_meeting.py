@@ -14,7 +14,7 @@ import pytest
 
 from crowdlayer.errors import InterruptedRunError, PeerError
 from crowdlayer.machine.launch import Launch, Peers
-from crowdlayer.machine.meeting import Lead, Meeting
+from crowdlayer.machine.meeting import Meeting
 from tests.conftest import ROOT
 from tests.servers import free_port
 
@@ -96,20 +96,6 @@ def test_who_never_comes_is_not_waited_for_longer_than_the_time_out() -> None:
         Meeting.join(Launch(port=free_port()), 0.3)
 
 
-def test_who_prepares_the_data_is_waited_for_as_long_as_it_takes() -> None:
-    """Three times the time-out, here."""
-    launch = Launch("slurm", port=free_port(), peers=Peers(0, 2, 0, 2))
-    with Lead(launch, 2.0) as lead:
-        other = Meeting.join(launch, 2.0)
-        found: list[str] = []
-        thread = threading.Thread(target=lambda: found.append(other.told("plan")))
-        thread.start()
-        time.sleep(6.0)
-        lead.ready().tell("plan", "/folder")
-        thread.join(LONG)
-    assert found == ["/folder"]
-
-
 def test_who_was_interrupted_after_all_had_come_goes_in_with_them() -> None:
     """The door is shut or open for all: nobody is left inside alone."""
     meeting = Meeting.host(Launch(), LONG)
@@ -131,83 +117,6 @@ def test_who_has_the_store_goes_last() -> None:
     other.part(2, host=False)
     leaving.join(60)
     assert not leaving.is_alive()
-
-
-FIRST = """
-import sys, time
-from crowdlayer.machine.launch import Launch
-from crowdlayer.machine.meeting import Lead
-with Lead(Launch("kubernetes", 2, 0, port=int(sys.argv[1])), 300) as lead:
-    lead.ready()
-    with lead.publishing():
-        print("publishes", flush=True)
-        time.sleep(300)
-"""
-
-
-def two_nodes(port: int, timeout: float) -> list[Lead]:
-    return [Lead(Launch("kubernetes", 2, node, port=port), timeout) for node in range(2)]
-
-
-def test_the_others_stay_until_the_first_has_published() -> None:
-    """Twice the time-out, here."""
-    ended: list[str] = []
-    first, other = two_nodes(free_port(), 2.0)
-
-    def stay() -> None:
-        with other, other.publishing():
-            pass
-        ended.append("other")
-
-    thread = threading.Thread(target=stay)
-    with first:
-        first.ready()
-        thread.start()
-        with first.publishing():
-            time.sleep(4.0)
-            ended.append("published")
-    ended.append("first")
-    thread.join(LONG)
-    assert ended[0] == "published"
-    assert sorted(ended[1:]) == ["first", "other"]
-
-
-def test_a_first_that_is_lost_while_it_publishes_is_missed(started: list[subprocess.Popen[str]]) -> None:
-    port = free_port()
-    started.append(
-        subprocess.Popen([sys.executable, "-c", FIRST, str(port)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    )
-    wait_for(started[0], "publishes")
-    _, other = two_nodes(port, LONG)
-    killing = threading.Timer(0.5, started[0].kill)
-    killing.start()
-    with pytest.raises(PeerError, match="gone or silent"), other, other.publishing():
-        pass
-    killing.join()
-
-
-def test_a_first_that_is_stopped_while_it_publishes_is_not_waited_for_longer_than_the_time_out(
-    started: list[subprocess.Popen[str]],
-) -> None:
-    """Its host answers nothing any more, as one that is cut off: torch would wait for as long as the system does."""
-    port = free_port()
-    started.append(
-        subprocess.Popen([sys.executable, "-c", FIRST, str(port)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    )
-    wait_for(started[0], "publishes")
-    other = Lead(Launch("kubernetes", 2, 1, port=port), 2.0)
-    stopping = threading.Timer(0.5, started[0].send_signal, (signal.SIGSTOP,))
-    stopping.start()
-    with pytest.raises(PeerError, match="must answer within TIMEOUT=2 s"), other, other.publishing():
-        pass
-    stopping.join()
-
-
-def test_who_has_published_does_not_fail_for_a_node_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("crowdlayer.machine.meeting.PARTING", 0.3)
-    first, _ = two_nodes(free_port(), LONG)
-    with first, first.publishing():
-        pass
 
 
 def test_another_attempt_of_a_launcher_hears_nothing_of_the_one_before(tmp_path: Path) -> None:

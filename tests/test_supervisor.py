@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from crowdlayer.errors import EndedError
+from crowdlayer.errors import EndedError, PeerError
+from crowdlayer.machine.last_words import LastWords
 from crowdlayer.machine.launch import Launch
 from crowdlayer.machine.supervisor import supervise
 from tests.conftest import ROOT
@@ -58,6 +59,54 @@ def test_how_a_process_ended_is_known_where_who_started_the_job_wants_to_hear_of
             supervise("busy", folder, 2, Launch(), 1, 60.0)
     finally:
         signal.signal(signal.SIGCHLD, before)
+
+
+@pytest.mark.parametrize(("nccl", "code"), [(True, 74), (False, 134)])
+def test_a_process_that_nccl_has_aborted_misses_another(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nccl: bool, code: int
+) -> None:
+    """Its watchdog ends a process so when another is gone; without it that is a crash."""
+    busy("import os\ndef main(): os.abort()", tmp_path, monkeypatch)
+    with pytest.raises(PeerError if nccl else EndedError) as raised:
+        supervise("busy", folder, 2, Launch(), 1, 60.0, nccl)
+    assert raised.value.exit_code == code
+
+
+WAITING = "def main(): import time; time.sleep(300)"
+FAULT = LastWords("a fault", 70, by="node 1")
+
+
+def test_processes_end_for_the_reason_of_another_node(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where they wait for it in a collective, NCCL would wait for as long as TIMEOUT."""
+    busy(WAITING, tmp_path, monkeypatch)
+    with pytest.raises(EndedError, match="node 1: a fault") as raised:
+        supervise("busy", folder, 2, Launch(), 1, 60.0, reason=lambda: FAULT)
+    assert raised.value.exit_code == 70
+
+
+def test_processes_that_save_do_not_end_for_a_node_that_was_interrupted(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy("def main(): import time; time.sleep(1)", tmp_path, monkeypatch)
+    interrupted = LastWords("SIGTERM: the run was interrupted", 75, by="node 1")
+    supervise("busy", folder, 2, Launch(), 1, 60.0, reason=lambda: interrupted)
+
+
+def test_processes_that_are_done_do_not_fail_for_another_node(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = tmp_path / "pid"
+    busy(f"from pathlib import Path; import os\ndef main(): Path({str(pid)!r}).write_text(str(os.getpid()))",
+         tmp_path, monkeypatch)  # fmt: skip
+
+    def reason() -> LastWords | None:
+        """That has failed when these have ended, and their ends were seen."""
+        return FAULT if pid.exists() and pid.read_text() and not Path("/proc", pid.read_text()).exists() else None
+
+    supervise("busy", folder, 1, Launch(), 1, 60.0, reason=reason)
+    assert reason() is FAULT
 
 
 def test_a_process_whose_supervisor_was_killed_before_it_could_ask_to_go_with_it_goes(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Why a process has ended, left in a folder for whoever has started it."""
+"""Why a process has ended: left in a folder for whoever has started it, told the others of a run."""
 
 from __future__ import annotations
 
@@ -7,20 +7,34 @@ from pathlib import Path
 
 import msgspec
 
-from ..errors import CrowdlayerError, InterruptedRunError, PeerError, one_line
+from ..errors import CrowdlayerError, DeviceMemoryError, EndedError, InterruptedRunError, PeerError, one_line
+from .memory import too_little
 
 
 @dataclass(frozen=True)
 class LastWords:
-    """A line and the exit code; `lost`: another process was gone, which has a better reason."""
+    """A line and the exit code; `lost`: another process was gone, which has a better reason; `by`: who says so."""
 
     line: str
     code: int
     lost: bool = False
+    by: str = ""
 
     @classmethod
-    def of(cls, error: CrowdlayerError | InterruptedRunError) -> LastWords:
-        return cls(one_line(str(error)), error.exit_code, isinstance(error, PeerError))
+    def of(cls, error: BaseException) -> LastWords:
+        """What to say of any error: the one place that gives it its exit code."""
+        match error:
+            case CrowdlayerError() | InterruptedRunError():
+                return cls(one_line(str(error)), error.exit_code, isinstance(error, PeerError))
+            case MemoryError():
+                return cls(too_little(error), DeviceMemoryError.exit_code)
+            case _:
+                return cls(f"a fault of the program: {type(error).__name__}: {one_line(str(error))}", 70)
+
+    def of_another(self) -> EndedError | InterruptedRunError:
+        """What they are for those who hear them."""
+        line = f"{self.by}: {self.line}"
+        return InterruptedRunError(line) if self.code == InterruptedRunError.exit_code else EndedError(line, self.code)
 
     def write(self, folder: Path, rank: int) -> None:
         (folder / f"failed-{rank}.json").write_bytes(msgspec.json.encode(self))

@@ -72,6 +72,16 @@ class Launch:
         return self.peers is None or self.peers.local_rank == 0
 
     @property
+    def name(self) -> str:
+        """What the others call this process."""
+        return f"node {self.node}" if self.peers is None else f"process {self.peers.rank}"
+
+    @property
+    def attendance(self) -> int:
+        """How many processes meet: one of each node, or all that the platform has started."""
+        return self.n_nodes if self.peers is None else self.peers.world
+
+    @property
     def publishes(self) -> bool:
         """Whether this process is the run's first: it puts checkpoints and results."""
         return self.node == 0 and self.leads

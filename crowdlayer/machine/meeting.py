@@ -13,15 +13,17 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
-from types import TracebackType
 from typing import TypeVar
 
+import msgspec
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # torch does not list them
 
-from ..errors import InterruptedRunError, PeerError, one_line
+from ..errors import InterruptedRunError, PeerError, one_line, without_secrets
 from . import interruption
+from .last_words import LastWords
 from .launch import Launch, hosts_the_store
 
 T = TypeVar("T")
@@ -32,7 +34,9 @@ BEAT = 1.0
 """Seconds between two signs of life."""
 PARTING = 10.0
 """Seconds that who has the store stays at the end for those who have only to hear that it is the end."""
-PUBLISHED = "published"
+REASON = 30.0
+"""Seconds in which who misses another hears why that one has ended: it may have to tidy up first."""
+PUBLISHED, FAILED = "published", "failed"
 
 
 @contextmanager
@@ -62,6 +66,7 @@ class Meeting:
         self.port: int = store.port
         self.store: Store = PrefixStore(f"crowdlayer/{launch.run}/{launch.attempt}", store)
         self.timeout = timeout
+        self._launch = launch
 
     @classmethod
     def host(cls, launch: Launch, timeout: float) -> Meeting:
@@ -81,7 +86,7 @@ class Meeting:
         """
         address, port = launch.address, launch.port or 0
         deadline = time.monotonic() + timeout
-        while not _answers(address, port):
+        while not answers(address, port):
             if time.monotonic() > deadline:
                 raise PeerError(f"{address}:{port}: the run's first process must answer within TIMEOUT={timeout:g} s")
             time.sleep(LOOK)
@@ -97,7 +102,12 @@ class Meeting:
             self.store.set(key, text)
 
     def told(self, key: str) -> str:
-        """What another process tells, once it does."""
+        """What another process tells, once it does.
+
+        Raises:
+            EndedError, InterruptedRunError: another has ended; as everywhere here, its reason is that of who waits.
+            PeerError: it is gone, or silent.
+        """
         return self._wait(lambda: self.store.get(key).decode() if self.store.check([key]) else None, key)
 
     def all_here(self, count: int) -> None:
@@ -145,12 +155,58 @@ class Meeting:
         self.told(PUBLISHED)
         self.part(count, host=False)
 
-    def in_time(self, do: Callable[[], T], must: str) -> T:
+    @contextmanager
+    def accounted(self) -> Iterator[None]:
+        """Who fails in here says why, as `account_for` has it."""
+        try:
+            yield
+        except BaseException as error:
+            self.account_for(error)
+            raise
+
+    def account_for(self, error: BaseException) -> None:
+        """Tell the others why this process ends, or hear it from the one that it misses; the first reason told stays.
+
+        Who has the store stays for a moment, until all have heard: without it nothing can be told.
+
+        Raises:
+            EndedError, InterruptedRunError: the reason of the one that is missed.
+        """
+        words = LastWords.of(error)
+        try:
+            if words.lost:
+                with suppress(PeerError):
+                    self._wait(lambda: None, "a reason", REASON)
+            else:
+                self._tell_reason(words)
+        finally:
+            self._leave(stays=words.code != InterruptedRunError.exit_code)  # whose grace is short
+
+    def _tell_reason(self, words: LastWords) -> None:
+        told = msgspec.json.encode(replace(words, line=without_secrets(words.line), by=self._launch.name)).decode()
+        with suppress(PeerError, InterruptedRunError), lost_peers():
+            self.in_time(lambda: self.store.compare_set(FAILED, "", told), "it must be told", PARTING)
+
+    def _leave(self, stays: bool) -> None:
+        """Be counted as one that has failed, and hears nothing any more."""
+
+        def left(more: int) -> int:
+            return self.in_time(lambda: self.store.add("left", more), "the others must be counted", PARTING)
+
+        over = time.monotonic() + PARTING
+        with suppress(PeerError, InterruptedRunError), lost_peers():
+            n = left(1)
+            while stays and hosts_the_store(self._launch) and n < self._launch.attendance and time.monotonic() < over:
+                time.sleep(LOOK)
+                n = left(0)
+
+    def in_time(self, do: Callable[[], T], must: str, within: float | None = None) -> T:
         """What that comes to; in a thread, for torch would wait longer, for a host that is cut off, and hear no signal.
 
         Raises:
-            PeerError: it takes longer than the time-out; with what `must` have been.
+            PeerError: it takes longer than that, or the time-out; with what `must` have been.
         """
+        longest = self.timeout if within is None else within
         answer: Future[T] = Future()
 
         def ask() -> None:
@@ -161,103 +217,39 @@ class Meeting:
 
         threading.Thread(target=ask, name=must, daemon=True).start()
         try:
-            return answer.result(self.timeout)
+            return answer.result(longest)
         except TimeoutError:
-            raise PeerError(f"{must} within TIMEOUT={self.timeout:g} s") from None
+            raise PeerError(f"{must} within TIMEOUT={longest:g} s") from None
 
     def _wait(self, look: Callable[[], T | None], what: str, timeout: float | None = None) -> T:
         signs, since, longest = 0, time.monotonic(), self.timeout if timeout is None else timeout
         with lost_peers():
             while True:
-                found, seen = self.in_time(
-                    lambda: (look(), self.store.add("signs", 0)), "the run's first process must answer"
+                found, seen, failed = self.in_time(
+                    lambda: (look(), self.store.add("signs", 0), self.reason()),
+                    "the run's first process must answer",
+                    longest,
                 )
                 if found is not None:
                     return found
+                if failed is not None:
+                    raise failed.of_another()
                 if seen != signs:
                     signs, since = seen, time.monotonic()
                 elif time.monotonic() - since > longest:
                     raise PeerError(f"{what}: must be there within TIMEOUT={longest:g} s of the last sign of life")
                 time.sleep(LOOK)
 
-
-class Lead:
-    """A node's first process: until it is `ready` with the node's data, it gives signs of life to all who wait.
-
-    So does the run's first while it publishes, and the others stay until it has.
-    """
-
-    def __init__(self, launch: Launch, timeout: float) -> None:
-        self._launch = launch
-        self._timeout = timeout
-        self._count = launch.n_nodes if launch.peers is None else launch.peers.world
-        self._among_others = launch.n_nodes > 1 or launch.peers is not None
-        self._over = threading.Event()
-        self._meeting: Meeting | None = None
-
-    def __enter__(self) -> Lead:
-        if self._among_others:
-            if hosts_the_store(self._launch):
-                self._meeting = Meeting.host(self._launch, self._timeout)
-            self._begin_signs()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._over.set()
-
-    def ready(self) -> Meeting:
-        """End the preparations, and meet the others.
-
-        Raises:
-            PeerError: the first is not there.
-        """
-        self._over.set()
-        if self._meeting is None:
-            come = Meeting.host if hosts_the_store(self._launch) else Meeting.join
-            self._meeting = come(self._launch, self._timeout)
-        return self._meeting
-
-    @contextmanager
-    def publishing(self) -> Iterator[None]:
-        """What is inside is the end of the run, which its first process puts; the others stay until it has.
-
-        Raises:
-            PeerError: the first is gone, or silent.
-        """
-        if not self._among_others:
-            yield
-            return
-        meeting = self.ready()
-        if not self._launch.publishes:
-            yield
-            meeting.published(self._count)
-            return
-        self._begin_signs()
-        yield
-        self._over.set()
-        with suppress(PeerError):  # all is put: who is gone will find it done
-            meeting.tell(PUBLISHED, "")
-            meeting.part(self._count, hosts_the_store(self._launch), PARTING)
-
-    def _begin_signs(self) -> None:
-        self._over = threading.Event()
-        threading.Thread(target=self._give_signs, args=(self._over,), name="signs of life", daemon=True).start()
-
-    def _give_signs(self, over: threading.Event) -> None:
-        meeting = self._meeting
-        try:
-            while not over.wait(BEAT):
-                if meeting is None and _answers(self._launch.address, self._launch.port or 0):
-                    meeting = Meeting.join(self._launch, self._timeout)
-                if meeting is not None:
-                    meeting.sign()
-        except (PeerError, InterruptedRunError):
-            pass  # who needs the other will say so
+    def reason(self) -> LastWords | None:
+        """Why another has ended, if one has failed."""
+        with lost_peers():
+            if not self.store.check([FAILED]):
+                return None
+            return msgspec.json.decode(self.store.get(FAILED), type=LastWords)
 
 
-def _answers(address: str, port: int) -> bool:
+def answers(address: str, port: int) -> bool:
+    """Whether anybody is there."""
     try:
         socket.create_connection((address, port), timeout=1).close()
     except OSError:

@@ -27,7 +27,7 @@ def join(meeting: Meeting, index: int, count: int) -> Processes:
         PeerError: they do not come, or only to the port of the meeting.
         InterruptedRunError: one of them was asked to stop.
     """
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if over_nccl() else "gloo"
     timeout = timedelta(seconds=meeting.timeout)
     with interruption.deferred(), lost_peers():
         meeting.all_here(count)
@@ -38,6 +38,11 @@ def join(meeting: Meeting, index: int, count: int) -> Processes:
             f"{count} processes must reach each other at any port, not at MASTER_PORT alone,",
         )
     return Processes.joined()
+
+
+def over_nccl() -> bool:
+    """Whether GPUs speak to each other here, which they do over NCCL."""
+    return torch.cuda.is_available()
 
 
 @dataclass(frozen=True)

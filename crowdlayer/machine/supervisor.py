@@ -14,7 +14,7 @@ import subprocess  # nosec B404
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ..errors import EndedError, InterruptedRunError, PeerError
@@ -49,18 +49,29 @@ def _sign_of_life(folder: Path, rank: int) -> Path:
     return folder / f"alive-{rank}"
 
 
-def supervise(module: str, folder: Path, n: int, launch: Launch, port: int, timeout: float) -> None:
+def supervise(
+    module: str,
+    folder: Path,
+    n: int,
+    launch: Launch,
+    port: int,
+    timeout: float,
+    nccl: bool = False,
+    reason: Callable[[], LastWords | None] = lambda: None,
+) -> None:
     """Run the `main` of a module of this package in `n` processes of this node, until all have ended.
 
     Args:
         folder: where they leave their last words; their arguments are it and the id of this process.
         port: of the first node, where they meet; its supervisor has opened it already.
         timeout: seconds without a sign of life after which a process is taken for lost.
+        nccl: whether that is how they speak to each other.
+        reason: why another node has ended, once it has: then these end, too.
 
     Raises:
         InterruptedRunError: they were asked to stop, or one of them was.
-        EndedError: one failed; with its line and its exit code.
-        PeerError: one gave no sign of life.
+        EndedError: one failed, here or on another node; with its line and its exit code.
+        PeerError: one gave no sign of life, or misses another of the run.
     """
     home = str(Path(__file__).resolve().parents[2])
     program = f"import sys; sys.path.insert(0, {home!r}); from crowdlayer.{module} import main; main()"
@@ -76,7 +87,7 @@ def supervise(module: str, folder: Path, n: int, launch: Launch, port: int, time
     with interruption.deferred():
         # -P: no modules of the current folder's
         command = [sys.executable, "-P", "-c", program, str(folder), str(os.getpid())]
-        gang = _Gang(command, n, launch.node * n, shared, folder, timeout)
+        gang = _Gang(command, n, launch.node * n, shared, folder, timeout, nccl, reason)
         try:
             gang.wait()
         finally:
@@ -88,10 +99,20 @@ class _Gang:
     """The processes, ranks `first` and on."""
 
     def __init__(
-        self, command: list[str], n: int, first: int, shared: Mapping[str, str], folder: Path, timeout: float
+        self,
+        command: list[str],
+        n: int,
+        first: int,
+        shared: Mapping[str, str],
+        folder: Path,
+        timeout: float,
+        nccl: bool,
+        reason: Callable[[], LastWords | None],
     ) -> None:
         self._folder = folder
         self._timeout = timeout
+        self._nccl = nccl
+        self._reason = reason
         now = time.monotonic()
         self._lives = {first + i: (0.0, now) for i in range(n)}  # the last sign of life, and when it was seen
         self._ended: dict[int, int] = {}  # rank → exit code, in the order of their ends; not of those killed here
@@ -110,7 +131,7 @@ class _Gang:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, interruption.SIGNALS)
 
     def wait(self) -> None:
-        """Until all have ended, or one has failed, or little of the grace is left."""
+        """Until all have ended, or one of the run has failed, or little of the grace is left."""
         told, interrupted = False, InterruptedRunError.exit_code
         while self._alive:
             for rank, process in list(self._alive.items()):
@@ -118,6 +139,8 @@ class _Gang:
                     del self._alive[rank]
                     self._ended[rank] = 128 - code if code < 0 else code
             if set(self._ended.values()) - {0, interrupted}:
+                return
+            if self._failed_elsewhere() is not None:
                 return
             self._all_live()
             if not told and (interruption.heard() is not None or interrupted in self._ended.values()):
@@ -148,18 +171,36 @@ class _Gang:
         for process in self._alive.values():
             process.wait()
 
+    def _failed_elsewhere(self) -> LastWords | None:
+        """Another node's reason; not that it was interrupted: these save then."""
+        words = self._reason()
+        return None if words is None or words.code == InterruptedRunError.exit_code else words
+
+    def _last_words(self, rank: int) -> LastWords | None:
+        """What it has left; where NCCL misses another its watchdog aborts the process, which can leave none."""
+        said = LastWords.read(self._folder, rank)
+        if said is None and self._nccl and self._ended[rank] == 128 + signal.SIGABRT:
+            line = (
+                f"process {rank}: NCCL has aborted it, as it does when another is gone or silent, or a GPU has failed"
+            )
+            return LastWords(line, PeerError.exit_code, lost=True)
+        return said
+
     def judge(self) -> None:
         """Raise what the run came to, unless all went well."""
         interrupted = InterruptedRunError.exit_code
-        words = {rank: LastWords.read(self._folder, rank) for rank in self._ended}
+        words = {rank: self._last_words(rank) for rank in self._ended}
         lost = {rank for rank, said in words.items() if said is not None and said.lost}
         failed = [rank for rank, code in self._ended.items() if code not in (0, interrupted)]
         stopped = interrupted in self._ended.values()
+        elsewhere = self._failed_elsewhere()
+        if elsewhere is not None and (failed or self._alive) and lost.issuperset(failed):
+            raise elsewhere.of_another()
         if failed and not (stopped and lost.issuperset(failed)):  # who missed another is not the cause
             rank = min(failed, key=lambda rank: rank in lost)
             said, code = words[rank], self._ended[rank]
             if said is not None:
-                raise EndedError(said.line, said.code)
+                raise PeerError(said.line) if said.lost else EndedError(said.line, said.code)
             how = f"killed by {signal.Signals(code - 128).name}" if code > 128 else f"ended with {code}"
             raise EndedError(f"process {rank}: must end by itself, was {how}", code)
         if stopped or self._alive:
