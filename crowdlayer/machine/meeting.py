@@ -173,18 +173,19 @@ class Meeting:
             EndedError, InterruptedRunError: the reason of the one that is missed.
         """
         words = LastWords.of(error)
+        stays = words.code != InterruptedRunError.exit_code  # whose grace is short
         try:
             if words.lost:
-                with suppress(PeerError):
-                    self._wait(lambda: None, "a reason", REASON)
-            else:
-                self._tell_reason(words)
+                self._wait(lambda: None, "a reason", REASON)
+            self._tell_reason(words)
+        except PeerError:
+            stays = False  # there is nothing to hear
         finally:
-            self._leave(stays=words.code != InterruptedRunError.exit_code)  # whose grace is short
+            self._leave(stays)
 
     def _tell_reason(self, words: LastWords) -> None:
         told = msgspec.json.encode(replace(words, line=without_secrets(words.line), by=self._launch.name)).decode()
-        with suppress(PeerError, InterruptedRunError), lost_peers():
+        with suppress(InterruptedRunError), lost_peers():
             self.in_time(lambda: self.store.compare_set(FAILED, "", told), "it must be told", PARTING)
 
     def _leave(self, stays: bool) -> None:
