@@ -1,4 +1,4 @@
-"""check → sync → train → publish: the only place where storage meets training."""
+"""check → sync → train → publish: where storage, training and publishing meet."""
 
 from __future__ import annotations
 

@@ -44,7 +44,10 @@ class TerminalHandler(logging.StreamHandler):  # type: ignore[type-arg]
     """Lines above the bar that `track` draws."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=self.stream)
+        try:
+            tqdm.write(self.format(record), file=self.stream)
+        except Exception:  # the terminal may be gone: as logging's own handlers, it costs the line and not the run
+            self.handleError(record)
 
 
 def start(log_format: Literal["text", "json"]) -> None:

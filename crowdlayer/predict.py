@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from .data.dataset import spelt_out
+from .data.layout import is_image
 from .deployment.predictor import Predictor, Probabilities, load
 from .errors import DataError, SettingsError
 from .learning.devices import bound_to_container, memory_for
@@ -32,12 +32,6 @@ Writer = Callable[[Sequence[str], Probabilities], None]
 
 def predictions_name(output_name: str, predict_format: str) -> str:
     return f"results/{output_name}/predictions.{predict_format}"
-
-
-def is_image(name: str) -> bool:
-    """Whether the relative `name` is an image that is labelled: by its ending, and nothing hidden."""
-    hidden = any(part.startswith(".") or part in ("__MACOSX", "lost+found") for part in name.split("/"))
-    return not hidden and name.lower().endswith(IMG_EXTENSIONS)
 
 
 def predict(settings: Settings) -> str:

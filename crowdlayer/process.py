@@ -9,14 +9,14 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
-from .errors import CrowdlayerError, InterruptedRunError
+from .errors import CrowdlayerError, InterruptedRunError, without_secrets
 from .machine import interruption
 from .machine.last_words import LastWords
 from .machine.launch import Launch, Peers, recognise
 from .machine.supervisor import live
+from .streams import say
 
 
 def main() -> None:
@@ -43,8 +43,7 @@ def _code(folder: Path, launch: Launch, leave: Callable[[str, int], int]) -> int
         words = LastWords.of(error)
     except BaseException as error:  # the one place that sees everything
         words = LastWords.of(error)
-        with suppress(OSError, ValueError):  # standard error's reader may be gone
-            traceback.print_exc()
+        say(without_secrets(traceback.format_exc()).rstrip("\n"), sys.stderr)
     words.write(folder, _peers(launch).rank)
     logging.shutdown()
     return words.code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -50,7 +51,8 @@ def run_folder(workdir: Path, name: str) -> Iterator[Path]:
 def put_kept(workdir: Path, checkpoints: Checkpoints, identity: Identity) -> None:
     """Put checkpoints of this run that earlier starts in this folder could not put: days of training are in them."""
     for folder in sorted(workdir.glob(f"{KEPT}*")):
-        if checkpoints.put_kept(folder / SPOOL, identity):
+        ours = os.access(folder, os.R_OK | os.X_OK)  # where a job ran as another user it stays
+        if ours and checkpoints.put_kept(folder / SPOOL, identity):
             _remove(folder / SPOOL)
 
 

@@ -14,7 +14,7 @@ from .data.dataset import Dataset
 from .errors import InterruptedRunError, SettingsError, StoreError, short
 from .learning.baselines import Compared, compare
 from .learning.classifier import has_small_stem
-from .learning.devices import bound_to_container, device_name
+from .learning.devices import bound_to_container, device_name, memory_for
 from .learning.experiment import Experiment, Images, Outcome, Phases, load_images
 from .learning.progress import History
 from .learning.spool import PARTS, Identity, Parts, Spool, going_on, read_state
@@ -217,7 +217,7 @@ def _gone_on(trainer: Trainer, brought: Mapping[str, Path]) -> Compared:
     parts = {name: trainer.processes.share(_taken(brought.get(name))) for name in PARTS}
     if not all(parts.values()):
         return Compared()
-    with going_on():
+    with memory_for("the checkpoint", "give the job more memory"), going_on():
         state = read_state(parts)
         trainer.load_state_dict(state)
         return Compared(**state["baselines"])

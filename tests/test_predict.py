@@ -17,8 +17,9 @@ import pytest
 
 import crowdlayer
 from crowdlayer import job
+from crowdlayer.data.layout import is_image
 from crowdlayer.errors import DataError, DeviceMemoryError, SettingsError
-from crowdlayer.predict import is_image, predict
+from crowdlayer.predict import predict
 from crowdlayer.settings import Settings, load_settings
 from tests.conftest import QUICK, Store, run_job, variables
 from tests.crowds import write_shapes

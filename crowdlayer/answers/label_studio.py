@@ -75,8 +75,8 @@ class _Task(msgspec.Struct):
 def read_export(path: Path) -> list[Vote] | None:
     """The answers in an export of Label Studio (JSON, JSON-MIN or CSV); None where the file is not one.
 
-    One choice per annotation is what maps cleanly. Skipped and empty annotations are left out; of several by one person
-    for one image the latest counts.
+    One choice per annotation is what maps cleanly. Skipped and empty annotations are left out, and those of nobody, as
+    they are when their user has been deleted. Of several by one person for one image the latest counts.
 
     Raises:
         DataError: an annotation with several choices, an image without a name, two of one name, no annotation at all.
@@ -86,15 +86,20 @@ def read_export(path: Path) -> list[Vote] | None:
         return None
     votes: dict[tuple[str, str], Vote] = {}
     images: dict[str, str] = {}
-    n = 0
+    n = of_nobody = 0
     for vote in sorted(found, key=lambda vote: vote.when):
         if (first := images.setdefault(vote.task, vote.image)) != vote.image:
             raise DataError(
                 f"{path.name}: task {one_line(vote.task)}: must have one image, "
                 f"has {one_line(first)} and {one_line(vote.image)}"
             )
-        votes[vote.task, vote.worker] = vote
-        n += 1
+        if vote.worker:
+            votes[vote.task, vote.worker] = vote
+            n += 1
+        else:
+            of_nobody += 1
+    if of_nobody:
+        log.warning("%s: %d annotations have no annotator any more and are left out", path.name, of_nobody)
     if not votes:
         raise DataError(f"{path.name}: must have at least one annotation with a choice, has none")
     if n > len(votes):
@@ -176,7 +181,7 @@ def _vote(file: str, image: str, worker: Any, choices: Sequence[Any], when: Any)
             f"{file}: image {one_line(image)}, annotator {one_line(str(worker))}: "
             f"must have one choice, has {one_line(str(list(choices)))[:200]}"
         )
-    return Vote(image, str(worker), str(choices[0]), str(when or ""))
+    return Vote(image, "" if worker is None else str(worker), str(choices[0]), str(when or ""))
 
 
 def _is_image(value: object) -> bool:
@@ -185,7 +190,7 @@ def _is_image(value: object) -> bool:
 
 
 def _path(value: str) -> str:
-    """The path in a URL of an image; of Label Studio's local files it is the query's d. None in what is no URL.
+    """The path in a URL of an image; of Label Studio's local files it is the query's d. Empty in what is no URL.
 
     A browser's URL has its odd letters encoded; a bucket's key is its object's name as it is.
     """

@@ -193,10 +193,12 @@ def best_order(table: Ints) -> Ints:
     """For each label the folder that goes with it, one to one: the largest counts of (labels, folders) first."""
     order = np.full(len(table), -1, dtype=np.int64)
     free = np.ones(len(table), dtype=bool)
-    for flat in np.argsort(-table, axis=None, kind="stable"):
-        label, folder = divmod(int(flat), len(table))
+    labels, folders = np.nonzero(table)
+    for pair in np.argsort(-table[labels, folders], kind="stable"):
+        label, folder = labels[pair], folders[pair]
         if order[label] < 0 and free[folder]:
             order[label], free[folder] = folder, False
+    order[order < 0] = np.flatnonzero(free)
     return order
 
 

@@ -27,12 +27,14 @@ ANSWERS = "answers.json"
 
 def belongs(name: str) -> bool:
     """Whether the relative `name` is a file of a data set: an image of a split, the answers or the metadata."""
-    if name in (ANSWERS, METADATA):
-        return True
-    split, *rest = name.split("/")
-    if split not in SPLITS or not rest or any(part.startswith(".") or part == "__MACOSX" for part in rest):
-        return False
-    return rest[-1].lower().endswith(IMG_EXTENSIONS)
+    split, _, rest = name.partition("/")
+    return name in (ANSWERS, METADATA) or (split in SPLITS and is_image(rest))
+
+
+def is_image(name: str) -> bool:
+    """Whether the relative `name` is an image, by its ending, and nothing hidden: neither it nor a folder above it."""
+    hidden = any(part.startswith(".") or part in ("__MACOSX", "lost+found") for part in name.split("/"))
+    return not hidden and name.lower().endswith(IMG_EXTENSIONS)
 
 
 def read_dataset(
@@ -154,7 +156,7 @@ def read_removed(path: Path) -> frozenset[str]:
     A position counts the files as torchvision's ImageFolder finds them, which depends on all of them: the task decides.
 
     Raises:
-        DataError: no such file.
+        DataError: no such file, or a line of it is not two integers.
     """
     try:
         rows = [[int(value) for value in line.split()[:2]] for line in path.read_text().splitlines() if line.split()]

@@ -101,7 +101,8 @@ def read_model(folder: Path) -> tuple[Deployed, Description]:
     """The model that `write_model` wrote.
 
     Raises:
-        DataError: it is not such a model, or not one that this version can use.
+        DataError: it is not such a model, or was made with other preprocessing than this version's.
+        SettingsError: its architecture is none that is known here.
     """
     try:
         description = msgspec.json.decode((folder / DESCRIPTION).read_bytes(), type=Description)

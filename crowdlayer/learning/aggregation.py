@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,8 @@ from torch.nn import functional as F
 from ..answers import Answers
 from ..settings import TrainingSettings
 from .crowd_layer import WORKER_MODELS, WorkerModel
+
+log = logging.getLogger(__name__)
 
 STRENGTH, RIGHT = 10.0, 0.7
 """The prior of a worker's row: so many imaginary answers, of which this share is right and the rest spread evenly.
@@ -88,6 +91,10 @@ def started(settings: TrainingSettings, answers: Answers, n_classes: int) -> Wor
     wanted = {"dense": False, "rows": True, "auto": sum(p.numel() for p in model.parameters()) >= ROWS_FROM}
     # A regulariser that looks at every worker has a gradient for every worker.
     model.row_wise = wanted[settings.crowd_updates] and (settings.scale == 0 or settings.regularizer == "geo-f")
+    if settings.crowd_updates == "rows" and not model.row_wise:
+        log.warning(
+            "CROWD_UPDATES=rows is not kept: REGULARIZER=%s moves every worker in each step", settings.regularizer
+        )
     if model.row_wise:
         # as they are; torch 2.11 warns where nobody has said it
         torch.sparse.check_sparse_tensor_invariants.disable()  # type: ignore[no-untyped-call]

@@ -1,7 +1,7 @@
 """What classifier and answers say together: the true classes, and how each worker answers. Pure functions.
 
-They rest on the classifier's logits and on a likelihood log P(answered | true class, worker), whatever worker model it
-comes from.
+They rest on the classifier's logits and on the log-likelihood of answers, log P(answered | true
+class, worker), whatever worker model it comes from.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Counts:
 
     def of(self, worker: Tensor, label: Tensor) -> Tensor:
         """(n, true): how often the workers (n,) gave the labels (n,)."""
-        known, wanted = (one * self.n_classes + other for one, other in ((self.worker, self.label), (worker, label)))
+        known, wanted = self.worker * self.n_classes + self.label, worker * self.n_classes + label
         row = torch.searchsorted(known, wanted).clamp_max(len(known) - 1)
         return torch.where((known[row] == wanted)[:, None], self.true[row], 0.0)
 
@@ -141,7 +141,7 @@ class Consensus:
     counts: Counts
 
 
-def consensus(logits: Tensor, likelihood: Tensor, answers: Answers, rounds: int = ROUNDS) -> Consensus:
+def consensus(logits: Tensor, log_likelihood: Tensor, answers: Answers, rounds: int = ROUNDS) -> Consensus:
     """Labels and workers' matrices that fit each other, started from a worker model's likelihood.
 
     Bayes' rule with the classifier as the prior gives a posterior, its counts give the workers' matrices, these a
@@ -151,12 +151,12 @@ def consensus(logits: Tensor, likelihood: Tensor, answers: Answers, rounds: int 
 
     Args:
         logits: (tasks, classes), divided by their temperature.
-        likelihood: log P(answered | true, worker), (n_workers, true, answered). Where it is poor, as that of a layer
-            still near its start, the rounds mend it.
+        log_likelihood: log P(answered | true, worker), (n_workers, true, answered). Where it is poor, as that of
+            a layer still near its start, the rounds mend it.
         answers: to these tasks.
     """
     prior = logits.double().log_softmax(1)
-    posterior = _bayes(prior, _as_given(likelihood, answers), answers).softmax(1)
+    posterior = _bayes(prior, _as_given(log_likelihood, answers), answers).softmax(1)
     for _ in range(rounds):
         posterior = _bayes(prior, _as_others_show(posterior, answers), answers).softmax(1)
     return Consensus(posterior, count(posterior, answers))
@@ -181,7 +181,7 @@ def answers_log_loss(logits: Tensor, counts: Counts, answers: Answers) -> float:
     return -float(scores.logsumexp(1).mean())
 
 
-def predictive_temperature(logits: Tensor, likelihood: Tensor, answers: Answers, least: float) -> float:
+def predictive_temperature(logits: Tensor, log_likelihood: Tensor, answers: Answers, least: float) -> float:
     """The temperature, `least` or more, with which the classifier best predicts each answer beside the others.
 
     The criterion, the mean of log P(answer | image, the task's other answers), needs no true label. Of the images that
@@ -198,7 +198,7 @@ def predictive_temperature(logits: Tensor, likelihood: Tensor, answers: Answers,
     rows, sample = torch.from_numpy(chosen), answers.of_tasks(chosen)
     best, found, worse = -math.inf, least, 0
     for temperature in (least * factor for factor in FACTORS):
-        rated = _predicts(logits[rows] / temperature, likelihood, sample)
+        rated = _predicts(logits[rows] / temperature, log_likelihood, sample)
         best, found, worse = (rated, temperature, 0) if rated > best else (best, found, worse + 1)
         if worse == 2:  # it has one peak
             break
@@ -215,9 +215,9 @@ def shrunk(right: Tensor, n: Tensor, mean: float) -> Tensor:
     return (right + 2 * mean) / (n + 2)
 
 
-def _predicts(logits: Tensor, likelihood: Tensor, answers: Answers) -> float:
+def _predicts(logits: Tensor, log_likelihood: Tensor, answers: Answers) -> float:
     """The sum over the answers of log P(answer | image, the task's other answers)."""
-    found = consensus(logits, likelihood, answers)
+    found = consensus(logits, log_likelihood, answers)
     evidence = _as_others_show(found.posterior, answers)
     scores = _bayes(logits.double().log_softmax(1), evidence, answers)
     total = 0.0
@@ -236,12 +236,12 @@ def _bayes(log_prior: Tensor, evidence: Evidence, answers: Answers) -> Tensor:
     return scores
 
 
-def _as_given(likelihood: Tensor, answers: Answers) -> Evidence:
+def _as_given(log_likelihood: Tensor, answers: Answers) -> Evidence:
     """The answers under the worker model's matrices."""
 
     def evidence(rows: slice) -> Tensor:
         _, worker, label = tensors(answers, rows)
-        return likelihood[worker, :, label].double().clamp_min(LEAST)
+        return log_likelihood[worker, :, label].double().clamp_min(LEAST)
 
     return evidence
 

@@ -179,7 +179,7 @@ class Bias(WorkerModel):
         return torch.eye(self.n_classes, device=self.bias.device) + self.bias.unsqueeze(1)
 
     def start_at(self, confusion: Tensor) -> None:
-        """Where the shares of the answers are the worker's: there the likelihood is greatest, as it is convex."""
+        """Where the shares of the answers are the worker's: there the log-likelihood, which is concave, is greatest."""
         with torch.no_grad():
             self.bias.zero_()
             for _ in range(FITTED):
@@ -247,6 +247,9 @@ class Stochastic(WorkerModel):
 
     def matrices(self) -> Tensor:
         return self.weight.softmax(2)
+
+    def answer_log_likelihood(self) -> Tensor:
+        return self.weight.log_softmax(2)  # the logarithm of a softmax that has come to 0 has no gradient
 
     def start_at(self, confusion: Tensor) -> None:
         with torch.no_grad():

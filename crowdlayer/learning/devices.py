@@ -21,6 +21,7 @@ from ..errors import DeviceMemoryError, SettingsError
 from ..machine.memory import allocations_must_fit, used_memory
 from ..machine.processes import Processes
 from ..settings import TrainingSettings
+from .tensors import out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +56,8 @@ def memory_for(what: str, remedy: str) -> Iterator[None]:
     """
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if out_of_memory(error):
             raise DeviceMemoryError(f"out of memory with {what}: {remedy}{_wanted(str(error))}") from error
         raise
 

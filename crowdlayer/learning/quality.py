@@ -41,7 +41,7 @@ def reliability(posterior: Tensor, answers: Answers) -> tuple[Tensor, Tensor, Te
 
 
 def spammer_score(matrices: Tensor) -> Tensor:
-    """(n_workers,) in [0, 1]: 1 for answers that do not depend on the true class, 0 for matrices of zeros and ones.
+    """(n_workers,) in [0, 1]: 1 for answers that do not depend on the class, 0 where each class has its own.
 
     One minus the score of Raykar & Yu ("Eliminating Spammers and Ranking Annotators", JMLR 2012): the mean squared
     distance of two rows, halved. A worker who mistakes classes always in the same way is no spammer.

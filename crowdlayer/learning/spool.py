@@ -14,19 +14,16 @@ from __future__ import annotations
 import io
 import json
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ..errors import CrowdlayerError, SettingsError, StoreError, one_line, short
+from ..errors import CrowdlayerError, SettingsError, short
 from ..settings import influential
 from ..storage.files import disk_errors, file_digest
-from .tensors import read_tensors
+from .tensors import out_of_memory, read_tensors, write_tensors
 
 FORMAT = 3
 """Of the index and the parts; a checkpoint of another format is left alone."""
@@ -111,13 +108,8 @@ class Spool:
         return parts
 
     def _write_part(self, content: object) -> tuple[str, int]:
-        beside = self.folder / "part"
-        try:
-            torch.save(content, beside)
-        except RuntimeError as error:  # torch's word for a full disk
-            free = shutil.disk_usage(self.folder).free / 1e6
-            said = f"{self.folder}: a checkpoint must be written whole, with {free:.0f} MB of disk free it is not"
-            raise StoreError(f"{said}: {one_line(str(error))}") from error
+        beside = self.folder / "checkpoint"
+        write_tensors(content, beside)
         name = f"{file_digest(beside)}.pt"
         size = beside.stat().st_size
         beside.replace(self.folder / name)
@@ -177,9 +169,11 @@ def going_on() -> Iterator[None]:
     """
     try:
         yield
-    except (CrowdlayerError, MemoryError, torch.OutOfMemoryError):
+    except CrowdlayerError:
         raise
     except Exception as error:
+        if out_of_memory(error):
+            raise
         said = short(str(error), 300) or type(error).__name__
         raise SettingsError(
             f"RESUME: the checkpoint must be one that this program wrote, it is not: {said}; never starts afresh"

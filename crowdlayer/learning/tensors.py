@@ -1,15 +1,16 @@
-"""Tensors from files that others may have written."""
+"""Tensors in files: written whole, and read though others may have written them."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import zipfile
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
-from ..errors import one_line
+from ..errors import StoreError, one_line
 
 
 def read_tensors(file: Path | IO[bytes]) -> Any:
@@ -32,8 +33,29 @@ def read_tensors(file: Path | IO[bytes]) -> Any:
             file.seek(0)
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load has no error type of its own for "this is no such file"
+        if out_of_memory(error):
+            raise
         raise ValueError(one_line(str(error))[:200] or type(error).__name__) from error
+
+
+def write_tensors(content: object, path: Path) -> None:
+    """torch.save.
+
+    Raises:
+        StoreError: the disk is full.
+    """
+    try:
+        torch.save(content, path)
+    except RuntimeError as error:  # torch's word for it
+        free = shutil.disk_usage(path.parent).free / 1e6
+        said = f"{path.parent}: {path.name} must be written whole, with {free:.0f} MB of disk free it is not"
+        raise StoreError(f"{said}: {one_line(str(error))}") from error
 
 
 def _size(file: Path | IO[bytes]) -> int:
     return file.stat().st_size if isinstance(file, Path) else file.seek(0, os.SEEK_END)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether it says so; on the CPU torch has no type for that."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

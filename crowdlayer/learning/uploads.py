@@ -6,6 +6,7 @@ import logging
 import shutil
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -67,14 +68,21 @@ class Uploads:
         while not self._over.wait(POLL):
             if not self._background and interruption.heard() is None:
                 continue  # what the run does before it ends may take longer than the grace
-            waiting = self._newest()
+            waiting = None
             try:
+                waiting = self._newest()
                 self._put()
             except CrowdlayerError as error:
                 log.warning("checkpoint %s could not be put, it will be tried again: %s", waiting, error)
                 again = time.monotonic() + AGAIN
-                while not self._over.wait(POLL) and self._newest() == waiting and time.monotonic() < again:
+                while not self._over.wait(POLL) and time.monotonic() < again and not self._has_other_than(waiting):
                     pass
+
+    def _has_other_than(self, waiting: str | None) -> bool:
+        """Whether another checkpoint has come; a disk that cannot tell it now is asked again."""
+        with suppress(CrowdlayerError):
+            return self._newest() != waiting
+        return False
 
     def _put(self) -> None:
         newest = self._newest()

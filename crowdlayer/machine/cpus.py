@@ -14,7 +14,8 @@ def allowed() -> list[int]:
 
 
 def cpus() -> int:
-    """CPUs that this process may use at a time, at least 1: those it may run on, and no more than its quota.
+    """CPUs that this process may use at a time, at least 1: those it may run on, and no more than its quota,
+    to the nearest whole one.
 
     `docker run --cpus 2` and a CPU limit of Kubernetes are quotas; cpusets and Slurm's bindings are affinities.
     """

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from ..errors import CrowdlayerError, DeviceMemoryError, EndedError, InterruptedRunError, PeerError, one_line
+from ..streams import say
 from .memory import too_little
 
 
@@ -37,7 +39,11 @@ class LastWords:
         return InterruptedRunError(line) if self.code == InterruptedRunError.exit_code else EndedError(line, self.code)
 
     def write(self, folder: Path, rank: int) -> None:
-        (folder / f"failed-{rank}.json").write_bytes(msgspec.json.encode(self))
+        """Leave them; where the disk takes none, which may be the very reason, the exit code alone says it."""
+        try:
+            (folder / f"failed-{rank}.json").write_bytes(msgspec.json.encode(self))
+        except OSError:
+            say(self.line, sys.stderr)
 
     @classmethod
     def read(cls, folder: Path, rank: int) -> LastWords | None:

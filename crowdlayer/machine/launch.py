@@ -2,8 +2,8 @@
 
 The platforms in the order in which they are asked, and what is theirs:
 
-    explicit     NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT
     torchrun     RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT: it has started the processes itself
+    explicit     NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT
     kubernetes   NNODES with JOB_COMPLETION_INDEX (an Indexed Job says not how many pods it has); the address of pod 0
                  is made from this pod's host name, which a headless Service and `subdomain` give a domain
     aws-batch    AWS_BATCH_JOB_NUM_NODES …; the main node is not told its own address
@@ -106,6 +106,10 @@ def recognise(variables: Mapping[str, str] = os.environ) -> Launch:
         launch = _one_per_node(env)
     else:
         launch = Launch()
+    try:
+        launch.address.encode("idna")  # what the sockets will do with it
+    except UnicodeError as error:
+        raise SettingsError(f"MASTER_ADDR: must be a host's name or address, got {launch.address!r}") from error
     if not 0 <= launch.node < launch.n_nodes:
         raise SettingsError(f"{launch.platform}: node {launch.node} must be one of 0 … {launch.n_nodes - 1}")
     if launch.peers is not None and not (

@@ -1,7 +1,7 @@
 """The processes of a run, and what they tell each other.
 
-Every method of `Processes` but `mine` is collective: all processes call it, in the same order. What is said
-goes over the CPU (gloo), also beside GPUs: no question of this kind makes a process wait for its device.
+Every method of `Processes` but `joined` and `mine` is collective: all processes call it, in the same order. What is
+said goes over the CPU (gloo), also beside GPUs: no question of this kind makes a process wait for its device.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import EndedError, InterruptedRunError, PeerError
@@ -39,7 +40,8 @@ def live(folder: Path, rank: int) -> None:
 
     def beat() -> None:
         while True:
-            _sign_of_life(folder, rank).touch()
+            with suppress(OSError):  # a disk that is away for a moment; for longer, and nobody knows of life here
+                _sign_of_life(folder, rank).touch()
             time.sleep(BEAT)
 
     threading.Thread(target=beat, name="signs of life", daemon=True).start()
@@ -115,7 +117,8 @@ class _Gang:
         self._reason = reason
         now = time.monotonic()
         self._lives = {first + i: (0.0, now) for i in range(n)}  # the last sign of life, and when it was seen
-        self._ended: dict[int, int] = {}  # rank → exit code, in the order of their ends; not of those killed here
+        # rank → exit code, below 0 for a signal, in the order of their ends; not of those that are killed here
+        self._ended: dict[int, int] = {}
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who started the job may ignore it: then no end has a code
         signal.pthread_sigmask(signal.SIG_BLOCK, interruption.SIGNALS)  # theirs until they listen: none is lost
         try:
@@ -137,7 +140,7 @@ class _Gang:
             for rank, process in list(self._alive.items()):
                 if (code := process.poll()) is not None:
                     del self._alive[rank]
-                    self._ended[rank] = 128 - code if code < 0 else code
+                    self._ended[rank] = code
             if set(self._ended.values()) - {0, interrupted}:
                 return
             if self._failed_elsewhere() is not None:
@@ -179,7 +182,7 @@ class _Gang:
     def _last_words(self, rank: int) -> LastWords | None:
         """What it has left; where NCCL misses another its watchdog aborts the process, which can leave none."""
         said = LastWords.read(self._folder, rank)
-        if said is None and self._nccl and self._ended[rank] == 128 + signal.SIGABRT:
+        if said is None and self._nccl and self._ended[rank] == -signal.SIGABRT:
             line = (
                 f"process {rank}: NCCL has aborted it, as it does when another is gone or silent, or a GPU has failed"
             )
@@ -201,9 +204,16 @@ class _Gang:
             said, code = words[rank], self._ended[rank]
             if said is not None:
                 raise PeerError(said.line) if said.lost else EndedError(said.line, said.code)
-            how = f"killed by {signal.Signals(code - 128).name}" if code > 128 else f"ended with {code}"
-            raise EndedError(f"process {rank}: must end by itself, was {how}", code)
+            how = f"killed by {_name_of(-code)}" if code < 0 else f"ended with {code}"
+            raise EndedError(f"process {rank}: must end by itself, was {how}", 128 - code if code < 0 else code)
         if stopped or self._alive:
             heard = interruption.heard()
             said_by_one = next((said.line for said in words.values() if said is not None), None)
             raise InterruptedRunError(said_by_one or f"{heard.name if heard else 'a signal'}: the run was interrupted")
+
+
+def _name_of(number: int) -> str:
+    """Of a signal; those for real-time programs have none."""
+    with suppress(ValueError):
+        return signal.Signals(number).name
+    return f"signal {number}"

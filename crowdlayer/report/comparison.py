@@ -88,6 +88,5 @@ def shown(key: str, value: float | None) -> str:
     """A figure with its unit."""
     if key.endswith("_accuracy"):
         return percent(value)
-    return (
-        "–" if value is None else f"{value:g}" if key == "best_epoch" else figure(value, 1 if key == "seconds" else 3)
-    )
+    digits = {"best_epoch": 0, "seconds": 1}
+    return figure(value, digits.get(key, 3))

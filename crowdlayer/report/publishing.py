@@ -7,12 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..deployment.export import export
 from ..deployment.model_files import Description, rebuilt, write_model
-from ..errors import SettingsError, StoreError, one_line
+from ..errors import SettingsError
 from ..learning.experiment import Phases
+from ..learning.tensors import write_tensors
 from ..storage.durable import whole
 from ..storage.files import disk_errors, file_digest
 from ..storage.places import Place
@@ -34,10 +33,7 @@ def stage(folder: Path, run: Finished) -> list[str]:
     with disk_errors(str(folder)):
         model.parent.mkdir(parents=True, exist_ok=True)
         labels.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.save({"confusion": outcome.confusion, "classifier": outcome.best.classifier}, model)
-        except RuntimeError as error:  # torch's word for a full disk
-            raise StoreError(f"{folder}: the model must be written whole: {one_line(str(error))}") from error
+        write_tensors({"confusion": outcome.confusion, "classifier": outcome.best.classifier}, model)
         write_labels(labels, dataset, outcome.inferred)
         write_workers(workers, dataset, outcome.inferred.workers)
         write_confusion(matrices, dataset, outcome.inferred)

@@ -194,11 +194,8 @@ def _data(dataset: Dataset, outcome: Outcome) -> dict[str, Any]:
 def _histogram(counts: np.ndarray) -> dict[str, list[Any]]:
     """How many have 1, 2 … answers; of wide ranges in bins that double."""
     low, high = int(counts.min()), int(counts.max())
-    edges = list(range(low, high + 1)) if high - low < 12 else [2**power for power in range(high.bit_length() + 1)]
-    if edges[0] > low:
-        edges = [low, *edges]
-    edges = [edge for edge in edges if edge <= high] or [low]
-    bounds = [*edges, high + 1]
+    doubling = [2**power for power in range(high.bit_length()) if 2**power > low]
+    bounds = [*(range(low, high + 1) if high - low < 12 else (low, *doubling)), high + 1]
     names = [f"{a}" if b - a == 1 else f"{a}–{b - 1}" for a, b in itertools.pairwise(bounds)]
     found, _ = np.histogram(counts, bounds)
     return {"labels": names, "counts": found.tolist()}

@@ -87,14 +87,15 @@ class Folder:
                 found = sorted(entries, key=lambda entry: entry.name)
         for entry in found:
             name = prefix + entry.name
-            if entry.is_symlink() and not Path(entry.path).exists():
-                continue  # to nowhere, or to itself
-            if entry.is_dir():
-                if entered(name):
-                    yield from self._below(f"{name}/", entered, above | {this})
-            elif entry.is_file():
-                with disk_errors(entry.path):
-                    yield Stored(name, entry.stat().st_size, "")
+            with disk_errors(entry.path):
+                if entry.is_symlink() and not Path(entry.path).exists():
+                    continue  # to nowhere, or to itself
+                is_folder = entry.is_dir()
+                size = entry.stat().st_size if entry.is_file() else None
+            if is_folder and entered(name):
+                yield from self._below(f"{name}/", entered, above | {this})
+            elif size is not None:
+                yield Stored(name, size, "")
 
     def find(self, name: str) -> Stored | None:
         with disk_errors(f"{self.location}/{name}"):
