@@ -46,7 +46,8 @@ def warnings_before(dataset: Dataset, **settings: Any) -> list[str]:
 
 def test_a_sound_run_has_no_warnings() -> None:
     assert warnings_before(data()) == []
-    assert warnings_before(data(n_held_out=100)) == []
+    assert warnings_before(data(n_held_out=100), select_by="last") == []
+    assert warnings_before(data(n_workers=600), crowd_layer="stochastic", crowd_start="dawid-skene") == []
     assert warnings_before(data(per_task=2)) == []
     assert warnings_before(data(n_tasks=24, n_workers=3), batch_size=8) == []  # three steps, and none could be smaller
 
@@ -57,9 +58,14 @@ def test_a_sound_run_has_no_warnings() -> None:
         (data(), {"n_epochs": 20}, "consider MILESTONES=10 or SCHEDULER=cosine"),
         (data(n_tasks=100), {}, "an epoch of 100 tasks has 2 steps: consider BATCH_SIZE=8"),
         (data(), {"img_size": 224}, "1000 images are few to train resnet18 from scratch: consider PRETRAINED=true"),
-        (data(n_held_out=10), {}, "10 held-out tasks, which are few: add val/, or raise VAL_FRACTION"),
-        (data(n_held_out=100), {"crowd_layer": "stochastic"}, "consider SELECT_BY=last with SCHEDULER=cosine"),
-        (data(per_task=1), {}, "the qualities in workers.csv are too high: consider several answers for each task"),
+        (
+            data(n_held_out=10),
+            {"select_by": "last"},
+            "10 held-out tasks, which are few: add val/, or raise VAL_FRACTION",
+        ),
+        (data(n_held_out=100), {}, "consider SELECT_BY=last with SCHEDULER=cosine"),
+        (data(), {"regularizer": "pooled"}, "weighs nothing with SCALE=0: consider SCALE=0.001"),
+        (data(per_task=1), {}, "the qualities in workers.csv say little: consider several answers for each task"),
         (data(n_classes=11), {}, "nobody answered 10: what no answer says is not learnt: consider CLASSES without it"),
         (data(n_workers=600), {}, "600 of 600 workers gave fewer answers than there are classes"),
     ],
@@ -101,6 +107,20 @@ def test_the_rules_that_are_advised_are_others_and_can_be_had(select_by: str, wi
     settings = TrainingSettings(**SOUND | {"select_by": select_by})
     (advised,) = advice.after(history([2.0, 1.5, 1.2, 1.0], with_truth), 1, settings)
     assert advised.endswith(f", or SELECT_BY={rules}")
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "n_epochs", "said"),
+    [(36.3, 39.2, 100, True), (39.2, 39.2, 100, False), (None, None, 100, False), (36.3, 39.2, 2, False)],
+)
+def test_a_run_does_not_end_below_majority_vote_without_a_word(
+    ours: float | None, theirs: float | None, n_epochs: int, said: bool
+) -> None:
+    figures = {"train_accuracy": ours, "majority_vote_accuracy": theirs}
+    found = list(advice.beside_majority(figures, TrainingSettings(**SOUND | {"n_epochs": n_epochs})))
+    assert [line.partition(": ")[0] for line in found] == (
+        ["of the inferred labels 36.3 % are right, of majority vote's 39.2 %"] if said else []
+    )
 
 
 def test_who_takes_the_last_epoch_is_not_told_that_it_is_the_last() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crowdlayer.learning.crowd_layer import WORKER_MODELS, CrowdLayer, WorkerModel, log_likelihood
+from crowdlayer.learning.crowd_layer import WORKER_MODELS, CrowdLayer, Stochastic, WorkerModel, log_likelihood
 from crowdlayer.learning.crowd_model import CrowdLoss, CrowdModel
+from crowdlayer.learning.regularizers import Regularizer
+from crowdlayer.machine.processes import Processes
 
 Floats = npt.NDArray[np.float64]
 
@@ -279,3 +282,14 @@ def test_scores_stay_float32_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         scores = layer(torch.randn(2, 3).bfloat16(), torch.tensor([0, 1]), torch.tensor([0, 1]))
     assert scores.dtype == torch.float32
+
+
+@pytest.mark.parametrize("regularizer", ["trace", "geo-w"])
+def test_a_worker_who_is_as_good_as_certain_has_a_gradient(regularizer: Literal["trace", "geo-w"]) -> None:
+    """Where a probability has come to 0 in float32."""
+    model = Stochastic(2, 3)
+    with torch.no_grad():
+        model.weight[0, 0] = torch.tensor([110.0, 0.0, -1.0])
+    torch.autograd.backward(Regularizer(regularizer, model, torch.ones(2), Processes())(model, torch.zeros(1, 3)))
+    assert model.weight.grad is not None
+    assert model.weight.grad.isfinite().all()

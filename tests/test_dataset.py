@@ -355,6 +355,8 @@ def test_two_classes_that_the_crowd_confuses_are_let_through(read: Read) -> None
 
 def test_the_best_order_takes_the_largest_counts_first() -> None:
     assert best_order(np.array([[1, 9, 0], [8, 9, 0], [0, 0, 5]])).tolist() == [1, 0, 2]
+    assert best_order(np.array([[0, 0, 0], [0, 0, 4], [0, 0, 9]])).tolist() == [0, 1, 2]
+    assert best_order(np.zeros((3, 3), dtype=np.int64)).tolist() == [0, 1, 2]
 
 
 def test_folders_of_train_that_are_no_classes_are_said(read: Read, caplog: pytest.LogCaptureFixture) -> None:

@@ -161,6 +161,8 @@ def test_an_entry_may_have_what_must_be_set(monkeypatch: pytest.MonkeyPatch) -> 
         ({"CROWDLAYER_SWEEP": '[{"sweep": []}]', "CROWDLAYER_SWEEP_INDEX": "0"}, "'sweep' is not a setting"),
         ({"CROWDLAYER_SWEEP": "1,2", "CROWDLAYER_SWEEP_INDEX": "0"}, "CROWDLAYER_SWEEP: "),
         ({"CROWDLAYER_SWEEP": "[", "CROWDLAYER_SWEEP_INDEX": "0"}, "CROWDLAYER_SWEEP: "),
+        ({"CROWDLAYER_SWEEP": "[", "CROWDLAYER_N_EPOCHS": "none"}, "CROWDLAYER_N_EPOCHS: "),  # all that is wrong
+        ({"CROWDLAYER_SWEEP": SWEEP, "CROWDLAYER_N_EPOCHS": "none"}, "CROWDLAYER_N_EPOCHS: "),
     ],
 )
 def test_a_sweep_that_cannot_be_is_refused(

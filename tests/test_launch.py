@@ -118,6 +118,10 @@ def test_the_first_pod_is_found_by_the_name_of_this_one(monkeypatch: pytest.Monk
     [
         ({"NNODES": "two"}, "NNODES: must be a number, got 'two'"),
         ({"NODE_RANK": "1"}, "NNODES: must be set"),
+        (
+            {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "job-0..svc"},  # of a manifest with an empty variable
+            "MASTER_ADDR: must be a host's name or address, got 'job-0..svc'",
+        ),
         ({"NNODES": "2", "MASTER_ADDR": "a"}, "NODE_RANK: must be set"),
         ({"NNODES": "2", "NODE_RANK": "0"}, "MASTER_ADDR: must be set, NNODES is 2"),
         ({"NNODES": "2", "NODE_RANK": "2", "MASTER_ADDR": "a"}, "explicit: node 2 must be one of 0 … 1"),

@@ -11,6 +11,7 @@ import sys
 import termios
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -179,3 +180,14 @@ def test_a_program_that_has_logged_a_word_of_its_own_sees_a_verbose_run(capsys: 
         root.handlers[:] = before[0]
         root.setLevel(before[1])
     assert capsys.readouterr().err == "WARNING:root:my own\nINFO:crowdlayer:loud\n"
+
+
+def test_a_terminal_that_is_gone_costs_the_line_and_not_the_run() -> None:
+    """As when a run goes on in the background, and its window is closed."""
+    theirs, ours = pty.openpty()
+    terminal = os.fdopen(ours, "w")
+    handler = logs.TerminalHandler(terminal)
+    os.close(theirs)
+    handler.emit(logging.makeLogRecord({"msg": "epoch 2"}))
+    with suppress(OSError):  # what it has not written
+        terminal.close()

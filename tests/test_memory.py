@@ -149,3 +149,29 @@ def test_what_the_evaluation_takes_is_what_a_check_foresees() -> None:
     """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert 0.75 < float(done.stdout) < 1.1, done.stderr
+
+
+LITTLE = """if True:
+    import io, resource
+    import torch
+    from crowdlayer.errors import CrowdlayerError
+    from crowdlayer.learning.devices import memory_for
+    from crowdlayer.learning.spool import going_on
+    from crowdlayer.learning.tensors import read_tensors
+    from crowdlayer.machine.memory import STATUS, _kilobytes
+    saved = io.BytesIO()
+    torch.save(torch.zeros(60_000_000), saved)
+    most = _kilobytes(STATUS)["VmData"] + 100 * 2**20
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    try:
+        with memory_for("the checkpoint", "give the job more memory"), going_on():
+            read_tensors(saved)
+    except CrowdlayerError as error:
+        print(error.exit_code, error)
+"""
+
+
+def test_a_checkpoint_that_memory_cannot_hold_is_not_taken_for_another_programs() -> None:
+    """Which would be told to begin afresh, and lose it."""
+    done = subprocess.run([sys.executable, "-c", LITTLE], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.startswith("71 out of memory with the checkpoint: give the job more memory"), done.stderr

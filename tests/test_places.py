@@ -310,3 +310,17 @@ def test_a_folder_that_may_not_be_written_is_refused_access(nobody: Path) -> Non
             Folder(nobody).upload(source, name)
         assert raised.value.exit_code == 77
     assert list(nobody.iterdir()) == []
+
+
+def test_a_link_into_a_folder_that_may_not_be_searched_is_told(nobody: Path) -> None:
+    inner = nobody / "inner"
+    forbid(nobody, 0o755)
+    user = os.geteuid()
+    os.seteuid(os.getuid())
+    inner.mkdir()
+    written(inner / "a.png", b"x")
+    (nobody / "a-1.png").symlink_to(inner / "a.png")
+    inner.chmod(0)
+    os.seteuid(user)
+    with pytest.raises(AccessError, match=r"a-1\.png: must be accessible"):
+        list(Folder(nobody).listing(lambda name: name != "inner"))

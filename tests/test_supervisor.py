@@ -14,7 +14,7 @@ import pytest
 from crowdlayer.errors import EndedError, PeerError
 from crowdlayer.machine.last_words import LastWords
 from crowdlayer.machine.launch import Launch
-from crowdlayer.machine.supervisor import supervise
+from crowdlayer.machine.supervisor import live, supervise
 from tests.conftest import ROOT
 
 BUSY = """
@@ -163,3 +163,64 @@ def test_the_time_for_which_all_were_suspended_is_no_silence(
     finally:
         if supervisor.poll() is None:
             os.killpg(supervisor.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("ends", "code", "how"),
+    [
+        ("os._exit(255)", 255, "ended with 255"),
+        ("os.kill(os.getpid(), 35)", 163, "killed by signal 35"),
+        ("os.kill(os.getpid(), 11)", 139, "killed by SIGSEGV"),
+    ],
+)
+def test_however_a_process_ends_its_end_has_a_name(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str, code: int, how: str
+) -> None:
+    busy(f"import os\ndef main(): {ends}", tmp_path, monkeypatch)
+    with pytest.raises(EndedError, match=f"must end by itself, was {how}") as raised:
+        supervise("busy", folder, 1, Launch(), 1, 60.0)
+    assert raised.value.exit_code == code
+
+
+def test_last_words_that_the_disk_does_not_take_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The exit code is that of the reason, which may be that very disk."""
+    LastWords("the disk is full", 74).write(tmp_path / "gone", 0)
+    assert capsys.readouterr().err == "the disk is full\n"
+
+
+FAILING = """
+import crowdlayer.process as process
+def train(folder, launch):
+    raise ValueError("http://me:secret@here")
+process._train = train
+process.main()
+"""
+
+
+def test_no_secret_is_in_a_training_processs_traceback(folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FAILING, str(folder), str(os.getpid())],
+        cwd=ROOT,
+        env=dict(os.environ) | {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+        | {"MASTER_ADDR": "127.0.0.1"},
+        capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert done.returncode == 70
+    assert "ValueError: http://***@here" in done.stderr
+    assert "secret" not in done.stderr
+
+
+def test_a_disk_that_is_away_for_a_moment_does_not_end_the_signs_of_life(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crowdlayer.machine.supervisor.BEAT", 0.05)
+    away = folder.with_name("away")
+    folder.rename(away)
+    live(folder, 0)
+    time.sleep(0.2)
+    away.rename(folder)
+    deadline = time.monotonic() + 60
+    while not (folder / "alive-0").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

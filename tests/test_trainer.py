@@ -192,13 +192,16 @@ def test_it_learns_from_mixed_answers(crowd_layer: str) -> None:
 
 
 def test_large_crowds_are_moved_row_by_row_unless_a_regulariser_looks_at_all_workers(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert not make().learner.crowd_layer.row_wise
     monkeypatch.setattr("crowdlayer.learning.aggregation.ROWS_FROM", 10)
     assert make().learner.crowd_layer.row_wise
     assert not make(crowd_updates="dense").learner.crowd_layer.row_wise
     assert not make(scale=0.1).learner.crowd_layer.row_wise
+    assert not caplog.records
+    assert not make(scale=0.1, crowd_updates="rows").learner.crowd_layer.row_wise
+    assert "CROWD_UPDATES=rows is not kept: REGULARIZER=identity moves every worker in each step" in caplog.text
     assert make(scale=0.1, regularizer="geo-f").learner.crowd_layer.row_wise
 
 

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,13 @@ class Slow(Folder):
             self.failures -= 1
             raise StoreError(f"{name}: the store is away")
         super().upload(source, name)
+
+
+def until(there: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not there():
+        assert time.monotonic() < deadline
+        time.sleep(POLL)
 
 
 def test_of_a_run_that_has_no_best_epoch_yet_the_newest_is_put(tmp_path: Path, spool: Spool) -> None:
@@ -189,3 +197,19 @@ def test_the_last_upload_must_go_well(tmp_path: Path, spool: Spool) -> None:
         spool.write(state(1))
         with pytest.raises(StoreError, match="the store is away"):
             uploads.finish()
+
+
+def test_a_disk_that_fails_for_a_moment_does_not_end_the_uploads(
+    tmp_path: Path, spool: Spool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither before anything waits, nor while it waits to be tried again."""
+    monkeypatch.setattr(uploads_module, "AGAIN", 0.5)
+    away = tmp_path / "away"
+    checkpoints = Checkpoints(Folder(tmp_path / "out"), "run")
+    with Uploads(spool.folder, checkpoints, background=True):
+        spool.folder.rename(away)
+        until(lambda: "could not be put, it will be tried again" in caplog.text)
+        time.sleep(3 * POLL)
+        away.rename(spool.folder)
+        spool.write(state(1))
+        until(lambda: found(checkpoints, tmp_path) is not None)

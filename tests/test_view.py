@@ -18,7 +18,7 @@ from crowdlayer.learning.inference import Predictions, infer
 from crowdlayer.learning.progress import Best, History
 from crowdlayer.report import html
 from crowdlayer.report.results import Finished, Provenance, document
-from crowdlayer.report.view import MOST_WORKERS, view
+from crowdlayer.report.view import MOST_WORKERS, _histogram, view
 from tests.crowds import Crowd, Simulated, simulate
 
 
@@ -86,3 +86,16 @@ def test_honest_work_that_is_seldom_right_is_not_called_spam(n_classes: int, rig
     shown = viewed(dataset, outcome, images)
     assert {row[0] for row in shown["workers"] if row[8]} == set(dataset.workers[18:])
     assert shown["suspects"]["count"] == 2
+
+
+@pytest.mark.parametrize(
+    ("counts", "labels", "found"),
+    [
+        ([3, 3, 3], ["3"], [3]),
+        ([1, 1, 3], ["1", "2", "3"], [2, 0, 1]),
+        ([1, 2, 5, 30], ["1", "2–3", "4–7", "8–15", "16–30"], [1, 1, 1, 0, 1]),
+        ([20, 25, 100], ["20–31", "32–63", "64–100"], [2, 0, 1]),
+    ],
+)
+def test_a_histogram_has_no_bins_that_can_hold_nothing(counts: list[int], labels: list[str], found: list[int]) -> None:
+    assert _histogram(np.array(counts)) == {"labels": labels, "counts": found}

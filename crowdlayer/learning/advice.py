@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -42,19 +42,21 @@ def before(dataset: Dataset, settings: TrainingSettings) -> Iterator[str]:
         yield f"PRETRAINED=false: {n} images are few to train {settings.model} from scratch: consider PRETRAINED=true"
     if len(dataset.train.answers) == n:
         yield (
-            "one answer per task: the classifier learns it and then bears it out, so that the scores in labels.csv "
-            "and the qualities in workers.csv are too high: consider several answers for each task"
+            "one answer per task: nothing but the classifier, which learns it, can bear it out, so that the scores in "
+            "labels.csv and the qualities in workers.csv say little: consider several answers for each task"
         )
     if dataset.held_out is not None and len(dataset.held_out.names) < FEW_HELD_OUT:
         yield (
             f"the epoch is chosen by {len(dataset.held_out.names)} held-out tasks, which are few: "
             f"add val/, or raise VAL_FRACTION"
         )
-    if dataset.held_out is not None and settings.select_by != "last" and settings.crowd_layer == "stochastic":
+    if dataset.held_out is not None and settings.select_by != "last":
         yield (
-            f"SELECT_BY={settings.select_by}: matrices that learn fast fit the answers they have, and held-out answers "
-            f"then choose too early an epoch: consider SELECT_BY=last with SCHEDULER=cosine"
+            f"SELECT_BY={settings.select_by}: matrices fit the answers they have, and held-out answers then choose too "
+            f"early an epoch: consider SELECT_BY=last with SCHEDULER=cosine"
         )
+    if settings.scale == 0 and settings.regularizer != TrainingSettings.model_fields["regularizer"].default:
+        yield f"REGULARIZER={settings.regularizer}: weighs nothing with SCALE=0: consider SCALE=0.001"
     answered = np.bincount(dataset.train.answers.label, minlength=len(dataset.classes))
     if unanswered := [name for name, count in zip(dataset.classes, answered, strict=True) if not count]:
         yield (
@@ -65,16 +67,28 @@ def before(dataset: Dataset, settings: TrainingSettings) -> Iterator[str]:
 
 
 def _workers(dataset: Dataset, settings: TrainingSettings) -> Iterator[str]:
-    """A matrix has classes² entries; a worker of whom they cannot be learnt stays near where the matrix starts."""
+    """A matrix has classes² entries; a worker of whom they cannot be learnt stays near where the matrix starts.
+
+    What is advised is what was measured (crowdlayer/docs/quality.md).
+    """
     classes = len(dataset.classes)
     given = np.bincount(dataset.train.answers.worker, minlength=len(dataset.workers))
     few = int((given < classes).sum())
-    matrices = settings.crowd_layer in ("matrix", "stochastic")
-    if matrices and settings.scale == 0 and 2 * few > len(given):
+    advised = settings.crowd_layer == "stochastic" and settings.crowd_start == "dawid-skene"
+    if settings.crowd_layer in ("matrix", "stochastic") and not advised and 2 * few > len(given):
         yield (
             f"CROWD_LAYER={settings.crowd_layer}: {few} of {len(given)} workers gave fewer answers "
-            f"than there are classes ({classes}): consider REGULARIZER=pooled with SCALE=0.001, "
-            f"or a CROWD_LAYER with fewer parameters"
+            f"than there are classes ({classes}): consider CROWD_LAYER=stochastic with CROWD_START=dawid-skene"
+        )
+
+
+def beside_majority(figures: Mapping[str, float | None], settings: TrainingSettings) -> Iterator[str]:
+    """Of what classifier and answers together say of the tasks, where the folders of train/ tell what is true."""
+    ours, theirs = figures["train_accuracy"], figures["majority_vote_accuracy"]
+    if settings.n_epochs >= 3 and ours is not None and theirs is not None and ours < theirs:
+        yield (
+            f"of the inferred labels {ours:.1f} % are right, of majority vote's {theirs:.1f} %: "
+            f"consider the recommended settings of crowdlayer/docs/quality.md"
         )
 
 

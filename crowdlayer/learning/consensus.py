@@ -27,6 +27,8 @@ CELLS = 2**21
 """Numbers handled at once: what is held beside the results is a few times as many float64."""
 ANSWERS_TO_FIT = 100_000
 """So many answers are enough to fit a temperature."""
+ALIKE = 1e-6
+"""Criteria that differ by less, relatively, are the same."""
 FACTORS = tuple(2 ** (step / 2) for step in range(18))
 """The temperatures tried, in units of the least one, which may be 0.05: 1, 1.4, 2 … 362; between two little changes."""
 
@@ -199,7 +201,10 @@ def predictive_temperature(logits: Tensor, log_likelihood: Tensor, answers: Answ
     best, found, worse = -math.inf, least, 0
     for temperature in (least * factor for factor in FACTORS):
         rated = _predicts(logits[rows] / temperature, log_likelihood, sample)
-        best, found, worse = (rated, temperature, 0) if rated > best else (best, found, worse + 1)
+        if rated > best + ALIKE * abs(rated):
+            best, found, worse = rated, temperature, 0
+        elif rated < best - ALIKE * abs(best):  # where a classifier is sure of everything they are alike for a while
+            worse += 1
         if worse == 2:  # it has one peak
             break
     return found

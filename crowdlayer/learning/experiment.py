@@ -27,7 +27,7 @@ from .classifier import build_classifier, n_weights
 from .crowd_layer import log_likelihood
 from .devices import enough_memory, make_accelerator, memory_for
 from .features import on_features
-from .inference import LESS, Inferred, Predictions, infer, matrices_of
+from .inference import LESS, Inferred, Predictions, crowd_figures, infer, matrices_of
 from .progress import Best, History
 from .trainer import Trainer, Validation
 
@@ -205,6 +205,7 @@ class Experiment:
             confusion = crowd_layer.matrices().detach().float().cpu()
             likelihood = log_likelihood(confusion, crowd_layer.likelihood)
             figures["temperature"], inferred = infer(dataset, predictions, likelihood)
+            _advise(advice.beside_majority(crowd_figures(dataset, inferred), settings))
         name, since = trainer.settings.crowd_layer, trainer.collapsed_since
         return Outcome(trainer.history, best, confusion, figures, predictions, inferred, name, since)
 

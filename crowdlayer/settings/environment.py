@@ -16,6 +16,7 @@ from .values import folder_and_name, is_archive, nearest, quoted
 PREFIX = "CROWDLAYER_"
 ENVIRONMENT = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True)
 """Beside what the groups say for themselves."""
+MISSING = "must be set"
 
 
 class Settings(RunSettings, JobSettings, SweepSettings, BaseSettings):
@@ -73,17 +74,24 @@ def load_settings() -> Settings:
         for name in sorted(os.environ)
         if name.upper().startswith(PREFIX) and name.removeprefix(PREFIX) not in known
     ]
+    entry: dict[str, Any] | None = None
     try:
         entry = _of_sweep()
-        settings = Settings(**entry)
-        if entry and "output_name" not in entry:
-            settings = settings.model_copy(update={"output_name": f"{settings.output_name}-{settings.sweep_index}"})
     except SettingsError as error:
         complaints.append(str(error))
+    except ValidationError:
+        pass  # what is wrong with SWEEP itself is wrong below, too
+    try:
+        settings = Settings(**entry or {})
     except ValidationError as error:
-        complaints += setting_complaints(error, PREFIX)
+        found = setting_complaints(error, PREFIX)
+        complaints += (
+            found if entry is not None else [one for one in found if not one.endswith(MISSING)]
+        )  # it may say it
     if complaints:
         raise SettingsError(listed(complaints))
+    if entry and "output_name" not in entry:
+        settings = settings.model_copy(update={"output_name": f"{settings.output_name}-{settings.sweep_index}"})
     return settings
 
 
@@ -94,10 +102,10 @@ def setting_complaints(error: ValidationError, prefix: str = "") -> list[str]:
     for problem in error.errors(include_url=False):
         name = str(problem["loc"][0]) if problem["loc"] else ""
         rule = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
-        rules.setdefault(name, []).append("must be set" if problem["type"] == "missing" else rule)
+        rules.setdefault(name, []).append(MISSING if problem["type"] == "missing" else rule)
         values.setdefault(name, problem["input"])
     return [
         f"{prefix + name.upper() if prefix else name}: {' or '.join(dict.fromkeys(found))}"  # a union has several rules
-        + ("" if found == ["must be set"] else f", got {quoted(values[name])}")
+        + ("" if found == [MISSING] else f", got {quoted(values[name])}")
         for name, found in rules.items()
     ]
