@@ -324,3 +324,12 @@ def test_a_link_into_a_folder_that_may_not_be_searched_is_told(nobody: Path) -> 
     os.seteuid(user)
     with pytest.raises(AccessError, match=r"a-1\.png: must be accessible"):
         list(Folder(nobody).listing(lambda name: name != "inner"))
+
+
+def test_a_file_that_is_not_what_was_put_is_told(tmp_path: Path) -> None:
+    source, folder = written(tmp_path / "source", b"ours"), Folder(tmp_path / "out")
+    folder.upload(source, "a/file")
+    folder.compare(source, "a/file")
+    written(tmp_path / "out/a/file", b"not!")
+    with pytest.raises(StoreError, match="a/file: must be there as it was put, it is not"):
+        folder.compare(source, "a/file")

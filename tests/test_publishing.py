@@ -92,6 +92,19 @@ def test_older_results_are_gone_before_a_new_model_comes(
     shutil.rmtree(kept)
 
 
+def test_results_do_not_come_over_files_that_another_run_of_the_name_has_put_meanwhile(
+    shapes: Path, store: Store, meddler: Meddler, train: Job
+) -> None:
+    """Two jobs of one OUTPUT_NAME that publish at once: they would tell of the other's tables."""
+    table, last = "results/crowdlayer/workers.csv", "results/crowdlayer/manifest.sha256"
+    meddler.spoil(lambda answer: store.put(f"out/{table}", b"another's"), method="PUT", path=last)
+    with pytest.raises(StoreError, match=f"out/{table}: "):
+        train(TASKS=str(shapes), OUTPUT=f"s3://{store.bucket}/out", CHECKPOINT_EVERY="0")
+    assert f"out/{RESULTS}" not in store.keys()
+    for kept in Path(tempfile.gettempdir()).glob("crowdlayer-kept-*"):
+        shutil.rmtree(kept)
+
+
 def test_of_older_results_no_file_stays_that_a_new_run_does_not_have(shapes: Path, tmp_path: Path, train: Job) -> None:
     out = tmp_path / "out"
     train(TASKS=str(shapes), OUTPUT=str(out), EXPORT="torch_export")

@@ -30,6 +30,7 @@ class Place(Protocol):
     def download(self, stored: Stored, file: IO[bytes]) -> str: ...
     def consume(self, stored: Stored, use: Callable[[io.BufferedReader], T]) -> T: ...
     def upload(self, source: Path, name: str) -> None: ...
+    def compare(self, source: Path, name: str) -> None: ...
     def delete(self, name: str) -> None: ...
     def prune(self, folder: str) -> None: ...
 
@@ -135,6 +136,12 @@ class Folder:
             except BaseException:
                 self._tidy(target.parent)
                 raise
+
+    def compare(self, source: Path, name: str) -> None:
+        """Compare a file with what it was made of."""
+        with disk_errors(f"{self.location}/{name}"):
+            if file_digest(self.path / name) != file_digest(source):
+                raise StoreError(f"{self.location}/{name}: must be there as it was put, it is not")
 
     def _make(self, folder: Path, tries: int = 10) -> None:
         """Make a folder and those above it, and remember which were not there."""

@@ -229,7 +229,7 @@ class Bucket:
         self._said = True
 
     def upload(self, source: Path, name: str) -> None:
-        """Put an object and compare it with the source: by its ETag where that is an MD5, else by reading it back.
+        """Put an object and compare it with the source.
 
         A put, and the end of a multi-part upload, replace the object at once or not at all.
         """
@@ -243,6 +243,12 @@ class Bucket:
             )
             with source.open("rb") as file:
                 self.client.upload_fileobj(file, self.bucket, self.prefix + name, Config=transfer)
+        self.compare(source, name)
+
+    def compare(self, source: Path, name: str) -> None:
+        """Compare an object with what it was made of: by its ETag where that is an MD5, else by reading it back."""
+        thing = f"{self.location}/{name}"
+        with disk_errors(str(source)), translated(thing, self.bucket):
             stored = self.find(name)
             if stored is None or stored.size != source.stat().st_size:
                 raise StoreError(f"{thing}: must be there as uploaded, is {stored}")
