@@ -17,7 +17,7 @@ from pyarrow import parquet
 
 from crowdlayer.answers import AnswerFile, Answers, canonical, look_up, majority_vote, natural_order
 from crowdlayer.answers.files import read_answers
-from crowdlayer.errors import DataError, SettingsError
+from crowdlayer.errors import DataError, SettingsError, StoreError
 
 
 def write(folder: Path, content: Any) -> Path:
@@ -262,6 +262,34 @@ def test_what_is_not_the_parquet_we_want_is_refused(tmp_path: Path, label: list[
     path.write_bytes(b"PAR1")
     with pytest.raises(DataError, match=r"answers\.parquet: must be Parquet"):
         read_answers(path)
+
+
+def test_a_damaged_parquet_is_refused_as_data(tmp_path: Path) -> None:
+    path, n = tmp_path / "answers.parquet", 1000
+    table = pa.table({"task": [str(i) for i in range(n)], "worker": ["a"] * n, "label": list(range(n))})
+    parquet.write_table(table, path, use_dictionary=False)
+    column = parquet.read_metadata(path).row_group(0).column(0)
+    with path.open("r+b") as file:  # in the middle of the tasks
+        file.seek(column.data_page_offset + column.total_compressed_size // 2)
+        file.write(b"\xff" * 64)
+    with pytest.raises(DataError, match=r"^answers\.parquet: must be Parquet .*: Corrupt snappy compressed data"):
+        read_answers(path)
+
+
+def test_a_parquet_whose_text_is_not_utf_8_is_refused_as_data(tmp_path: Path) -> None:
+    path, latin = tmp_path / "answers.parquet", "Möwe".encode("latin-1")
+    offsets = np.array([0, len(latin)], dtype=np.int32)
+    label = pa.StringArray.from_buffers(1, pa.py_buffer(offsets), pa.py_buffer(latin))
+    parquet.write_table(pa.table({"task": ["1"], "worker": ["a"], "label": label}), path)
+    with pytest.raises(DataError, match=r"^answers\.parquet: must be Parquet .*: .*can't decode byte 0xf6"):
+        read_answers(path)
+
+
+@pytest.mark.parametrize("ending", ["json", "csv", "parquet"])
+def test_answers_that_the_disk_does_not_give_are_no_fault_of_the_data(tmp_path: Path, ending: str) -> None:
+    (tmp_path / f"answers.{ending}").symlink_to(f"answers.{ending}")  # whoever opens it gets an errno, root too
+    with pytest.raises(StoreError, match=rf"answers\.{ending}: .*symbolic links"):
+        read_answers(tmp_path / f"answers.{ending}")
 
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ..errors import DataError, SettingsError, one_line, short
 from ..storage.durable import whole
-from ..storage.files import decode_json
+from ..storage.files import decode_json, disk_errors
 from . import AnswerFile, Answers, canonical, natural_order
 
 log = logging.getLogger(__name__)
@@ -44,16 +44,18 @@ def read_answers(path: Path, kept: Path | None = None) -> AnswerFile:
     Raises:
         DataError: not such a file, no answer in it, a label of another kind, or two spellings of one id.
         SettingsError: .parquet without pyarrow.
+        AccessError, StoreError: the disk does not give it.
     """
     if kept is not None and (found := _load(kept)) is not None:
         return found
-    match path.suffix.lower():
-        case ".csv":
-            file = _from_rows(path.name, _csv_columns(path))
-        case ".parquet":
-            file = _from_rows(path.name, _parquet_columns(path))
-        case _:
-            file = _read_json(path)
+    with disk_errors(str(path)):
+        match path.suffix.lower():
+            case ".csv":
+                file = _from_rows(path.name, _csv_columns(path))
+            case ".parquet":
+                file = _from_rows(path.name, _parquet_columns(path))
+            case _:
+                file = _read_json(path)
     if kept is not None:
         _save(file, kept)
     return file
@@ -256,7 +258,9 @@ def _parquet_columns(path: Path) -> Iterator[Chunk]:
                         column = column.cast(pa.string())
                     columns.append(column.to_pylist())
                 yield columns[0], columns[1], columns[2]
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's; one of a damaged page has no number
         rule = "must be Parquet with columns of text or integers"
         raise DataError(f"{path.name}: {rule}: {one_line(str(error))}") from error
 
