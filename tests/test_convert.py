@@ -67,6 +67,58 @@ def test_labels_count_classes_of_digits_as_before(tmp_path: Path, ending: str) -
     assert look_up(read_answers(tmp_path / f"a.{ending}"), ["1", "2", "3"]).label.tolist() == [0, 2, 1]
 
 
+@pytest.mark.parametrize(
+    ("labels", "ending", "said"),
+    [
+        ([1, 2], "csv", True),
+        ([1, "cat"], "csv", True),
+        ([1, "cat"], "parquet", True),
+        ([1, 2], "parquet", False),
+        ([1, "cat"], "json", False),
+        (["1", "2"], "csv", False),
+        (["cat", "2"], "parquet", False),
+    ],
+)
+def test_indices_that_become_text_are_said_in_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, labels: list[Any], ending: str, said: bool
+) -> None:
+    """Of classes named 1, 2 and 3 the indices 1 and 2 are the last two, the texts 1 and 2 the first two."""
+    convert(exported(tmp_path, {"7": dict(zip("ab", labels, strict=True))}, "answers.json"), tmp_path / f"a.{ending}")
+    assert len(caplog.records) == said
+    if said:
+        assert (
+            caplog.text.count(f"a.{ending}: labels that are indices become text; where the names of the classes") == 1
+        )
+    else:
+        assert read_answers(tmp_path / f"a.{ending}").labels == labels
+
+
+def test_a_label_that_parquet_cannot_hold_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    given = exported(tmp_path, {"7": {"ann": 1, "bob": 2**63}, "8": {"ann": -(2**63)}}, "answers.json")
+    rule = r"^a\.parquet: task '7', worker 'bob': label 9223372036854775808 must be an integer of 64 bits$"
+    with pytest.raises(DataError, match=rule):
+        convert(given, tmp_path / "a.parquet")
+    assert not (tmp_path / "a.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        ({"": {"ann": "cat"}}, "task '', worker 'ann': must have a task"),
+        ({"7": {"": 0}}, "task '7', worker '': must have a worker"),
+        ({"7": {"ann": ""}}, "task '7', worker 'ann': must have a label"),
+    ],
+)
+def test_what_a_table_could_not_be_read_back_with_is_refused_before_it_is_written(
+    tmp_path: Path, content: dict[str, dict[str, Any]], place: str
+) -> None:
+    given = exported(tmp_path, content, "answers.json")
+    with pytest.raises(DataError, match=rf"^a\.csv: {place}, has none$"):
+        convert(given, tmp_path / "a.csv")
+    assert not (tmp_path / "a.csv").exists()
+    assert convert(given, tmp_path / "a.parquet") == 1
+
+
 def test_a_table_of_plain_names_is_plain(answers: Path, tmp_path: Path) -> None:
     convert(answers, tmp_path / "a.csv")
     assert (tmp_path / "a.csv").read_bytes().startswith(b"task,worker,label\n7,ann,cat\n")
@@ -109,6 +161,13 @@ def test_the_commands_exit_codes_are_a_runs(tmp_path: Path, capsys: pytest.Captu
     assert "must be convert, got 'merge'" in capsys.readouterr().err
     assert main(["--help"]) == 0
     assert capsys.readouterr().out.startswith("usage: python -m crowdlayer.answers convert FROM TO\n\nFROM ")
+
+
+@pytest.mark.parametrize(("source", "target"), [("s3://b/a.json", "a.csv"), ("a.json", "s3://u:secret@b/a.csv")])
+def test_what_is_not_on_this_machine_is_refused(source: str, target: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", source, target]) == 78
+    name, shown = ("FROM", source) if "://" in source else ("TO", "s3://***@b/a.csv")
+    assert capsys.readouterr().err == f"crowdlayer: {name}: must be a file on this machine, got '{shown}'\n"
 
 
 def test_another_ending_is_refused(answers: Path, tmp_path: Path) -> None:

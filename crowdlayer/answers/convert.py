@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
 from .. import command
-from ..errors import DataError, SettingsError
+from ..errors import DataError, SettingsError, short
 from ..settings import quoted
 from ..storage.files import disk_errors
 from . import AnswerFile
 from .files import COLUMNS, read_answers
 from .label_studio import read_export
 
+log = logging.getLogger(__name__)
+
 USAGE = """python -m crowdlayer.answers convert FROM TO
 
 FROM   answers: .json {task: {worker: label}}, .csv or .parquet with the columns task, worker, label,
        or an export of Label Studio (JSON, JSON-MIN or CSV)
-TO     .json, .csv or .parquet, by the ending"""
+TO     .json, .csv or .parquet, by the ending; both are files on this machine"""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -29,6 +32,9 @@ def main(arguments: Sequence[str]) -> int:
     def work(verb: str, source: str, target: str) -> str:
         if verb != "convert":
             raise SettingsError(f"python -m crowdlayer.answers: must be convert, got {quoted(verb)}")
+        for name, given in (("FROM", source), ("TO", target)):
+            if "://" in given:
+                raise SettingsError(f"{name}: must be a file on this machine, got {quoted(given)}")
         return f"{target}: {convert(Path(source), Path(target))} answers"
 
     return command.run(USAGE, work, arguments)
@@ -38,7 +44,7 @@ def convert(source: Path, target: Path) -> int:
     """Write the answers in `source` to `target`, in the form of its ending; returns how many there are.
 
     Raises:
-        DataError: `source` has no answers.
+        DataError: `source` has no answers, or one that the form of `target` cannot hold; nothing is written then.
         SettingsError: no such form; .parquet without pyarrow.
     """
     writer = {".json": _write_json, ".csv": _write_csv, ".parquet": _write_parquet}.get(target.suffix.lower())
@@ -78,6 +84,10 @@ def _write_json(target: Path, rows: Sequence[Row]) -> None:
 
 
 def _write_csv(target: Path, rows: Sequence[Row]) -> None:
+    if empty := [row for row in rows if "" in row]:  # no reader takes it
+        raise DataError(*(f"{_place(target, row)}: must have a {COLUMNS[row.index('')]}, has none" for row in empty))
+    if any(isinstance(label, int) for _, _, label in rows):
+        _say_that_indices_become_text(target)
     with target.open("w", newline="", encoding="utf-8") as file:
         bare = any("\r" in str(field) for row in rows for field in row)  # the writer leaves it so, no reader takes it
         table = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL if bare else csv.QUOTE_MINIMAL)
@@ -92,6 +102,26 @@ def _write_parquet(target: Path, rows: Sequence[Row]) -> None:
     except ImportError as error:
         raise SettingsError(f"{target.name}: .parquet needs pyarrow: pip install pyarrow") from error
     columns = [list(column) for column in zip(*rows, strict=True)]
-    if not all(isinstance(label, int) for label in columns[2]):
+    n_indices = sum(isinstance(label, int) for label in columns[2])
+    if n_indices < len(rows):  # a column has one type
         columns[2] = [str(label) for label in columns[2]]
+        if n_indices:
+            _say_that_indices_become_text(target)
+    elif large := [row for row in rows if not -(2**63) <= int(row[2]) < 2**63]:
+        rule = "must be an integer of 64 bits"
+        raise DataError(*(f"{_place(target, row)}: label {short(str(row[2]))} {rule}" for row in large))
     parquet.write_table(pa.table(dict(zip(COLUMNS, columns, strict=True))), target)
+
+
+def _place(target: Path, row: Row) -> str:
+    task, worker, _ = row
+    return f"{target.name}: task {short(task)!r}, worker {short(worker)!r}"
+
+
+def _say_that_indices_become_text(target: Path) -> None:
+    """Only who knows the classes can tell whether it matters."""
+    log.warning(
+        "%s: labels that are indices become text; where the names of the classes are digits they may be read as names: "
+        ".json keeps them indices",
+        target.name,
+    )
