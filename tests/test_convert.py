@@ -240,6 +240,41 @@ def test_flat_exports_say_the_same(tmp_path: Path, form: str) -> None:
     assert set(answers_in(path)) == {("a-1", "5", "cat"), ("a-1", "6", "dog")}
 
 
+@pytest.mark.parametrize("choices", [[0, 1], [0, 0]])
+def test_a_choice_of_0_is_an_answer(tmp_path: Path, choices: list[int]) -> None:
+    flat = [{"image": f"a-{i}.jpg", "choice": choice, "annotator": 5} for i, choice in enumerate(choices)]
+    none: tuple[object, ...] = (None, "", [], {})
+    flat += [{"image": "a-9.jpg", "choice": choice, "annotator": 5} for choice in none]
+    expected = [(f"a-{i}", "5", str(choice)) for i, choice in enumerate(choices)]
+    assert list(answers_in(exported(tmp_path, flat))) == expected
+
+
+@pytest.mark.parametrize("form", ["json", "json-min", "csv"])
+def test_annotations_of_nobody_are_left_out_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, form: str
+) -> None:
+    """Those of several users that have been deleted are not the answers of one worker."""
+    votes = [(5, "cat"), (None, "cat"), (None, "dog")]
+    if form == "json":
+        annotations = [annotation(worker, choice) for worker, choice in votes]
+        path = exported(tmp_path, [{"id": 1, "data": {"image": "a-1.jpg"}, "annotations": annotations}])
+    elif form == "json-min":
+        path = exported(tmp_path, [{"image": "a-1.jpg", "annotator": by, "choice": choice} for by, choice in votes])
+    else:
+        path = tmp_path / "export.csv"
+        pd.DataFrame([("a-1.jpg", by or "", choice) for by, choice in votes]).to_csv(
+            path, header=["image", "annotator", "choice"], index=False
+        )
+    assert list(answers_in(path)) == [("a-1", "5", "cat")]
+    assert f"{path.name}: 2 annotations have no annotator any more and are left out" in caplog.text
+
+
+def test_an_export_whose_annotations_are_all_of_nobody_has_none(tmp_path: Path) -> None:
+    content = [{"id": 1, "data": {"image": "a-1.jpg"}, "annotations": [annotation(None, "cat")]}]
+    with pytest.raises(DataError, match=r"^export\.json: must have at least one annotation with a choice, has none$"):
+        list(answers_in(exported(tmp_path, content)))
+
+
 def test_what_is_no_json_is_no_export(tmp_path: Path) -> None:
     (tmp_path / "export.json").write_text('[{"data": ')
     with pytest.raises(DataError, match=r"^export\.json: must be JSON: "):

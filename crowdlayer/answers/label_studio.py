@@ -153,7 +153,7 @@ def _annotations(file: str, task: _Task) -> Iterator[Vote]:
 
 def _flat(file: str, items: Sequence[dict[str, Any]]) -> Iterator[Vote]:
     """The votes of JSON-MIN and CSV, whose items are annotations: the data's fields, the choice's, and these."""
-    said = ((name, value) for item in items for name, value in item.items() if name not in OWN and value)
+    said = ((name, value) for item in items for name, value in item.items() if name not in OWN and _says(value))
     fields = {name for name, value in said if not _is_image(value)}
     column = FROM_NAME if FROM_NAME in fields else min(fields, default="")
     if len(fields) > 1 and column != FROM_NAME:
@@ -161,9 +161,14 @@ def _flat(file: str, items: Sequence[dict[str, Any]]) -> Iterator[Vote]:
             f"{file}: must have one field with the label, or one named {FROM_NAME}, has {one_line(str(sorted(fields)))}"
         )
     for item in items:
-        if item.get(column):
+        if _says(item.get(column)):
             image = _image(file, item, item.get("id"))
             yield _vote(file, image, item["annotator"], _choices(item[column]), item.get("updated_at"))
+
+
+def _says(field: Any) -> bool:
+    """Whether there is a value in a field: 0 is one, where the choices are numbers."""
+    return field not in (None, "", [], {})
 
 
 def _choices(field: Any) -> list[Any]:
