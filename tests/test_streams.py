@@ -34,7 +34,7 @@ def full_disk() -> Iterator[int]:
 @pytest.fixture
 def answers(tmp_path: Path) -> Path:
     path = tmp_path / "answers.json"
-    path.write_text('{"0": {"anna": 1}}')
+    path.write_text('{"0": {"anna": "cat"}}')
     return path
 
 
@@ -44,7 +44,7 @@ def test_a_command_does_its_work_for_nobody(unread: Callable[[], AbstractContext
     with unread() as stream:
         done = subprocess.run([*CONVERT, str(answers), str(table)], cwd=ROOT, stdout=stream, stderr=subprocess.PIPE)
         assert (done.returncode, done.stderr) == (0, b"")
-        assert table.read_text().splitlines() == ["task,worker,label", "0,anna,1"]
+        assert table.read_text().splitlines() == ["task,worker,label", "0,anna,cat"]
         assert subprocess.run([*CONVERT, "--help"], cwd=ROOT, stdout=stream).returncode == 0
         assert subprocess.run([*CONVERT, str(answers)], cwd=ROOT, stderr=stream).returncode == 78
 
@@ -53,5 +53,5 @@ def test_all_three_may_be_closed(answers: Path) -> None:
     table = answers.with_suffix(".csv")
     closed = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *CONVERT]
     assert subprocess.run([*closed, str(answers), str(table)], cwd=ROOT).returncode == 0
-    assert table.read_text().splitlines() == ["task,worker,label", "0,anna,1"]
+    assert table.read_text().splitlines() == ["task,worker,label", "0,anna,cat"]
     assert subprocess.run([*closed, str(answers), "answers.txt"], cwd=ROOT).returncode == 78
