@@ -189,6 +189,27 @@ def test_a_classifier_that_has_seen_the_answers_is_believed_less() -> None:
     assert doubted < believed
 
 
+def test_a_classifier_that_has_exploded_does_not_overrule_the_crowd() -> None:
+    """It is as sure of its one class at half the logits, and at a quarter: neither temperature is the better one."""
+    crowd = simulate(7, n_classes=3, n_tasks=300, n_workers=8, per_task=2)
+    logits = 1e-2 * torch.randn(300, 3, generator=torch.Generator().manual_seed(0)) + torch.tensor([0.0, 1.0, 0.0])
+    for scale in (100.0, 300.0):
+        temperature = predictive_temperature(scale * logits, start(crowd), crowd.answers, 1.0)
+        label = consensus(scale * logits / temperature, start(crowd), crowd.answers).posterior.argmax(1).numpy()
+        voted = majority_vote(crowd.answers, 3)
+        assert (label == crowd.truth).mean() > (voted == crowd.truth).mean() - 0.02
+
+
+@pytest.mark.parametrize("n_classes", [10, 100])
+def test_single_answers_that_nothing_speaks_against_are_taken_for_mostly_right(n_classes: int) -> None:
+    """A layer near the identity, of which of 100 classes 3 % are right, is no reason to doubt them all."""
+    crowd = simulate(8, n_classes=n_classes, per_task=1, signal=0.01)
+    found = consensus(crowd.logits, start(crowd), crowd.answers)
+    label = torch.from_numpy(crowd.answers.label)
+    assert (found.posterior.argmax(1) == label).double().mean() > 0.95
+    assert 0.55 < float(found.posterior.amax(1).mean()) < 0.75
+
+
 def test_of_single_answers_nothing_can_be_told() -> None:
     crowd = simulate(8, per_task=1, overconfidence=4)
     assert predictive_temperature(crowd.logits, start(crowd), crowd.answers, 1.7) == 1.7

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..answers import Answers
+from .aggregation import RIGHT
 
 PRIOR = 10.0
 """So many answers per true class weighs what is believed of a worker before its answers to that class are seen."""
@@ -23,6 +24,12 @@ ROUNDS = 5
 """Rounds of `consensus`: on simulated crowds its figures hardly move after three, from a poor start after five."""
 LEAST = -30.0
 """The least log-probability of an answer: nobody is quite sure to give none like it."""
+SEVERAL = 0.1
+"""Below this share of tasks with several answers the worker model is no start for the rounds.
+
+On simulated crowds of 3, 10 and 100 classes it is the better one where half of the tasks have several, and far the
+worse one where none has.
+"""
 CELLS = 2**21
 """Numbers handled at once: what is held beside the results is a few times as many float64."""
 ANSWERS_TO_FIT = 100_000
@@ -158,7 +165,7 @@ def consensus(logits: Tensor, log_likelihood: Tensor, answers: Answers, rounds: 
         answers: to these tasks.
     """
     prior = logits.double().log_softmax(1)
-    posterior = _bayes(prior, _as_given(log_likelihood, answers), answers).softmax(1)
+    posterior = _bayes(prior, _at_first(log_likelihood, answers), answers).softmax(1)
     for _ in range(rounds):
         posterior = _bayes(prior, _as_others_show(posterior, answers), answers).softmax(1)
     return Consensus(posterior, count(posterior, answers))
@@ -241,14 +248,25 @@ def _bayes(log_prior: Tensor, evidence: Evidence, answers: Answers) -> Tensor:
     return scores
 
 
-def _as_given(log_likelihood: Tensor, answers: Answers) -> Evidence:
-    """The answers under the worker model's matrices."""
+def _at_first(log_likelihood: Tensor, answers: Answers) -> Evidence:
+    """The answers under the worker model's matrices; or, where hardly any task has several, as the prior has them.
 
-    def evidence(rows: slice) -> Tensor:
+    Nothing but the classifier bears out a single answer, so where it says little, the rounds come to what they started
+    from; and with many classes a layer near the identity holds hardly any answer to be right.
+    """
+    several = np.diff(answers.starts_at) > 1
+
+    def modelled(rows: slice) -> Tensor:
         _, worker, label = tensors(answers, rows)
         return log_likelihood[worker, :, label].double().clamp_min(LEAST)
 
-    return evidence
+    def assumed(rows: slice) -> Tensor:
+        _, _, label = tensors(answers, rows)
+        n_classes = log_likelihood.shape[2]
+        evidence = torch.full((len(label), n_classes), math.log((1 - RIGHT) / (n_classes - 1)), dtype=torch.float64)
+        return evidence.scatter_(1, label[:, None], math.log(RIGHT))
+
+    return modelled if several.mean() >= SEVERAL else assumed
 
 
 def _as_counted(counts: Counts, answers: Answers) -> Evidence:

@@ -90,7 +90,7 @@ class TrainingSettings(Group):
     loss_reduction: Annotated[Literal["task", "answer"], Word] = "task"
     """task: sum over a task's answers, mean over tasks (the paper's formula); answer: mean over answers."""
     crowd_updates: Annotated[Literal["auto", "dense", "rows"], Word] = "auto"
-    """rows: a step moves only workers who answered in it; auto: so for over 10 million numbers; dense with most regularizers."""
+    """rows: a step moves only workers who answered in it; auto: so where the matrices hold over 10 million numbers."""
     guard: Flag = True
     """Start a run that collapses again, with the workers' matrices held where the answers alone put them."""
     baselines: Annotated[tuple[Annotated[Literal["majority", "dawid-skene"], Word], ...], *ListOf, Once] = ()
