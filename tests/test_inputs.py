@@ -201,6 +201,13 @@ def test_an_output_that_cannot_be_written_is_known_before_any_training(
     assert store.keys() == []
 
 
+@pytest.mark.parametrize("output", ["s3://bucket/birds/train/x", "s3://bucket//birds/train/x"])
+def test_an_output_among_the_images_is_refused_however_it_is_spelt(output: str, train: Job, check: Job) -> None:
+    for job in (train, check):
+        with pytest.raises(SettingsError, match=r"^OUTPUT: must not be among the images of s3://bucket/birds, is "):
+            job(TASKS="s3://bucket/birds", OUTPUT=output)
+
+
 def test_an_output_bucket_that_is_not_there_is_a_wrong_setting(shapes: Path, store: Store, train: Job) -> None:
     with pytest.raises(SettingsError, match="the bucket must exist, 'no-such-bucket' does not"):
         train(TASKS=str(shapes), OUTPUT="s3://no-such-bucket/out")

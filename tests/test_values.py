@@ -181,6 +181,9 @@ LOCATIONS = ["TASKS", "ANSWERS", "OUTPUT", "PATH_REMOVE", "PRETRAINED"]
         ("s3://bucket", "s3://bucket"),
         ("s3://bucket/", "s3://bucket"),
         ("s3://bucket/pre/fix/", "s3://bucket/pre/fix"),
+        ("s3://bucket//pre/fix//", "s3://bucket/pre/fix"),
+        ("s3://bucket//", "s3://bucket"),
+        ("s3://bucket/pre//fix", "s3://bucket/pre//fix"),  # a key may be so
         ("s3://bucket/a b/ü@home", "s3://bucket/a b/ü@home"),
         ("s3://my.bucket-1/x", "s3://my.bucket-1/x"),
         ("s3://arn:aws:s3:eu-west-1:123456789012:accesspoint:mine/x",) * 2,

@@ -109,7 +109,8 @@ def as_location(value: str) -> str:
         raise ValueError("must be a path or an s3:// URI")
     if not re.fullmatch(r"s3://(arn:[\w.:-]+|[\w.-]+)(/[^?#]*)?", value, re.ASCII) or NO_TEXT.search(value):
         raise ValueError("must have the form s3://bucket or s3://bucket/prefix, without credentials or query")
-    return value.rstrip("/")
+    bucket, _, prefix = value.removeprefix("s3://").partition("/")
+    return f"s3://{bucket}/{prefix.strip('/')}".rstrip("/")  # one spelling of a place, by which places are compared
 
 
 def _file_name(value: str) -> str:
