@@ -26,10 +26,12 @@ pytestmark = pytest.mark.usefixtures("reader")
     ("name", "value"),
     [
         ("AWS_ENDPOINT_URL", "no url"),
+        ("AWS_ENDPOINT_URL", "127.0.0.1:9000"),
         ("AWS_CA_BUNDLE", "/nowhere/ca.crt"),
         ("AWS_PROFILE", "nobody"),
         ("AWS_REGION", "no region!"),
         ("AWS_MAX_ATTEMPTS", "many"),
+        ("AWS_MAX_ATTEMPTS", "0"),
         ("AWS_RETRY_MODE", "sometimes"),
         ("AWS_REQUEST_CHECKSUM_CALCULATION", "perhaps"),
     ],
@@ -40,10 +42,12 @@ def test_a_variable_of_aws_that_is_wrong_is_a_wrong_setting(
     if name == "AWS_CA_BUNDLE":
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"https://127.0.0.1:{free_port()}")
     monkeypatch.setenv(name, value)
-    with pytest.raises(SettingsError) as raised:
-        Bucket(store.bucket, "").listing()
-    assert str(raised.value).startswith(f"s3://{store.bucket}: ")
-    assert "\n" not in str(raised.value)
+    bucket = Bucket(store.bucket, "")
+    for _ in range(2):  # whoever tidies up after the first asks again
+        with pytest.raises(SettingsError) as raised:
+            bucket.listing()
+        assert str(raised.value).startswith(f"s3://{store.bucket}: ")
+        assert "\n" not in str(raised.value)
 
 
 @BOTH

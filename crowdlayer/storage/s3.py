@@ -71,11 +71,16 @@ class Bucket:
         return new_session(self.location)
 
     @cached_property
+    def _boto3(self) -> boto3.Session:
+        """Made once for the session, though a client be asked for again: a second one could not add its methods."""
+        return boto3.Session(botocore_session=self._session)
+
+    @cached_property
     def client(self) -> S3Client:
         """Made at the first request; safe to share between threads."""
         with translated(self.location, self.bucket, SettingsError):
             config = client_config(self._session, patience.timeout, patience.attempts, FAST_THREADS)
-            client = boto3.Session(botocore_session=self._session).client("s3", config=config)
+            client = self._boto3.client("s3", config=config)
             client.meta.events.register_first("needs-retry.s3", mistrust)
             if isinstance(credentials := self._session.get_credentials(), Credentials):
                 credentials.watch(client)
