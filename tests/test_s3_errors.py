@@ -50,6 +50,14 @@ def test_a_variable_of_aws_that_is_wrong_is_a_wrong_setting(
         assert "\n" not in str(raised.value)
 
 
+def test_a_text_of_awss_that_botocore_cannot_read_is_said_with_where_to_look(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "abc")
+    with pytest.raises(SettingsError, match=r"AWS's variables and files must be right, botocore says: .*'abc'$"):
+        Bucket(store.bucket, "").listing()
+
+
 @BOTH
 def test_a_bucket_that_is_not_there_is_a_wrong_setting(store: Store, tmp_path: Path) -> None:
     bucket = Bucket("there-is-no-such-bucket", "data")

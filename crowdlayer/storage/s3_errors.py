@@ -60,8 +60,11 @@ def translated(thing: str, bucket: str, otherwise: type[CrowdlayerError] = Store
         SSOError,
     ) as error:
         raise AccessError(f"{thing}: credentials are needed: {one_line(str(error))}") from error
-    except (ParamValidationError, ValueError) as error:  # ValueError: an endpoint that is no URL
+    except ParamValidationError as error:  # as of a bucket's name
         raise SettingsError(f"{thing}: {one_line(str(error))}") from error
+    except ValueError as error:  # as of an endpoint that is no URL, a number that is none
+        rule = "AWS's variables and files must be right"
+        raise SettingsError(f"{thing}: {rule}, botocore says: {one_line(str(error))}") from error
     except (HTTPClientError, NoConnectionError) as error:
         raise StoreError(f"{thing}: {one_line(str(error))}") from error
     except BotoCoreError as error:
