@@ -169,6 +169,44 @@ def test_a_line_break_in_the_credentials_is_said_and_nothing_of_them_is_shown(
     assert "aSecret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("process", "reason"),
+    [
+        ("/nowhere/keys --password s3cr3t", "No such file or directory: '/nowhere/keys'"),
+        ("/etc", "Permission denied: '/etc'"),
+        ("echo no JSON", "it must print JSON as AWS describes it, does not: Expecting value"),
+        ("echo []", "it must print JSON as AWS describes it, does not: 'list' object"),
+        ("echo 'one quote", "it must print JSON as AWS describes it, does not: No closing quotation"),
+    ],
+)
+def test_a_process_that_gives_no_credentials_is_named_and_access_refused(
+    process: str, reason: str, meddler: Meddler, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config").write_text(f"[default]\ncredential_process = {process}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    bucket = Bucket(store.bucket, "data")
+    for _ in range(2):  # whoever tidies up after the first asks again
+        with pytest.raises(AccessError, match=r"credentials are needed: .* from credential_process: ") as caught:
+            bucket.find("x")
+        assert reason in str(caught.value)
+        assert "s3cr3t" not in str(caught.value)
+
+
+def test_a_process_that_is_gone_when_newer_credentials_are_needed_is_named(
+    source: Source, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_obstore(monkeypatch)
+    gate = source("process")
+    (process := tmp_path / "keys").symlink_to("/bin/cat")
+    (tmp_path / "config").write_text(f"[default]\ncredential_process = {process} {tmp_path}/credentials\n")
+    bucket = Bucket(store.bucket, "data")
+    assert bucket.listing() == []
+    process.unlink()
+    gate.expire()
+    with pytest.raises(AccessError, match=rf"from credential_process: .*'{process}'"):
+        bucket.listing()
+
+
 def test_a_source_that_gives_what_has_expired_is_refused_access(
     meddler: Meddler, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

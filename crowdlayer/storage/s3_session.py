@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
@@ -17,10 +18,10 @@ import botocore.session
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.credentials import ReadOnlyCredentials, create_credential_resolver
-from botocore.exceptions import CredentialRetrievalError
+from botocore.exceptions import BotoCoreError, CredentialRetrievalError
 from botocore.utils import parse_timestamp
 
-from ..errors import AccessError, SettingsError, one_line
+from ..errors import SettingsError
 from .s3_errors import NO_REASON, OUTDATED
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ def new_session(location: str) -> botocore.session.Session:
     """A session as the environment and AWS's files say.
 
     Raises:
-        SettingsError, AccessError: naming `location`.
+        SettingsError: naming `location`.
+        BotoCoreError: credentials that cannot be had.
     """
     session = botocore.session.get_session()
     session.register_component("data_loader", _data_loader())
@@ -44,10 +46,7 @@ def new_session(location: str) -> botocore.session.Session:
         raise SettingsError(f"{location}: AWS_CA_BUNDLE must be a file, there is none at {bundle}")
     session.register_component("credential_provider", Credentials(session))
     if (credentials := session.get_credentials()) is not None:
-        try:
-            credentials.get_frozen_credentials()  # a role's token is read here at the latest
-        except (FileNotFoundError, PermissionError) as error:
-            raise AccessError(f"{location}: credentials are needed: {one_line(str(error))}") from error
+        credentials.get_frozen_credentials()  # a role's token is read here at the latest
     return session
 
 
@@ -124,7 +123,8 @@ class Credentials:
     def get_frozen_credentials(self) -> ReadOnlyCredentials:
         """What a request is signed with."""
         try:
-            frozen: ReadOnlyCredentials = self._found.get_frozen_credentials()
+            with self._retrieving():
+                frozen: ReadOnlyCredentials = self._found.get_frozen_credentials()
         except RuntimeError as error:  # botocore's word for a source that gives what has expired
             raise CredentialRetrievalError(provider=self._found.method, error_msg=str(error)) from error
         if any(part and not part.isprintable() for part in frozen):  # http.client would refuse it, and show it
@@ -163,8 +163,29 @@ class Credentials:
         return 0
 
     def _find(self) -> None:
-        self._found = create_credential_resolver(self._session).load_credentials() or self._found
+        with self._retrieving():
+            self._found = create_credential_resolver(self._session).load_credentials() or self._found
         self._since = time.monotonic()
+
+    @contextmanager
+    def _retrieving(self) -> Iterator[None]:
+        """Make botocore's own error of what it lets through: a process or a token that is not there, no sense in it."""
+        try:
+            yield
+        except BotoCoreError:  # some are OSErrors or ValueErrors too
+            raise
+        except OSError as error:
+            source = "credential_process" if self._has_process() else "a file"
+            raise CredentialRetrievalError(provider=source, error_msg=str(error)) from error
+        except (ValueError, AttributeError) as error:  # no JSON, or JSON and no object
+            if not self._has_process():
+                raise
+            said = f"it must print JSON as AWS describes it, does not: {error}"
+            raise CredentialRetrievalError(provider="credential_process", error_msg=said) from error
+
+    def _has_process(self) -> bool:
+        """Whether AWS's files name a credential_process; its command may hold secrets, and is not shown."""
+        return "credential_process" in self._session.get_scoped_config()
 
 
 @cache
