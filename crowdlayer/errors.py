@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from types import TracebackType
 
 SECRETS = re.compile(
-    r"""(?<=://)[^/\s'"]+(?=@)  |  (?<=[?&])(?=[^\s'"]*(?:Signature|Credential|Token)=)[^\s'"]+""", re.VERBOSE
+    r"""(?<=://)[^/\s'"]+(?=@)
+    |  (?: (?<=//) | (?<![^\s'"=(,]) )  [^/\s'":@]+ : [^/\s'"]+ (?=@[\w\[])
+    |  (?<=[?&])(?=[^\s'"]*(?:Signature|Credential|Token)=)[^\s'"]+""",
+    re.VERBOSE,
 )
-"""User and password of a URL, and the query of one that is signed."""
+"""User and password of a URL, of one without a scheme too; and the query of one that is signed."""
 SHOWN = 20
 """How many complaints of one kind are shown in full; the rest are counted."""
 

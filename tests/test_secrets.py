@@ -102,6 +102,13 @@ def test_a_store_that_fails_and_whose_address_has_a_password(
     assert_no_secret(done, world, store)
 
 
+def test_an_address_with_a_password_and_no_scheme(world: Path, store: Store, forks: Forks) -> None:
+    address = f"user:{PASSWORD}@127.0.0.1:{free_port()}"
+    done = job(forks, CROWDLAYER_TASKS="s3://bucket/data", AWS_ENDPOINT_URL=address)
+    assert (done.code, "Invalid endpoint: ***@127.0.0.1:" in done.last_line) == (78, True)
+    assert_no_secret(done, world, store)
+
+
 @pytest.mark.parametrize("name", ["verify", "report"])
 def test_a_command_whose_store_fails_and_whose_address_has_a_password(
     name: str, world: Path, store: Store, monkeypatch: pytest.MonkeyPatch
@@ -164,6 +171,11 @@ def test_a_fault_of_the_program_with_urls_in_its_traceback(
         ("GET https://h/k?X-Amz-Signature=abc&x=1 failed", "GET https://h/k?*** failed"),
         ("s3://bucket/data@home and 3@4", "s3://bucket/data@home and 3@4"),
         ("what? Signature=none", "what? Signature=none"),
+        ("Invalid endpoint: u:p@127.0.0.1:9", "Invalid endpoint: ***@127.0.0.1:9"),
+        ("endpoint='u:p@ss@[::1]:9'", "endpoint='***@[::1]:9'"),
+        ("//u:p@host", "//***@host"),
+        ("train/12:30@cam.png: must be an image", "train/12:30@cam.png: must be an image"),
+        ("worker w: ann@example.org, a:@b", "worker w: ann@example.org, a:@b"),
     ],
 )
 def test_what_is_hidden_of_a_text(text: str, shown: str) -> None:
