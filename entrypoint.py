@@ -46,6 +46,7 @@ def usage() -> str:
 
 def main(arguments: list[str]) -> int:
     """Run; returns the exit code."""
+    trace = ""
     try:
         interruption.listen(failed)  # one may have come already
         match arguments:
@@ -69,8 +70,8 @@ def main(arguments: list[str]) -> int:
         words = LastWords.of(error)
     except BaseException as error:  # the one place that sees everything
         words = LastWords.of(error)
-        say(without_secrets(traceback.format_exc()).rstrip("\n"), sys.stderr)
-    return failed(words.line, words.code)
+        trace = without_secrets(traceback.format_exc()).rstrip("\n")
+    return failed(words.line, words.code, trace)
 
 
 def work(what: str = "") -> str:
@@ -103,16 +104,30 @@ def work(what: str = "") -> str:
     return ""
 
 
-def failed(line: str, code: int) -> int:
-    """Say why, where Kubernetes looks for it and as the last line of standard error."""
+def failed(line: str, code: int, trace: str = "") -> int:
+    """Say why, where Kubernetes looks for it and as the last line of standard error; a fault's traceback before it."""
     last = without_secrets(f"crowdlayer: {line}")
     if TERMINATION_LOG.is_file():
         with suppress(OSError):  # a read-only one is not worth another failure
             TERMINATION_LOG.write_bytes(last.encode()[:4096])  # of more, Kubernetes would show the end
+    told: dict[str, object] = {"exit_code": code}
+    if trace and in_json():
+        told["traceback"] = trace
+    elif trace:
+        say(trace, sys.stderr)
     if log.hasHandlers():  # the log has started
-        log.error(line, extra={"exit_code": code})
+        log.error(line, extra=told)
     say(last, sys.stderr)
     return code
+
+
+def in_json() -> bool:
+    """Whether the log has started, and is an object per line."""
+    if not log.hasHandlers():
+        return False
+    from crowdlayer import logs
+
+    return logs.in_json()
 
 
 if __name__ == "__main__":

@@ -70,6 +70,11 @@ def start(log_format: Literal["text", "json"]) -> None:
     logging.captureWarnings(True)
 
 
+def in_json() -> bool:
+    """Whether the log is an object per line."""
+    return any(isinstance(handler.formatter, JsonLines) for handler in logging.getLogger().handlers)
+
+
 def only_errors() -> None:
     """Say nothing of less weight from now on, in a process that is one of several."""
     for name in ("", "crowdlayer"):

@@ -43,10 +43,19 @@ def _code(folder: Path, launch: Launch, leave: Callable[[str, int], int]) -> int
         words = LastWords.of(error)
     except BaseException as error:  # the one place that sees everything
         words = LastWords.of(error)
-        say(without_secrets(traceback.format_exc()).rstrip("\n"), sys.stderr)
+        _show(words.line, without_secrets(traceback.format_exc()).rstrip("\n"))
     words.write(folder, _peers(launch).rank)
     logging.shutdown()
     return words.code
+
+
+def _show(line: str, trace: str) -> None:
+    from . import logs  # which may not have started
+
+    if logs.in_json():
+        logging.getLogger(__name__).error(line, extra={"traceback": trace})
+    else:
+        say(trace, sys.stderr)
 
 
 def _train(folder: Path, launch: Launch) -> None:

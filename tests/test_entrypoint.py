@@ -319,6 +319,25 @@ def test_70_a_fault_of_the_program_has_a_traceback_before_the_last_line(
     assert done.last_line == "crowdlayer: a fault of the program: ZeroDivisionError: division by zero"
 
 
+@pytest.mark.parametrize("n_processes", ["1", "2"])
+def test_70_a_fault_has_its_traceback_in_an_object_where_the_log_is_of_objects(
+    n_processes: str, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the job itself, and of one of several training processes."""
+    fault = "import torch.optim\ntorch.optim.SGD.step = lambda *_, **__: 1 / 0\n"
+    (tmp_path / "sitecustomize.py").write_text(fault)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    done = quick_job(TASKS=str(shapes), OUTPUT=str(tmp_path / "out"), LOG_FORMAT="json", N_PROCESSES=n_processes)
+
+    *objects, last = done.stderr.splitlines()
+    records = [json.loads(line) for line in objects]
+    assert (done.code, records[-1]["exit_code"], last) == (70, 70, done.last_line)
+    traces = [record["traceback"] for record in records if "traceback" in record]
+    assert traces
+    assert all(trace.endswith("ZeroDivisionError: division by zero") for trace in traces)
+
+
 def test_74_a_store_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
