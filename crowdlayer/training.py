@@ -225,7 +225,8 @@ def _gone_on(trainer: Trainer, brought: Mapping[str, Path]) -> Compared:
 
 def _trackers(settings: Settings, tells: bool) -> Trackers:
     """Those that are asked for, of the process that `tells` them."""
-    made = wanted(settings.output_name, settings.tensorboard, settings.metrics_file) if tells else {}
+    to, file = settings.tensorboard, settings.metrics_file
+    made = wanted(settings.output_name, to, file, settings.log_format) if tells else {}
     return Trackers(made, settings.model_dump(mode="json"))
 
 

@@ -6,9 +6,11 @@ import json
 import logging
 import re
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from accelerate import PartialState
 from accelerate.tracking import GeneralTracker
 
 from crowdlayer import job
+from crowdlayer.errors import DataError, InterruptedRunError
 from crowdlayer.report import trackers
 from crowdlayer.report.trackers import Textfile, Trackers, wanted
 from crowdlayer.settings import load_settings
@@ -119,6 +122,61 @@ def test_mlflow_gets_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     track(wanted("my run", None, None))
     (found,) = tmp_path.glob("*/*/metrics/train/loss")
     assert [line.split()[1:] for line in found.read_text().splitlines()] == [["1.5", "1"], ["0.5", "2"]]
+
+
+FAKE = """
+import logging, os, types
+utils = types.SimpleNamespace(validation=types.SimpleNamespace(MAX_PARAM_VAL_LENGTH=500, MAX_PARAMS_TAGS_PER_BATCH=100))
+ended = []
+log = logging.getLogger("mlflow")
+if os.environ.get("MLFLOW_CONFIGURE_LOGGING") != "false":
+    log.addHandler(logging.StreamHandler())
+    log.propagate = False
+search_experiments = lambda **_: []
+create_experiment = lambda **_: "1"
+start_run = lambda **_: log.warning("from MLflow")
+log_params = lambda params: None
+log_metrics = lambda metrics, step=None: None
+def end_run(status="FINISHED"):
+    ended.append(status)
+    if os.environ.get("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT") != "true":
+        print("View run")
+"""
+"""Of MLflow what Accelerate calls, and the variables that say what it prints."""
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (folder := tmp_path / "fake").mkdir()
+    (folder / "mlflow.py").write_text(FAKE)
+    monkeypatch.delitem(sys.modules, "mlflow", raising=False)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    for name in ("MLFLOW_CONFIGURE_LOGGING", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"):
+        monkeypatch.setenv(name, "")  # to have it gone again afterwards
+        monkeypatch.delenv(name)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(None, "FINISHED"), (InterruptedRunError("SIGTERM"), "KILLED"), (DataError("x"), "FAILED")]
+)
+@pytest.mark.usefixtures("fake")
+def test_mlflow_is_told_how_the_run_has_ended(error: BaseException | None, status: str) -> None:
+    with suppress(InterruptedRunError, DataError), Trackers(wanted("r", None, None), CONFIG):
+        if error is not None:
+            raise error
+    assert sys.modules["mlflow"].ended == [status]
+    del sys.modules["mlflow"]
+
+
+def test_what_mlflow_says_is_an_object_per_line_too(
+    fake: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(fake))
+    done = run_job(timeout=300, TASKS=str(shapes), OUTPUT=str(tmp_path / "out"), LOG_FORMAT="json", **QUICK)
+    assert done.code == 0, done.stderr
+    assert "from MLflow" in [json.loads(line)["message"] for line in done.stderr.splitlines()]
 
 
 class Server(BaseHTTPRequestHandler):

@@ -71,6 +71,17 @@ class Textfile(GeneralTracker):  # type: ignore[misc]
         """The last figures stay."""
 
 
+class MLflow(MLflowTracker):  # type: ignore[misc]
+    """Accelerate's, with how the run has ended: it takes every one for finished."""
+
+    status = "FINISHED"
+
+    def finish(self) -> None:
+        import mlflow
+
+        mlflow.end_run(self.status)
+
+
 class Trackers:
     """The trackers of one run, as a context; each in a thread of its own.
 
@@ -94,8 +105,10 @@ class Trackers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        killed = kind is not None and issubclass(kind, KeyboardInterrupt)  # as an interruption is one
+        status = "FINISHED" if kind is None else "KILLED" if killed else "FAILED"
         for thread in self._threads:
-            thread.todo.put(None)
+            thread.todo.put(status)
         until = time.monotonic() + (PATIENCE if kind is None else LESS_PATIENCE)
         for thread in self._threads:
             thread.join(max(until - time.monotonic(), 0))
@@ -106,7 +119,8 @@ class Trackers:
 class _Apart(threading.Thread):
     def __init__(self, name: str, make: Callable[[], GeneralTracker], config: Mapping[str, Any]) -> None:
         super().__init__(name=name, daemon=True)
-        self.todo: queue.SimpleQueue[tuple[dict[str, float], int | None] | None] = queue.SimpleQueue()
+        self.todo: queue.SimpleQueue[tuple[dict[str, float], int | None] | str] = queue.SimpleQueue()
+        """Figures with their epoch; at last how the run has ended, in MLflow's words."""
         self._make = make
         self._config = {k: v if isinstance(v, str | int | float) else str(v) for k, v in config.items()}
 
@@ -115,20 +129,25 @@ class _Apart(threading.Thread):
             tracker = self._make()
             tracker.start()
             tracker.store_init_configuration(self._config)
-            while (item := self.todo.get()) is not None:
+            while not isinstance(item := self.todo.get(), str):
                 figures, step = item
                 tracker.log(figures, step=step)
+            if isinstance(tracker, MLflow):
+                tracker.status = item
             tracker.finish()
         except Exception as error:  # other people's libraries, servers and networks: whatever it is, the run goes on
             log.warning("tracker %s: fails, and is not used any more: %s", self.name, one_line(str(error))[:300])
 
 
-def wanted(run_name: str, tensorboard: str | None, metrics_file: str | None) -> dict[str, Callable[[], GeneralTracker]]:
+def wanted(
+    run_name: str, tensorboard: str | None, metrics_file: str | None, log_format: str = "text"
+) -> dict[str, Callable[[], GeneralTracker]]:
     """What makes each tracker that is asked for: by our settings, or by MLflow's and W&B's own variables.
 
     Args:
         tensorboard: the folder for TensorBoard's event files.
         metrics_file: the file of OpenMetrics text.
+        log_format: in json MLflow's links to the run are left out, which it prints.
     """
     made: dict[str, Callable[[], GeneralTracker]] = {}
     if tensorboard is not None and _installed("tensorboard"):
@@ -136,12 +155,16 @@ def wanted(run_name: str, tensorboard: str | None, metrics_file: str | None) -> 
     if metrics_file is not None:
         made["openmetrics"] = lambda: Textfile(Path(metrics_file), run_name)
     if _asked_for(("MLFLOW_TRACKING_URI",)) and _installed("mlflow"):
-        made["mlflow"] = lambda: MLflowTracker(PROJECT, run_name=run_name, tags={"crowdlayer": __version__})
+        os.environ.setdefault("MLFLOW_CONFIGURE_LOGGING", "false")  # what it logs comes to our log, as our lines do
+        if log_format == "json":
+            os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        made["mlflow"] = lambda: MLflow(PROJECT, run_name=run_name, tags={"crowdlayer": __version__})
     if (
         _asked_for(("WANDB_API_KEY", "WANDB_MODE"))
         and os.environ.get("WANDB_MODE") != "disabled"
         and _installed("wandb")
     ):
+        os.environ.setdefault("WANDB_SILENT", "true")  # standard error is our log's
         project = os.environ.get("WANDB_PROJECT", PROJECT)
         made["wandb"] = lambda: WandBTracker(
             project,
