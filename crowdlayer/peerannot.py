@@ -23,7 +23,7 @@ from .learning.classifier import has_small_stem
 from .learning.crowd_model import CrowdLoss, CrowdModel
 from .learning.devices import device_name
 from .learning.experiment import Experiment, Phases, load_images
-from .learning.optimization import Both, Mover
+from .learning.optimization import Both, Matrices, MatricesSchedule, Mover
 from .learning.progress import Progress
 from .learning.trainer import EVALUATION_BATCHES
 from .report.publishing import publish
@@ -188,15 +188,18 @@ class Crowdlayer:
         """Moves the classifier and, as its second group, the workers' matrices."""
         return self._trainer.learner.optimizer
 
-    optimizer2 = optimizer
+    @property
+    def optimizer2(self) -> Matrices:
+        """The workers' matrices alone, whose rate may be set here; `optimizer` moves them."""
+        return Matrices(self.optimizer)
 
     @property
     def scheduler(self) -> Any:
         return self._trainer.learner.scheduler
 
     @property
-    def scheduler2(self) -> NoScheduler:
-        return NoScheduler()
+    def scheduler2(self) -> MatricesSchedule:
+        return MatricesSchedule(self.optimizer2)
 
     @property
     def trainloader(self) -> CrowdLoader:
@@ -263,8 +266,13 @@ class Crowdlayer:
     ) -> dict[str, list[float]]:
         """One epoch; appends the mean loss per task to `logger["train_loss"]` and returns `logger`.
 
-        `optimizer` and `optimizer2` may be the class's own, which are one, or two of the caller's.
+        `optimizer` and `optimizer2` may be the class's own, or two of the caller's.
+
+        Raises:
+            ValueError: only the second one is the class's, which moves nothing without the first.
         """
+        if isinstance(optimizer2, Matrices) and optimizer2.whole is not optimizer:
+            raise ValueError("optimizer2: must be the caller's own where optimizer is, got the class's")
         progress = Progress(trainloader.epoch)
         moves = optimizer if optimizer2 is optimizer else Both(optimizer, optimizer2)
         learner = self._trainer.learner.lent(model, criterion, moves)
@@ -272,11 +280,6 @@ class Crowdlayer:
         trainloader.epoch += 1
         logger.setdefault("train_loss", []).append(loss)
         return logger
-
-
-class NoScheduler:
-    def step(self) -> None:
-        """Nothing: peerannot has a scheduler per optimiser and steps both, here the first one moves all rates."""
 
 
 class _Kept:

@@ -116,6 +116,29 @@ def test_run_epoch_takes_an_optimizer_for_each_part(data: Path) -> None:
     assert moved == [True, True, False]
 
 
+def test_the_rate_of_the_matrices_is_theirs_alone(data: Path) -> None:
+    """As of peerannot's second optimiser and scheduler."""
+    strategy = small(data, n_epochs=2, milestones=[1])
+    before = strategy.crowdlayer_net.confusion.detach().clone()
+    (group,) = strategy.optimizer2.param_groups
+    assert [weight.shape for weight in group["params"]] == [before.shape]
+    group["lr"] = 0
+    assert strategy.optimizer.param_groups[0]["lr"] == OPTIONS["lr"]
+    assert len(strategy.run()["train_loss"]) == 2
+    assert torch.equal(strategy.crowdlayer_net.confusion, before)
+    group["lr"] = 0.5
+    strategy.scheduler2.step()
+    assert strategy.scheduler2.get_last_lr() == [0.5]
+    assert strategy.scheduler2.optimizer.param_groups == [group]
+
+
+def test_the_second_optimizer_is_nothing_without_the_first(data: Path) -> None:
+    strategy = small(data)
+    parts = strategy.crowdlayer_net, strategy.trainloader, strategy.criterion
+    with pytest.raises(ValueError, match="optimizer2: must be the caller's own"):
+        strategy.run_epoch(*parts, torch.optim.SGD(strategy.model.parameters()), strategy.optimizer2, {})
+
+
 def test_what_the_page_calls_different_is(data: Path) -> None:
     """`crowdlayer/docs/peerannot.md`, for those who call the parts themselves."""
     strategy = small(data)

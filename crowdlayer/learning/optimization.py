@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,39 @@ class Both:
     def step(self) -> None:
         for optimizer in self._optimizers:
             optimizer.step()
+
+
+class Matrices:
+    """The second group of an optimiser of two, the workers' matrices, in the place of peerannot's second optimiser.
+
+    What is written to its group counts; to move it is the whole optimiser's, which does it on the way.
+    """
+
+    def __init__(self, whole: Optimizer) -> None:
+        self.whole = whole
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return self.whole.param_groups[1:]
+
+    def zero_grad(self) -> None:
+        """Nothing."""
+
+    def step(self) -> None:
+        """Nothing."""
+
+
+class MatricesSchedule:
+    """In the place of peerannot's second scheduler: the first one moves all rates."""
+
+    def __init__(self, optimizer: Matrices) -> None:
+        self.optimizer = optimizer
+
+    def get_last_lr(self) -> list[float]:
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+    def step(self) -> None:
+        """Nothing."""
 
 
 def make_optimizer(model: CrowdModel, settings: TrainingSettings) -> Optimizer:
