@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import json
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 
 from crowdlayer import CrowdLayer, Crowdlayer
 from crowdlayer.errors import DataError, SettingsError
-from tests.conftest import SHARED, Store
+from tests.conftest import ROOT, SHARED, Store
 
 OPTIONS: dict[str, Any] = {"batch_size": 16, "lr": 0.01, "img_size": 16, "small_images": "false", "verbose": False}
 
@@ -139,6 +140,19 @@ def test_the_second_optimizer_is_nothing_without_the_first(data: Path) -> None:
         strategy.run_epoch(*parts, torch.optim.SGD(strategy.model.parameters()), strategy.optimizer2, {})
 
 
+def test_the_criterion_takes_logits_and_labels_as_peerannots_evaluation_hands_them_over(data: Path) -> None:
+    """Where -1 is no label."""
+    strategy = small(data)
+    network = strategy.model.eval()
+    for images, labels in strategy.valloader:
+        labels[0] = -1
+        with torch.no_grad():
+            outputs = network(images)
+            loss = strategy.criterion(outputs, labels)
+        expected = torch.nn.CrossEntropyLoss(ignore_index=-1, reduction="mean")(outputs, labels)
+        assert loss.item() == pytest.approx(expected.item())
+
+
 def test_what_the_page_calls_different_is(data: Path) -> None:
     """`crowdlayer/docs/peerannot.md`, for those who call the parts themselves."""
     strategy = small(data)
@@ -150,8 +164,12 @@ def test_what_the_page_calls_different_is(data: Path) -> None:
     state = strategy.crowdlayer_net.state_dict()
     assert torch.equal(state["crowd_layer.confusion"], strategy.crowdlayer_net.confusion)
     assert "confusion" not in state
-    assert not hasattr(strategy.crowdlayer_net, "n_worker")
-    assert not hasattr(strategy, "get_workers")
+    assert not [name for name in ("n_worker", "n_classes", "workers") if hasattr(strategy.crowdlayer_net, name)]
+    text = " ".join((ROOT / "crowdlayer/docs/peerannot.md").read_text().split())
+    missing = text.partition("**Not there**")[2].partition("; of a loader")[0]
+    assert not [name for name in re.findall(r"`(\w+)`", missing) if hasattr(strategy, name)]
+    with pytest.raises(AttributeError):
+        strategy.n_epochs = 3  # type: ignore[misc]
     for refused in ({"milestones": [0]}, {"model": "modellabelme"}, {"model": "modelmusic"}):
         with pytest.raises(SettingsError, match=f"^{next(iter(refused))}: "):
             strategy.setup(**refused)

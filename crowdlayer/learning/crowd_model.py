@@ -74,7 +74,7 @@ class CrowdLoss(nn.Module):
         self,
         scores: Tensor,
         label: Tensor,
-        n_tasks: int,
+        n_tasks: int | None = None,
         n_answers: int | Tensor | None = None,
         weight: Tensor | None = None,
     ) -> Tensor:
@@ -84,7 +84,10 @@ class CrowdLoss(nn.Module):
         number of answers on the device is at least 1.
         Tasks without answers count in the mean over tasks; without any answer the loss is 0. With `weight` (answers,)
         an answer counts so much; one whose label is `IGNORED` never does.
+        Of scores and labels alone it is peerannot's criterion: the mean of all whose label is not -1.
         """
+        if n_tasks is None:
+            return F.cross_entropy(scores, label, ignore_index=-1)
         if weight is None:
             total = F.cross_entropy(scores, label, reduction="sum")
         else:
