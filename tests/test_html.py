@@ -51,6 +51,15 @@ def test_the_model_card_says_what_was_trained_and_what_chosen(
         assert "held out to choose the temperature by their answers" in " ".join(html.card(results).split())
 
 
+def test_card_and_page_say_how_many_tasks_were_held_out(beside: Path, results: dict[str, Any]) -> None:
+    shown = json.loads((beside / "report.json").read_text())
+    assert "held out," not in html.page(shown)
+    for figures in (results, shown["results"]):
+        figures |= {"temperature_fitted_on": "held-out answers", "n_held_out": 7}
+    assert f"to {results['n_tasks']} images, of which 7 were held out to choose" in " ".join(html.card(results).split())
+    assert f"to {results['n_tasks']} tasks, of which 7 were held out, " in " ".join(html.page(shown).split())
+
+
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
