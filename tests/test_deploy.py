@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import ExifTags, Image, ImageOps
 from safetensors.torch import load_file
 
@@ -24,6 +25,7 @@ from crowdlayer.deployment.predictor import Predictor, load, model_folder
 from crowdlayer.errors import DataError, SettingsError, StoreError
 from crowdlayer.learning.classifier import build_classifier
 from tests.conftest import ROOT
+from tests.test_readme import DOCS, blocks
 
 SIZE = 24
 CLASSES = ["cat", "dog", "a bird, perhaps"]
@@ -79,6 +81,20 @@ def test_a_loaded_model_gives_the_trained_models_probabilities(tmp_path: Path, s
     assert found.dtype == np.float32
 
 
+def test_the_pages_lines_put_the_weights_of_small_images_into_torchvisions_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    classifier = a_classifier(small_stem=True)
+    Path("best_models").mkdir()
+    torch.save({"classifier": classifier.state_dict()}, "best_models/crowdlayer.pth")
+    (lines,) = [block for block in blocks(DOCS / "using-the-model.md", "python") if "network.conv1" in block]
+    names: dict[str, Any] = {"torch": torch, "torchvision": torchvision}
+    exec(lines, names)
+    images = torch.randn(2, 3, SIZE, SIZE)
+    torch.testing.assert_close(names["network"].eval()(images), classifier(images))
+
+
 def test_paths_pillow_images_and_arrays_are_the_same_to_it(tmp_path: Path) -> None:
     written(tmp_path / "model")
     model, paths = load(tmp_path / "model"), some_images(tmp_path)
@@ -92,6 +108,12 @@ def test_paths_pillow_images_and_arrays_are_the_same_to_it(tmp_path: Path) -> No
     np.testing.assert_array_equal(model.predict_proba(arrays), from_paths)
     assert model.predict(paths) == [CLASSES[i] for i in from_paths.argmax(1)]
     assert model.predict_proba([]).shape == (0, len(CLASSES))
+
+
+def test_a_grey_array_may_have_an_axis_for_its_channel(tmp_path: Path) -> None:
+    written(tmp_path / "model")
+    model, grey = load(tmp_path / "model"), np.arange(30, dtype=np.uint8).reshape(5, 6)
+    np.testing.assert_array_equal(model.predict_proba([grey[..., None]]), model.predict_proba([grey]))
 
 
 def test_what_is_no_image_is_named(tmp_path: Path) -> None:

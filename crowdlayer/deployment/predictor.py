@@ -50,7 +50,8 @@ class Predictor:
         """(n, classes) float32, rows sum to 1: the calibrated probability of each class for each image.
 
         Args:
-            images: paths of image files, Pillow images, or uint8 arrays (height, width, 3), of any size.
+            images: paths of image files, Pillow images, or uint8 arrays of any size: (height, width, 3 or 1) or
+                (height, width).
             batch_size: images per step and device.
 
         Raises:
@@ -115,12 +116,13 @@ class Predictor:
         try:
             if isinstance(image, str | Path):
                 return decode(Path(image), self.image_size)
-            opened = Image.fromarray(image) if isinstance(image, np.ndarray) else image
-            if not isinstance(opened, Image.Image):
+            if isinstance(image, np.ndarray):
+                image = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
+            if not isinstance(image, Image.Image):
                 raise TypeError(f"it is a {type(image).__name__}, and no path, Pillow image or array")
             with _loading:
-                opened.load()
-            return square(opened, self.image_size)
+                image.load()
+            return square(image, self.image_size)
         except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
             raise DataError(f"{one_line(name)}: must be an image: {one_line(str(error))}") from error
 
