@@ -10,7 +10,7 @@ from torch import nn
 from torchvision import models
 
 from crowdlayer.errors import SettingsError
-from crowdlayer.learning.classifier import build_classifier, has_small_stem, head, n_weights
+from crowdlayer.learning.classifier import _default_weights, build_classifier, has_small_stem, head, n_weights
 
 FAMILIES = [
     ("alexnet", 64),
@@ -87,6 +87,36 @@ def test_pretrained_weights_load_offline_and_the_head_is_new(tmp_path: Path) -> 
     model = build_classifier("resnet18", 5, 64, tmp_path / "w.pth", False, "auto")
     assert torch.equal(model.get_parameter("layer1.0.conv1.weight"), source.layer1[0].conv1.weight)
     assert model.get_parameter("fc.weight").shape == (5, 512)
+
+
+@pytest.mark.parametrize(("name", "size"), [("googlenet", 64), ("inception_v3", 96)])
+def test_torchvisions_weights_see_the_pixels_that_they_see_in_torchvisions_network(
+    name: str, size: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = models.get_model(name, weights=None, init_weights=False).state_dict()
+    monkeypatch.setattr(models.WeightsEnum, "get_state_dict", lambda *_, **__: state)
+    theirs, ours = models.get_model(name, weights="DEFAULT"), build_classifier(name, 1000, size, True, False, "auto")
+    for module in [*theirs.modules(), *ours.modules()]:
+        module.training = isinstance(module, nn.BatchNorm2d)  # by statistics of random weights all images are alike
+    images = torch.randn(4, 3, size, size)
+    torch.testing.assert_close(ours(images), theirs(images))
+    assert not caplog.records
+    torch.save(state, tmp_path / "w.pth")
+    for pretrained in (False, tmp_path / "w.pth"):
+        assert not build_classifier(name, 5, size, pretrained, False, "auto").transform_input
+    assert "torchvision's own weights want PRETRAINED=true" in caplog.text
+
+
+def test_weights_that_want_other_pixels_are_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(models.WeightsEnum, "get_state_dict", lambda *_, **__: {})
+    told = []
+    for name in models.list_models(module=models):
+        caplog.clear()
+        _default_weights(name)
+        told += [name] if "and get ImageNet's" in caplog.text else []
+    assert told == ["efficientnet_v2_l"]
 
 
 def test_auxiliary_outputs_of_pretrained_weights_are_left_away(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ import torchvision
 from PIL import ExifTags, Image, ImageOps
 from safetensors.torch import load_file
 
+from crowdlayer import Crowdlayer
 from crowdlayer.data.decoding import decode
 from crowdlayer.data.pixels import normalise
 from crowdlayer.deployment.export import export
@@ -79,6 +81,30 @@ def test_a_loaded_model_gives_the_trained_models_probabilities(tmp_path: Path, s
         wanted = (classifier(normalise(pixels, torch.device("cpu"))) / 1.7).softmax(1)
     np.testing.assert_allclose(found, wanted, atol=1e-6)
     assert found.dtype == np.float32
+
+
+@pytest.mark.parametrize("architecture", ["googlenet", "resnet18"])
+def test_a_run_with_torchvisions_weights_is_loaded_as_it_was_trained(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str
+) -> None:
+    """Googlenet's transform their input, and no weight says so."""
+    data = shutil.copytree(shapes, tmp_path / "data")
+    source = build_classifier(architecture, 1000, 64, False, False, "false").train()
+    for module in source.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # a mean of all batches: of weights that saw none, all images are alike
+    source(torch.randn(8, 3, 64, 64))
+    state = source.state_dict()
+    monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", lambda *_, **__: state)
+    strategy = Crowdlayer(data, None, architecture, 3, "sgd", 1, pretrained=True, img_size=64, lr=1e-3, verbose=False)
+    temperature = strategy.run()["temperature"]
+    model = load(data / "best_models/crowdlayer")
+    test = sorted((data / "test").rglob("*.png"))
+    pixels = normalise(torch.from_numpy(np.stack([decode(path, 64) for path in test])), torch.device("cpu"))
+    with torch.inference_mode():
+        wanted = (strategy.model.eval()(pixels) / temperature).softmax(1)
+    np.testing.assert_allclose(model.predict_proba(test), wanted, atol=1e-5)
+    assert model.description.transform_input == (architecture == "googlenet")
 
 
 def test_the_pages_lines_put_the_weights_of_small_images_into_torchvisions_network(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .. import __version__
 from ..data.pixels import MEAN, STD, scaling, standardise
 from ..errors import DataError, StoreError, one_line
-from ..learning.classifier import build_classifier
+from ..learning.classifier import build_classifier, transform_input
 from ..storage.files import disk_errors
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
@@ -36,6 +36,7 @@ class Description:
     """model.json: all that is needed to use the weights.
 
     `architecture` is a name of torchvision.models, `small_stem` says that its stem is `classifier._small_stem`'s;
+    `transform_input` that the network, googlenet or inception_v3, has this flag of torchvision's set;
     `temperature` divides the logits before the softmax; the rest of the file is for other programs.
     """
 
@@ -44,6 +45,7 @@ class Description:
     image_size: int
     small_stem: bool = False
     temperature: float = 1.0
+    transform_input: bool = False
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     crowdlayer: str = __version__
 
@@ -76,6 +78,8 @@ def rebuilt(description: Description, state: dict[str, Tensor]) -> Deployed:
             freeze=False,
             small_images="true" if description.small_stem else "false",
         )
+    if description.transform_input:
+        transform_input(classifier)
     classifier.load_state_dict(state)
     return Deployed(classifier.requires_grad_(False), description.temperature)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torchvision import models
 
+from ..data.pixels import MEAN, STD
 from ..errors import SettingsError, StoreError, one_line
 from .tensors import read_tensors
 
@@ -19,6 +20,9 @@ log = logging.getLogger(__name__)
 
 SMALL_BELOW = 64
 """SMALL_IMAGES=auto: a resnet halves its input five times, which leaves less than 2×2 of an image below this side."""
+
+TRANSFORMING = frozenset({"googlenet", "inception_v3"})
+"""With torchvision's weights these turn ImageNet's normalisation into mean and deviation 0.5 (`transform_input`)."""
 
 
 def build_classifier(
@@ -45,6 +49,13 @@ def build_classifier(
         raise SettingsError(f"SMALL_IMAGES: true needs a resnet-like MODEL (conv1 and maxpool), got {name}")
     if pretrained is not False:
         state = _default_weights(name) if pretrained is True else _read_state(pretrained)
+        if transforms_input(name, pretrained is True):
+            transform_input(model)
+        elif name in TRANSFORMING:
+            log.warning(
+                "PRETRAINED: of %s, torchvision's own weights want PRETRAINED=true, with their file in TORCH_HOME; "
+                "below weights of any other file images are not transformed", name
+            )  # fmt: skip
         _load(model, state, "PRETRAINED" if pretrained is True else f"PRETRAINED {pretrained.name}")
     if freeze:
         model.requires_grad_(False)
@@ -80,6 +91,16 @@ def wants_small_stem(model: nn.Module, size: int, default_weights: bool, small_i
     """
     wanted = size < SMALL_BELOW and not default_weights if small_images == "auto" else small_images == "true"
     return wanted and _stem(model) is not None
+
+
+def transforms_input(name: str, default_weights: bool) -> bool:
+    """Whether `build_classifier` makes a network that transforms its input: no state dict says so."""
+    return default_weights and name in TRANSFORMING
+
+
+def transform_input(model: nn.Module) -> None:
+    """Let a network of `TRANSFORMING` do it."""
+    vars(model)["transform_input"] = True  # torchvision's flag, which the network's types do not know
 
 
 def _make(name: str, n_classes: int, shape: dict[str, Any]) -> nn.Module:
@@ -142,6 +163,12 @@ def has_small_stem(model: nn.Module) -> bool:
 
 def _default_weights(name: str) -> dict[str, Tensor]:
     weights = models.get_model_weights(name).DEFAULT
+    wanted = weights.transforms()
+    if (tuple(wanted.mean), tuple(wanted.std)) != (MEAN, STD):
+        log.warning(
+            "PRETRAINED: torchvision's weights of %s want images of mean %s and deviation %s, and get ImageNet's",
+            name, wanted.mean, wanted.std,
+        )  # fmt: skip
     try:
         state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)
     except (urllib.error.URLError, OSError, RuntimeError) as error:

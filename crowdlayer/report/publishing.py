@@ -10,6 +10,7 @@ from typing import Any
 from ..deployment.export import export
 from ..deployment.model_files import Description, rebuilt, write_model
 from ..errors import SettingsError
+from ..learning.classifier import transforms_input
 from ..learning.experiment import Phases
 from ..learning.tensors import write_tensors
 from ..storage.durable import whole
@@ -57,6 +58,7 @@ def deploy_model(folder: Path, run: Finished) -> list[str]:
         settings["img_size"],
         run.provenance.small_stem,
         run.outcome.figures["temperature"],
+        transforms_input(settings["model"], settings["pretrained"] is True),
     )
     names = write_model(folder, description, weights)
     if settings.get("export"):
