@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 SECRETS = re.compile(
@@ -101,6 +101,22 @@ class Complaints:
         """
         if self._found:
             raise DataError(*self._found)
+
+
+def together(*checks: Callable[[], object]) -> None:
+    """Do all of them, whatever some complain about.
+
+    Raises:
+        SettingsError: with what all of them do.
+    """
+    found = []
+    for check in checks:
+        try:
+            check()
+        except SettingsError as error:
+            found.append(str(error))
+    if found:
+        raise SettingsError(listed(found))
 
 
 def listed(complaints: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 from .data.dataset import Dataset
 from .data.layout import belongs, read_dataset
 from .deployment.export import Format, check_export
-from .errors import CrowdlayerError, SettingsError, StoreError
+from .errors import CrowdlayerError, SettingsError, StoreError, together
 from .learning.classifier import build_classifier
 from .learning.devices import precision, processes_here
 from .learning.experiment import Phases, log_dataset
@@ -44,10 +45,14 @@ def check_possible(settings: TrainingSettings, formats: Sequence[Format] = ()) -
         SettingsError: the model cannot take such images or has no such stem, the device has no such precision, the
             model cannot be exported in one of `formats`.
     """
-    precision(settings)
-    with torch.random.fork_rng(devices=[]):
-        model = build_classifier(settings.model, 2, settings.img_size, False, settings.freeze, settings.small_images)
-        check_export(model, settings.img_size, formats)
+
+    def network() -> None:
+        with torch.random.fork_rng(devices=[]):
+            size = settings.img_size
+            model = build_classifier(settings.model, 2, size, False, settings.freeze, settings.small_images)
+            check_export(model, size, formats)
+
+    together(lambda: precision(settings), network)
 
 
 def check_places(settings: Settings) -> None:
@@ -58,15 +63,21 @@ def check_places(settings: Settings) -> None:
     Raises:
         SettingsError: naming the place.
     """
-    must_be_there(settings.tasks)
-    must_stay_apart(settings.tasks, {"OUTPUT": settings.output, "WORKDIR": settings.workdir}, belongs)
+    own = {"OUTPUT": settings.output, "WORKDIR": settings.workdir}
     read = {"ANSWERS": settings.answers, "PATH_REMOVE": settings.path_remove, "PRETRAINED": settings.pretrained}
-    for setting, location in read.items():
+
+    def is_no_result(setting: str, location: object) -> None:
         name = inside(location, settings.output_location) if isinstance(location, str) else None
         if name is not None and is_of_run(name, settings.output_name):
             raise SettingsError(
                 f"{setting}: must not be a file that this run puts itself, is {location}; another OUTPUT_NAME leaves it"
             )
+
+    together(
+        lambda: must_be_there(settings.tasks),
+        lambda: must_stay_apart(settings.tasks, own, belongs),
+        *(functools.partial(is_no_result, *one) for one in read.items()),
+    )
 
 
 def read_inputs(settings: RunSettings, workdir: Path, phases: Phases) -> Inputs:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .data.dataset import Dataset
-from .errors import InterruptedRunError
+from .errors import InterruptedRunError, together
 from .inputs import Inputs, check_places, check_possible, probe, processes_to_start, read_inputs
 from .learning.checkpoint import Checkpoints, Found
 from .learning.experiment import Images, Phases
@@ -27,7 +27,6 @@ from .settings import Settings
 from .storage.files import disk_errors
 from .storage.handover import hand, take
 from .storage.places import Place, place
-from .storage.sync import must_be_there
 from .storage.workdir import working_folder
 from .training import PLAN, TRAINED, Plan, Trained, train_together
 from .training import train as train_alone
@@ -66,7 +65,6 @@ def train(settings: Settings) -> str:
         name = settings.output_name  # in Slurm a script may have given each its own
         log.warning("%s=%d without SWEEP: all elements of the array put OUTPUT_NAME=%s", *element, name)
     output = place(settings.output_location)
-    check_places(settings)
     with _started(settings, launch, RUN) as start:
         return _run(start, output)
 
@@ -80,7 +78,6 @@ def dry_run(settings: Settings) -> None:
     if not launch.leads:
         _follow(settings, launch)
         return
-    must_be_there(settings.tasks)
     with _started(settings, launch, DRY_RUN) as start:
         inputs = read_inputs(settings, start.workdir, start.phases)
         one = settings.model_copy(update={"n_epochs": 1, "checkpoint_every": 0, "baselines": (), "guard": False})
@@ -98,7 +95,7 @@ def dry_run(settings: Settings) -> None:
 def _started(settings: Settings, launch: Launch, name: str) -> Iterator[Start]:
     """Refuse what cannot work, then hold WORKDIR, the run's folder there and the place where processes meet."""
     with Lead(launch, settings.timeout) as lead:  # first: why this node cannot start is a reason for the others, too
-        check_possible(settings, settings.export)
+        together(lambda: check_places(settings), lambda: check_possible(settings, settings.export))
         n_processes = processes_to_start(settings, launch)
         with working_folder(workdir_of(settings.workdir, launch)) as workdir, run_folder(workdir, name) as folder:
             yield Start(settings, launch, lead, n_processes, workdir, folder, Phases())

@@ -274,7 +274,8 @@ class Crowdlayer:
         if isinstance(optimizer2, Matrices) and optimizer2.whole is not optimizer:
             raise ValueError("optimizer2: must be the caller's own where optimizer is, got the class's")
         progress = Progress(trainloader.epoch)
-        moves = optimizer if optimizer2 is optimizer else Both(optimizer, optimizer2)
+        one = isinstance(optimizer2, Matrices) or optimizer2 is optimizer
+        moves = optimizer if one else Both(optimizer, optimizer2)
         learner = self._trainer.learner.lent(model, criterion, moves)
         loss = self._trainer.train_epoch(learner, trainloader, progress)
         trainloader.epoch += 1

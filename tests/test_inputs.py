@@ -208,6 +208,16 @@ def test_an_output_among_the_images_is_refused_however_it_is_spelt(output: str, 
             job(TASKS="s3://bucket/birds", OUTPUT=output)
 
 
+def test_all_that_is_wrong_with_the_settings_is_said_at_once(tmp_path: Path, train: Job) -> None:
+    """Places and what no data set can make work: not one per start of a container."""
+    settings = {"MODEL": "vgg11", "SMALL_IMAGES": "true", "PRETRAINED": str(tmp_path / "best_models/crowdlayer.pth")}
+    with pytest.raises(SettingsError) as refused:
+        train(TASKS=str(tmp_path / "nowhere"), OUTPUT=str(tmp_path), **settings)
+    assert "TASKS: must be a folder" in str(refused.value)
+    assert "PRETRAINED: must not be a file that this run puts itself" in str(refused.value)
+    assert "SMALL_IMAGES: true needs a resnet-like MODEL" in str(refused.value)
+
+
 def test_an_output_bucket_that_is_not_there_is_a_wrong_setting(shapes: Path, store: Store, train: Job) -> None:
     with pytest.raises(SettingsError, match="the bucket must exist, 'no-such-bucket' does not"):
         train(TASKS=str(shapes), OUTPUT="s3://no-such-bucket/out")
