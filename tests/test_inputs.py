@@ -210,7 +210,12 @@ def test_an_output_among_the_images_is_refused_however_it_is_spelt(output: str, 
 
 def test_all_that_is_wrong_with_the_settings_is_said_at_once(tmp_path: Path, train: Job) -> None:
     """Places and what no data set can make work: not one per start of a container."""
-    settings = {"MODEL": "vgg11", "SMALL_IMAGES": "true", "PRETRAINED": str(tmp_path / "best_models/crowdlayer.pth")}
+    settings = {
+        "MODEL": "vgg11",
+        "IMG_SIZE": "32",
+        "SMALL_IMAGES": "true",
+        "PRETRAINED": str(tmp_path / "best_models/crowdlayer.pth"),
+    }
     with pytest.raises(SettingsError) as refused:
         train(TASKS=str(tmp_path / "nowhere"), OUTPUT=str(tmp_path), **settings)
     assert "TASKS: must be a folder" in str(refused.value)
