@@ -14,6 +14,7 @@ from tests.catalogue import CATALOGUE
 from tests.catalogue.case import Case
 from tests.conftest import Finished, run_job
 from tests.forks import Forks
+from tests.test_settings import NAMES
 from tests.trees import bodies
 
 QUICK = {"MODEL": "shufflenet_v2_x0_5", "IMG_SIZE": "32", "N_EPOCHS": "1", "LR": "0.01", "NUM_WORKERS": "2"}
@@ -71,6 +72,11 @@ def test_the_catalogue_has_a_hundred_cases_with_names_of_their_own() -> None:
     assert len(CATALOGUE) >= 100
     assert [name for name, count in Counter(case.name for case in CATALOGUE).items() if count > 1] == []
     assert {case.name.removeprefix("answers.json: ") for case in CATALOGUE} >= SAMPLE
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_setting_is_wrong_in_a_case_that_names_it(name: str) -> None:
+    assert [case for case in CATALOGUE if case.code == 78 and name in case.settings and f"{name}: " in case.told]
 
 
 @pytest.mark.parametrize("case", CATALOGUE, ids=lambda case: case.name)
