@@ -18,7 +18,7 @@ from crowdlayer.learning.inference import Predictions, infer
 from crowdlayer.learning.progress import Best, History
 from crowdlayer.report import html
 from crowdlayer.report.results import Finished, Provenance, document
-from crowdlayer.report.view import MOST_WORKERS, _histogram, view
+from crowdlayer.report.view import MOST_REVIEWED, MOST_WORKERS, THUMBNAIL, _histogram, view
 from tests.crowds import Crowd, Simulated, simulate
 
 
@@ -40,16 +40,17 @@ def made_up(crowd: Simulated) -> tuple[Dataset, Outcome, Images]:
     history = History([1.0] * 100, [2.0] * 100, [50.0] * 100, [0.1] * 100, [1.0] * 100, [{}] * 100)
     figures = {"temperature": temperature}
     outcome = Outcome(history, Best(1, 1.0, {}, {}, {}), likelihood, figures, predictions, inferred, "matrix", None)
-    noise = torch.from_numpy(rng.integers(0, 256, (n_tasks, 8, 8, 3), dtype=np.uint8))
-    train_images, other_images = (
-        Decoded(Held(noise), torch.arange(n), lambda row: noise[row].numpy(), 1, torch.ones(n)) for n in (n_tasks, 200)
+    noise = torch.from_numpy(rng.integers(0, 2, (64, THUMBNAIL, THUMBNAIL, 3), dtype=np.uint8) * 255)
+    train_images, other_images = (  # noise of black and white is the largest JPEG that a thumbnail can be
+        Decoded(Held(noise), torch.arange(n) % 64, lambda row: noise[row].numpy(), 1, torch.ones(n))
+        for n in (n_tasks, 200)
     )
     return dataset, outcome, Images(train_images, other_images, other_images)
 
 
 def viewed(dataset: Dataset, outcome: Outcome, images: Images) -> dict[str, Any]:
     """What the report of it shows."""
-    settings = {"output_name": "big", "seed": 0, "model": "resnet18", "select_by": "loss", "img_size": 8}
+    settings = {"output_name": "big", "seed": 0, "model": "resnet18", "select_by": "loss", "img_size": THUMBNAIL}
     results = document(Finished(dataset, images, outcome, Provenance(settings, "0" * 64, ["cpu"], False)), {})
     return view(dataset, outcome, images, results)
 
@@ -63,6 +64,8 @@ def test_the_page_stays_a_page(n_tasks: int, n_workers: int, n_classes: int, meg
     dataset, outcome, images = made_up(crowd)
     shown = json.loads(json.dumps(viewed(dataset, outcome, images)))
     assert len(html.page(shown).encode()) < megabytes * 1e6
+    assert min(len(task["thumbnail"]) for task in shown["review"]) > 10_000
+    assert len(shown["review"]) == MOST_REVIEWED
     assert len(shown["workers"]) == min(n_workers, MOST_WORKERS)
     found = outcome.inferred.workers
     assert {dataset.workers[int(at)] for at in (found.order[0], found.n.argmax())} <= {
