@@ -35,8 +35,8 @@ gpu: .venv/.dev ## what a GPU alone can show
 store: .venv/.dev ## the tests against the S3-compatible store that S3_TEST_ENDPOINT and its like name
 	$(PYTEST) -m store
 
-fuzz: .venv/.dev ## a long hunt with random bytes (FUZZ_EXAMPLES of each kind)
-	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-20000} $(PYTEST) tests/test_fuzz.py
+fuzz: .venv/.dev ## a long hunt with random files, checkpoints and settings (FUZZ_EXAMPLES of each kind)
+	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-20000} $(PYTEST) $$(grep -l fuzzed tests/test_*.py)
 
 hunt: .venv/.dev ## libFuzzer on what the job reads, HUNT_SECONDS for each kind (needs pip install atheris)
 	for what in answers export metadata names index; do \

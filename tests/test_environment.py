@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +9,7 @@ from hypothesis import strategies as st
 from crowdlayer.errors import SettingsError
 from crowdlayer.settings import influential, load_settings
 from tests.conftest import variables
+from tests.test_fuzz import fuzzed
 from tests.test_settings import NAMES, complaint, loaded
 
 # --- complaints ------------------------------------------------------------------------------------------------------
@@ -78,7 +78,7 @@ def test_an_empty_unknown_variable_is_refused_too() -> None:
     assert "CROWDLAYER_BATCH_SIZ: is not a setting" in complaint(BATCH_SIZ="")
 
 
-@hypothesis.settings(deadline=None)
+@fuzzed
 @given(suffix=st.text(st.characters(codec="utf-8", exclude_characters="\0=")))
 def test_any_name_with_our_prefix_is_a_setting_or_refused(suffix: str) -> None:
     if suffix in NAMES:

@@ -1,6 +1,6 @@
 """Whatever the bytes are: an answer or one of our errors, soon, and nothing outside of the folder.
 
-FUZZ_EXAMPLES says how many of each are tried; `make fuzz` tries very many.
+FUZZ_EXAMPLES says how many of each are tried, here and wherever else `fuzzed` is; `make fuzz` tries very many.
 """
 
 from __future__ import annotations

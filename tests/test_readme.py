@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image
 
 from crowdlayer import errors
 from crowdlayer.settings import PREFIX, table
+from tests.catalogue import CATALOGUE
 from tests.conftest import QUICK, ROOT, Store
 from tests.crowds import write_shapes
 
@@ -66,12 +68,27 @@ def test_the_exit_codes_are_the_errors() -> None:
     assert told == codes - {0}
 
 
-@pytest.mark.parametrize(
-    "target", ["demo", "test", "format", "slow", "container", "store", "readme", "requirements", "audit"]
-)
-def test_every_make_target_named_exists(target: str) -> None:
-    assert f"make {target}" in README.read_text()
-    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+def test_every_make_target_named_exists_and_every_one_that_is_explained_is_named() -> None:
+    targets = dict(re.findall(r"^([a-z]+):[^#\n]*(##.*)?$", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    text = "\n".join(page.read_text() for page in PAGES)
+    named = set(re.findall(r"(?:`|^)make ([a-z]+)(?=`|  )", text, re.MULTILINE))
+    assert {name for name, explained in targets.items() if explained} <= named <= targets.keys()
+
+
+def test_what_can_be_counted_is_as_many_as_is_said() -> None:
+    text = " ".join((DOCS / "robustness.md").read_text().split())
+    codes = Counter(case.code for case in CATALOGUE)
+    assert f"{len(CATALOGUE)} cases of bad input in a catalogue" in text
+    assert f"{codes[65]} end with 65, {codes[78]} with 78, {codes[0]} with 0 and a warning, " in text
+    assert f"{codes[74] + codes[77]} with 74 or 77" in text
+    image, tool = (
+        {pin for name in names for pin in re.findall(r"^\S+==\S+", (ROOT / ".docker" / name).read_text(), re.MULTILINE)}
+        for names in (["requirements.txt", "requirements-torch.txt"], ["requirements-sbom.txt"])
+    )
+    assert f"The image's {len(image)} packages, and {len(tool - image)} more of the tool" in text
+    assert f"of these {len(image | tool)}" in text
+    nvidias = [pin for pin in image if pin.startswith(("nvidia-", "cuda-"))]
+    assert f"of the {len(nvidias)} of NVIDIA's libraries" in text
 
 
 def blocks(page: Path, language: str) -> list[str]:

@@ -14,6 +14,7 @@ from crowdlayer.errors import SettingsError
 from crowdlayer.settings import load_settings, name_of
 from crowdlayer.settings.values import classification_models
 from tests.conftest import variables
+from tests.test_fuzz import fuzzed
 from tests.test_settings import NAMES, complaint, loaded
 
 # --- words and numbers -----------------------------------------------------------------------------------------------
@@ -304,7 +305,7 @@ ANY_TEXT = st.one_of(
 @example(name="CLASSES", value="[" + "9" * 5_000 + "]")
 @example(name="N_EPOCHS", value="9" * 5_000)
 @example(name="PRETRAINED", value="s3://[")
-@hypothesis.settings(max_examples=500, deadline=None)  # a machine may be busy
+@hypothesis.settings(fuzzed, max_examples=max(500, fuzzed.max_examples))  # of all settings
 def test_any_text_is_taken_or_refused_as_a_setting(name: str, value: str) -> None:
     with variables(**{"TASKS": "/data"} | {name: value}):
         try:

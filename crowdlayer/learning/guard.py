@@ -1,7 +1,8 @@
 """Whether a run collapses: few classes predicted, and little in common with the answers; and what to do then.
 
 With many classes and few answers the matrices can explain the answers without the classifier, which then learns next to
-nothing: on 100 classes, one answer each and 40 % noise it came to 7 % where majority vote's labels gave 52.
+nothing: on 100 classes, one answer each and 40 % noise it comes to 6 % where majority vote's labels give 57
+(docs/quality.md).
 """
 
 from __future__ import annotations
