@@ -1,9 +1,10 @@
-"""The batch script on a real Slurm of two virtual nodes: trained, cancelled, told to stop, queued again."""
+"""The batch script on a Slurm of two virtual nodes: trained, cancelled, told to stop, short of time, queued again."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -35,7 +36,7 @@ class Slurm:
     data: Path
     folder: Path
 
-    def submit(self, output: Path, tasks_per_node: int, n_epochs: int = 30) -> str:
+    def submit(self, output: Path, tasks_per_node: int, *more: str, n_epochs: int = 30) -> str:
         """The number of a job on both nodes; of four processes each has batch norm over three images: a low rate."""
         settings = {
             "TASKS": self.data, "OUTPUT": output, "MODEL": "shufflenet_v2_x0_5", "IMG_SIZE": 32, "BATCH_SIZE": 12,
@@ -43,7 +44,7 @@ class Slurm:
         }  # fmt: skip
         variables = {f"CROWDLAYER_{name}": str(value) for name, value in settings.items()}
         options = ["--nodes=2", f"--ntasks-per-node={tasks_per_node}", "--gpus-per-node=2", "--cpus-per-task=1"]
-        return self._ask("sbatch", "--parsable", *options, "--time=10", str(SCRIPT), **variables)
+        return self._ask("sbatch", "--parsable", *options, "--time=10", *more, str(SCRIPT), **variables)
 
     def tell(self, *command: str) -> None:
         self._ask(*command)
@@ -96,6 +97,11 @@ def results(output: Path) -> dict[str, Any]:
     return found
 
 
+def epochs(log: str) -> list[int]:
+    """Those that a job says it has trained."""
+    return [int(number) for number in re.findall(r"epoch +(\d+)/", log)]
+
+
 @pytest.mark.parametrize("tasks_per_node", [1, 2])
 def test_a_job_that_slurm_stops_goes_on_and_ends_as_one_that_it_did_not(
     slurm: Slurm, tmp_path: Path, tasks_per_node: int
@@ -121,3 +127,17 @@ def test_a_job_that_slurm_stops_goes_on_and_ends_as_one_that_it_did_not(
     assert slurm.ended(job) == "COMPLETED", slurm.log(job)
     assert slurm.log(job).count("going on from checkpoint") == 2
     assert results(output) == results(tmp_path / "whole")
+
+
+def test_a_job_is_told_before_its_time_is_up_and_goes_on_when_it_has_queued_again(slurm: Slurm, tmp_path: Path) -> None:
+    """Of three minutes the script wants the last two for saving, and Slurm's signal may come up to one earlier."""
+    job = slurm.submit(tmp_path, 1, "--nodes=1", "--time=3", n_epochs=100_000)
+    slurm.wait(job, lambda: "going on from checkpoint" in slurm.log(job))
+    before = slurm.log(job).partition("ended with 75: requeued")[0]
+    trained = epochs(before)
+    assert trained, before
+    assert before.count("the checkpoint is at") == 1, before
+    slurm.wait(job, lambda: len(epochs(slurm.log(job))) > len(trained) + 1)
+    slurm.tell("scancel", job)
+    assert slurm.ended(job) == "CANCELLED"
+    assert epochs(slurm.log(job)) == list(range(1, len(epochs(slurm.log(job))) + 1))
