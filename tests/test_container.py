@@ -10,14 +10,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import QUICK, ROOT, Store
-from tests.containers import ANYBODY, TAG, build, command, fresh_name, inside, run
+from tests.containers import ANYBODY, RIG, TAG, build, command, fresh_name, inside, run
 
 pytestmark = pytest.mark.container
 
@@ -123,6 +123,49 @@ def test_docker_stop_at_any_moment_costs_nothing_but_time(image: str, store: Sto
     assert done.code == 0, done.stderr
     assert results("out") == results("whole")
     assert not [key for key in store.keys() if "checkpoints" in key]
+
+
+# --- a pod -----------------------------------------------------------------------------------------------------------
+
+PLAY_JOB = RIG.with_name("play-job")
+
+
+def kustomized(folder: Path, image: str, settings: Mapping[str, str]) -> str:
+    """The overlay one-gpu by a user's own kustomization: the image, the settings, and a CPU in place of the GPU."""
+    shutil.copytree(ROOT / "k8s", folder / "k8s")
+    overlay = folder / "k8s/overlays/one-gpu/kustomization.yaml"
+    overlay.write_text(overlay.read_text().replace("credentials/secret", "credentials/role"))
+    path, small = "/spec/template/spec/containers/0/resources/", {"cpu": "1", "memory": "2Gi"}
+    patch = [{"op": "replace", "path": path + part, "value": small} for part in ("requests", "limits")]
+    literals = [f"CROWDLAYER_{name}={value}" for name, value in settings.items()]
+    kustomization = {
+        "resources": ["../k8s/overlays/one-gpu"],
+        "images": [{"name": "registry.example.com/crowdlayer", "newName": image, "newTag": "latest"}],
+        "configMapGenerator": [{"name": "crowdlayer", "behavior": "merge", "literals": literals}],
+        "patches": [{"target": {"kind": "Job"}, "patch": json.dumps(patch)}],
+    }
+    own = folder / "own"
+    own.mkdir()
+    (own / "kustomization.yaml").write_text(json.dumps(kustomization))
+    return subprocess.run(["kubectl", "kustomize", str(own)], check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+@pytest.mark.skipif(not PLAY_JOB.exists() or shutil.which("kubectl") is None, reason="nothing that plays a Job")
+def test_the_pod_of_an_overlay_trains_from_a_bucket_into_it(
+    image: str, store: Store, shapes: Path, tmp_path: Path
+) -> None:
+    """The store and its credentials are in the environment, where a cluster puts a role's (podman knows no secrets)."""
+    data = store.put_tree(shapes)
+    job = tmp_path / "job.yaml"
+    job.write_text(kustomized(tmp_path, image, QUICK | {"TASKS": data, "MODEL": "shufflenet_v2_x0_5"}))
+    names = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    injected = [part for name in names for part in ("-e", f"{name}={os.environ[name]}")]
+    done = subprocess.run([str(PLAY_JOB), *injected, str(job)], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{data}/results/crowdlayer.json" in done.stdout.splitlines(), done.stdout + done.stderr
+    settings = json.loads(store.get("data/results/crowdlayer.json"))["job"]["settings"]
+    assert settings["log_format"] == "json", "as the base says"
+    assert "data/best_models/crowdlayer.pth" in store.keys()
 
 
 # --- what is in the image --------------------------------------------------------------------------------------------
