@@ -32,8 +32,11 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 
-QUICK = {"IMG_SIZE": "16", "SMALL_IMAGES": "false", "N_EPOCHS": "2", "LR": "0.01", "BATCH_SIZE": "16"}
-"""Settings for a run of seconds on `write_shapes`."""
+QUICK = {"MODEL": "shufflenet_v2_x0_5", "IMG_SIZE": "16", "SMALL_IMAGES": "false", "N_EPOCHS": "2", "LR": "0.01"}
+QUICK |= {"BATCH_SIZE": "16"}
+"""Settings for a run of a second on `write_shapes`, of the network with the fewest weights."""
+FEW_LAYERS = {"MODEL": "squeezenet1_1", "IMG_SIZE": "32"}
+"""Beside them, where a model is exported: torch takes ten seconds for the layers of the other."""
 RESULTS, MODEL = "results/crowdlayer.json", "best_models/crowdlayer.pth"
 Job = Callable[..., str]
 """What `train` gives: settings in, the results' location out."""

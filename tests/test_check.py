@@ -152,8 +152,8 @@ def test_the_memory_of_all_processes_of_a_node_is_counted_and_what_the_evaluatio
     (data / "answers.json").write_text(json.dumps(answers))
     classes = ",".join(["blue", "green", "red", *(f"none {i}" for i in range(97))])
 
-    at = {"TASKS": str(data), "CLASSES": classes, "N_PROCESSES": "2", "LOG_FORMAT": "json"}
-    done = run_job("--check", timeout=300, **QUICK, **at)
+    at = {"TASKS": str(data), "CLASSES": classes, "MODEL": "resnet18", "N_PROCESSES": "2", "LOG_FORMAT": "json"}
+    done = run_job("--check", timeout=300, **QUICK | at)
 
     found = {row["check"]: row["found"] for row in map(json.loads, done.stderr.splitlines()) if "check" in row}
     assert found["evaluation"].endswith(" GB used by matrices of 2400 workers for 100 classes")
@@ -201,7 +201,7 @@ def test_every_kind_of_error_has_a_remedy() -> None:
 
 def test_a_check_in_json_is_a_record_per_row_and_has_a_runs_exit_codes(shapes: Path, tmp_path: Path) -> None:
     """A process, as a platform starts it."""
-    at = {"TASKS": str(shapes), "OUTPUT": str(tmp_path / "out"), "LOG_FORMAT": "json", "MODEL": "resnet18"}
+    at = {"TASKS": str(shapes), "OUTPUT": str(tmp_path / "out"), "LOG_FORMAT": "json"}
     done = run_job("--check", timeout=300, **QUICK, **at)
     assert (done.code, done.stdout) == (0, "")
     rows = [json.loads(line) for line in done.stderr.splitlines() if '"check"' in line]
@@ -220,7 +220,13 @@ def test_a_check_reports_and_leaves_the_bucket_as_it_was(
     check(TASKS=tasks)
 
     assert store.keys() == before
-    for told in ("24 tasks", "9 validation and 9 test images", f"{tasks}: an object was written", "resnet18", "cpu"):
+    for told in (
+        "24 tasks",
+        "9 validation and 9 test images",
+        f"{tasks}: an object was written",
+        QUICK["MODEL"],
+        "cpu",
+    ):
         assert told in caplog.text
     assert "epoch 1" not in caplog.text
 

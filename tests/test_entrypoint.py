@@ -367,8 +367,8 @@ def test_74_no_disk_takes_a_byte(shapes: Path, tmp_path: Path) -> None:
 
 
 def test_74_a_disk_that_is_full(shapes: Path, tmp_path: Path, tmpdir_of_job: Path) -> None:
-    """The model has 45 MB."""
-    with no_file_larger_than(20 * 2**20):
+    """The model has 1.4 MB."""
+    with no_file_larger_than(2**20):
         done = quick_job(TASKS=str(shapes), OUTPUT=str(tmp_path / "out"))
 
     assert_failed(done, 74, str(tmpdir_of_job))

@@ -187,8 +187,17 @@ def test_a_store_that_is_away_for_a_while_costs_a_while(
     assert verify(f"s3://{store.bucket}/out") > 2
 
 
-@pytest.mark.parametrize("path", ["/checkpoints/", "/best_models/", "/results/crowdlayer.json"])
-@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize(
+    ("path", "named"),
+    [
+        ("/checkpoints/", False),
+        ("/best_models/", True),
+        ("/results/crowdlayer.json", False),
+        pytest.param("/checkpoints/", True, marks=pytest.mark.slow),
+        pytest.param("/best_models/", False, marks=pytest.mark.slow),
+        pytest.param("/results/crowdlayer.json", True, marks=pytest.mark.slow),
+    ],
+)
 def test_a_store_that_stays_away_ends_the_job_with_74_and_all_is_kept_here(
     path: str, named: bool, shapes: Path, store: Store, meddler: Meddler, forks: Forks, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -174,14 +174,18 @@ def misses(lead: Lead) -> None:
     raise PeerError("another process of the run is gone")
 
 
-@pytest.mark.parametrize("work", [waits, prepares, misses])
+DATA = DataError("answers.json: must be there")
+
+
 @pytest.mark.parametrize("failing", [0, 1])
 @pytest.mark.parametrize(
-    ("error", "said", "code"),
+    ("work", "error", "said", "code"),
     [
-        (DataError("answers.json: must be there"), "answers.json: must be there", 65),
-        (EndedError("process 3: killed", 137), "process 3: killed", 137),
-        (ValueError("of http://me:secret@here"), "a fault of the program: ValueError: of http://***@here", 70),
+        (waits, DATA, "answers.json: must be there", 65),
+        (prepares, DATA, "answers.json: must be there", 65),
+        (misses, DATA, "answers.json: must be there", 65),
+        (waits, EndedError("process 3: killed", 137), "process 3: killed", 137),
+        (waits, ValueError("of http://me:secret@here"), "a fault of the program: ValueError: of http://***@here", 70),
     ],
 )
 def test_why_one_fails_is_why_the_other_ends(

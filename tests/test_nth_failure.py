@@ -369,7 +369,12 @@ def compared(runs: Runs) -> tuple[Runs, dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("order", "code", "starts"), [("step 3 SIGKILL", -9, 6), ("step 3 SIGTERM", 75, 5), ("step 1 SIGTERM", 75, 13)]
+    ("order", "code", "starts"),
+    [
+        ("step 3 SIGKILL", -9, 6),
+        ("step 3 SIGTERM", 75, 5),
+        pytest.param("step 1 SIGTERM", 75, 13, marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_whose_starts_live_for_a_few_steps_comes_to_its_end(
     order: str, code: int, starts: int, compared: tuple[Runs, dict[str, Any]]

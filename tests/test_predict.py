@@ -21,7 +21,7 @@ from crowdlayer.data.layout import is_image
 from crowdlayer.errors import DataError, DeviceMemoryError, SettingsError
 from crowdlayer.predict import predict
 from crowdlayer.settings import Settings, load_settings
-from tests.conftest import QUICK, Store, run_job, variables
+from tests.conftest import FEW_LAYERS, QUICK, Store, run_job, variables
 from tests.crowds import write_shapes
 
 COLUMNS = ["image", "label", "confidence", "prob_blue", "prob_green", "prob_red"]
@@ -38,7 +38,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data, out = write_shapes(tmp_path_factory.mktemp("data")), tmp_path_factory.mktemp("out")
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("CUDA_VISIBLE_DEVICES", "")
-        more = {"N_EPOCHS": "3", "EXPORT": "torch_export"}
+        more = {"N_EPOCHS": "3", "EXPORT": "torch_export"} | FEW_LAYERS
         job.train(settings_of(TASKS=str(data), OUTPUT=str(out), **more))
     return out
 
@@ -178,7 +178,7 @@ def test_too_little_memory_names_the_model_and_what_to_lower(
     settings = settings_of(TASKS=str(shapes), OUTPUT=str(large), PREDICT=str(shapes / "test"), BATCH_SIZE="8")
     before, said = (
         resource.getrlimit(resource.RLIMIT_DATA),
-        "the model's resnet18 at 1500 pixels and BATCH_SIZE=8: lower",
+        "the model's squeezenet1_1 at 1500 pixels and BATCH_SIZE=8: lower",
     )
     try:
         with pytest.raises(DeviceMemoryError, match=f"out of memory with {said} BATCH_SIZE; .* were asked for"):

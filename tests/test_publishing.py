@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from crowdlayer.errors import AccessError, StoreError
-from tests.conftest import MODEL, RESULTS, Job, Store
+from tests.conftest import FEW_LAYERS, MODEL, RESULTS, Job, Store
 from tests.servers import Meddler, refused
 from tests.trees import bodies
 
@@ -107,7 +107,7 @@ def test_results_do_not_come_over_files_that_another_run_of_the_name_has_put_mea
 
 def test_of_older_results_no_file_stays_that_a_new_run_does_not_have(shapes: Path, tmp_path: Path, train: Job) -> None:
     out = tmp_path / "out"
-    train(TASKS=str(shapes), OUTPUT=str(out), EXPORT="torch_export")
+    train(TASKS=str(shapes), OUTPUT=str(out), EXPORT="torch_export", **FEW_LAYERS)
     (out / "results/crowdlayer/notes.txt").write_text("mine")
     before = bodies(out).keys()
     document = json.loads((out / RESULTS).read_text())
@@ -127,7 +127,7 @@ def test_of_older_results_no_file_stays_even_if_a_try_to_replace_them_failed(
     shapes: Path, store: Store, meddler: Meddler, train: Job
 ) -> None:
     out = {"TASKS": str(shapes), "OUTPUT": f"s3://{store.bucket}/out"}
-    train(**out, EXPORT="torch_export")
+    train(**out, EXPORT="torch_export", **FEW_LAYERS)
     export, older = "out/best_models/crowdlayer/model.pt2", store.get("out/best_models/crowdlayer/model.pt2")
     meddler.spoil(refused(403, "AccessDenied"), method="DELETE", path="model.pt2")
     with pytest.raises(AccessError, match=r"model\.pt2"):
