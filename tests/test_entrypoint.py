@@ -22,6 +22,7 @@ import entrypoint
 from crowdlayer.settings import table
 from tests.conftest import QUICK, ROOT, Finished, Store, run_job
 from tests.crowds import write_shapes
+from tests.forks import Forks
 from tests.servers import Answer, free_port, meddling
 from tests.test_streams import without_a_reader
 
@@ -37,6 +38,12 @@ def left_in(tmpdir: Path) -> list[str]:
 def quick_job(*arguments: str, **settings: str) -> Finished:
     """The job in a process, on settings that let it end in seconds."""
     return run_job(*arguments, timeout=300, **(QUICK | settings))
+
+
+def forked(forks: Forks, *arguments: str, **settings: str) -> Finished:
+    """The same without the seconds in which a process imports torch."""
+    environment = dict(os.environ) | {f"CROWDLAYER_{name}": value for name, value in (QUICK | settings).items()}
+    return Finished(*forks.run(list(arguments), environment, timeout=300))
 
 
 def assert_failed(done: Finished, code: int, *told: str) -> None:
@@ -259,8 +266,10 @@ def test_a_run_says_where_its_results_are_and_a_second_one_has_nothing_to_do(
     assert "already done" in json.loads(again.last_line)["message"]
 
 
-def test_a_log_in_json_has_an_object_per_line_and_its_figures_as_numbers(shapes: Path, tmp_path: Path) -> None:
-    done = quick_job(TASKS=str(shapes), OUTPUT=str(tmp_path), LOG_FORMAT="json", N_EPOCHS="3")
+def test_a_log_in_json_has_an_object_per_line_and_its_figures_as_numbers(
+    shapes: Path, tmp_path: Path, forks: Forks
+) -> None:
+    done = forked(forks, TASKS=str(shapes), OUTPUT=str(tmp_path), LOG_FORMAT="json", N_EPOCHS="3")
 
     assert done.code == 0, done.stderr
     records = [json.loads(line) for line in done.stderr.splitlines()]
@@ -271,8 +280,8 @@ def test_a_log_in_json_has_an_object_per_line_and_its_figures_as_numbers(shapes:
         assert all(isinstance(record[figure], float) for record in epochs)
 
 
-def test_a_check_leaves_nothing_behind(shapes: Path, tmp_path: Path, tmpdir_of_job: Path) -> None:
-    done = quick_job("--check", TASKS=str(shapes), OUTPUT=str(tmp_path / "a" / "b"))
+def test_a_check_leaves_nothing_behind(shapes: Path, tmp_path: Path, tmpdir_of_job: Path, forks: Forks) -> None:
+    done = forked(forks, "--check", TASKS=str(shapes), OUTPUT=str(tmp_path / "a" / "b"))
 
     assert (done.code, done.stdout) == (0, ""), done.stderr
     assert "check passed" in done.last_line
@@ -291,13 +300,13 @@ def test_names_are_utf_8_in_an_old_locale_too(tmp_path: Path, monkeypatch: pytes
     assert_failed(run_job(TASKS=data), 78, f"there is none at {data}")
 
 
-def test_65_a_data_set_that_cannot_be_used(tmp_path: Path) -> None:
+def test_65_a_data_set_that_cannot_be_used(tmp_path: Path, forks: Forks) -> None:
     data = write_shapes(tmp_path / "data")
     (data / "train" / "red" / "square-2.png").unlink()
     (data / "train" / "red" / "\x1b[31m\ncrowdlayer: all is well-2.png").write_bytes(b"no image")
     (data / "metadata.json").write_text(json.dumps({"name": "\x1b[31m\ncrowdlayer: all is well"}))
 
-    done = quick_job(TASKS=str(data))
+    done = forked(forks, TASKS=str(data))
 
     lines = done.stderr.splitlines()
     assert not any(line.startswith("crowdlayer: ") for line in lines[:-1])
@@ -338,13 +347,13 @@ def test_70_a_fault_has_its_traceback_in_an_object_where_the_log_is_of_objects(
     assert all(trace.endswith("ZeroDivisionError: division by zero") for trace in traces)
 
 
-def test_74_a_store_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_74_a_store_that_is_not_there(monkeypatch: pytest.MonkeyPatch, forks: Forks) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "sEcReT")
 
-    assert_failed(run_job(TASKS="s3://bucket/data"), 74, "s3://bucket/data")
+    assert_failed(forked(forks, TASKS="s3://bucket/data"), 74, "s3://bucket/data")
 
 
 @contextmanager
@@ -376,10 +385,11 @@ def test_74_a_disk_that_is_full(shapes: Path, tmp_path: Path, tmpdir_of_job: Pat
     assert not (tmp_path / "out" / "results" / "crowdlayer.json").exists()
 
 
-def test_77_no_credentials(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+def test_77_no_credentials(monkeypatch: pytest.MonkeyPatch, endpoint: str, forks: Forks) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
 
-    assert_failed(run_job("--check", TASKS="s3://bucket/data", LOG_FORMAT="json"), 77, "credentials are needed")
+    done = forked(forks, "--check", TASKS="s3://bucket/data", LOG_FORMAT="json")
+    assert_failed(done, 77, "credentials are needed")
 
 
 # --- signals ---------------------------------------------------------------------------------------------------------

@@ -198,7 +198,7 @@ def test_the_model_is_read_with_weights_only_and_fits_the_network(finished: Fini
     assert saved["confusion"].shape == (results["n_workers"], 3, 3)
     assert saved["confusion"].dtype == torch.float32
     assert not saved["confusion"].requires_grad
-    network = torchvision.models.resnet18(num_classes=3)
+    network = torchvision.models.get_model(QUICK["MODEL"], num_classes=3)
     assert network.load_state_dict(saved["classifier"]).missing_keys == []
     assert all(tensor.device.type == "cpu" for tensor in saved["classifier"].values())
 
