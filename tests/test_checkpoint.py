@@ -165,10 +165,10 @@ def test_a_run_begins_where_there_is_no_checkpoint(output: Place, spool: Spool, 
 
 
 def test_a_disk_that_is_full_while_torch_writes_is_named(spool: Spool) -> None:
-    (spool.folder / "part").symlink_to("/dev/full")
+    (spool.folder / "checkpoint").symlink_to("/dev/full")
     with pytest.raises(StoreError, match=r"spool: checkpoint must be written whole, with \d+ MB of disk free it is"):
         spool.write(state(1))
-    assert [path.name for path in spool.folder.iterdir()] == ["part"]
+    assert [path.name for path in spool.folder.iterdir()] == ["checkpoint"]
 
 
 @pytest.mark.parametrize("error", [StoreError("the store is away"), MemoryError()])
