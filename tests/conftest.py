@@ -73,6 +73,25 @@ def image() -> str:
     return built()
 
 
+@pytest.fixture
+def started() -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes that do not outlive the test."""
+    processes: list[subprocess.Popen[str]] = []
+    yield processes
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def nobody_is_left() -> Iterator[None]:
+    """Jobs of `tests.jobs` do not outlive the test."""
+    from tests import jobs
+
+    yield
+    jobs.nobody_is_left()
+
+
 @pytest.fixture(scope="session")
 def forks() -> Iterator[Forks]:
     """Starts jobs by forking."""

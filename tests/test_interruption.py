@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,14 +16,10 @@ import torch
 from crowdlayer.machine.last_words import LastWords
 from tests.conftest import ROOT
 from tests.crowds import write_shapes
-from tests.jobs import DONE, INTERRUPTED, Job, nobody_is_left, training_process, wait_for
+from tests.jobs import DONE, INTERRUPTED, Job, training_process, wait_for
 from tests.servers import free_port
 
-
-@pytest.fixture(autouse=True)
-def _nobody_is_left() -> Iterator[None]:
-    yield
-    nobody_is_left()
+pytestmark = pytest.mark.usefixtures("nobody_is_left")
 
 
 @pytest.fixture(scope="module")

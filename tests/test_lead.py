@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -30,16 +31,6 @@ with Lead(Launch("kubernetes", 2, 0, port=int(sys.argv[1])), 300) as lead:
         print("publishes", flush=True)
         time.sleep(300)
 """
-
-
-@pytest.fixture
-def started() -> Iterator[list[subprocess.Popen[str]]]:
-    """Processes that do not outlive the test."""
-    processes: list[subprocess.Popen[str]] = []
-    yield processes
-    for process in processes:
-        process.kill()
-        process.communicate()
 
 
 def wait_for(process: subprocess.Popen[str], line: str) -> None:
@@ -219,11 +210,25 @@ def test_who_waits_for_one_that_is_told_to_stop_has_been_interrupted() -> None:
 
 def test_where_nobody_says_why_another_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     """It was killed, or cut off."""
-    monkeypatch.setattr("crowdlayer.machine.meeting.REASON", 0.5)
     monkeypatch.setattr("crowdlayer.machine.meeting.PARTING", 0.5)
     came = both(misses, misses)
     assert [str(error) for error in came] == ["another process of the run is gone"] * 2
     assert all(isinstance(error, PeerError) for error in came)
+
+
+def test_signs_of_life_go_on_when_the_first_has_come_anew() -> None:
+    """A pod is started again, with a store that knows nothing of the one before, while another still prepares."""
+    port = free_port()
+    _, other = two_nodes(port, LONG)
+    with other:
+        for _ in range(2):
+            first = Meeting.host(Launch("kubernetes", 2, 0, port=port), LONG)
+            deadline = time.monotonic() + 60
+            while not first.store.add("signs", 0):
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            del first
+            gc.collect()
 
 
 def test_who_fails_alone_is_not_waited_for_longer_than_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:

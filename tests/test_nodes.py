@@ -6,20 +6,15 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.crowds import write_shapes
-from tests.jobs import DONE, INTERRUPTED, Job, nobody_is_left, training_process, wait_for
+from tests.jobs import DONE, INTERRUPTED, Job, training_process, wait_for
 from tests.servers import free_port
 
-
-@pytest.fixture(autouse=True)
-def _nobody_is_left() -> Iterator[None]:
-    yield
-    nobody_is_left()
+pytestmark = pytest.mark.usefixtures("nobody_is_left")
 
 
 @pytest.fixture(scope="module")

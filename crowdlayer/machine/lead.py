@@ -88,24 +88,25 @@ class Lead:
 
     def _account_for(self, error: BaseException) -> None:
         meeting = self._meeting
-        if self._reason is not None and isinstance(error, PeerError):
-            raise self._reason.of_another() from error
         if meeting is None and not isinstance(error, PeerError):  # who is prepared, and has come to nobody, knows why
             with suppress(PeerError):
                 meeting = Meeting.join(self._launch, PARTING)
         if meeting is not None:
             meeting.account_for(error)
+        if self._reason is not None and isinstance(error, PeerError):  # told before the store went
+            raise self._reason.of_another() from error
 
     def _attend(self) -> None:
         """Give signs of life while there is something to do that others wait for, and hear of those who fail."""
         meeting = self._meeting
-        try:
+        with suppress(InterruptedRunError):
             while self._reason is None and not self._over.wait(BEAT):
-                if meeting is None and answers(self._launch.address, self._launch.port or 0):
-                    meeting = Meeting.join(self._launch, self._timeout)
-                if meeting is not None:
-                    self._reason = meeting.reason()
-                    if self._busy:
-                        meeting.sign()
-        except (PeerError, InterruptedRunError):
-            pass  # who needs the other will say so
+                try:
+                    if meeting is None and answers(self._launch.address, self._launch.port or 0):
+                        meeting = Meeting.join(self._launch, self._timeout)
+                    if meeting is not None:
+                        self._reason = meeting.reason()
+                        if self._busy:
+                            meeting.sign()
+                except PeerError:  # who needs the first will say so; it may be started again, and come anew
+                    meeting = None

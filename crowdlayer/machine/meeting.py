@@ -33,9 +33,11 @@ LOOK = 0.1
 BEAT = 1.0
 """Seconds between two signs of life."""
 PARTING = 10.0
-"""Seconds that who has the store stays at the end for those who have only to hear that it is the end."""
-REASON = 30.0
-"""Seconds in which who misses another hears why that one has ended: it may have to tidy up first."""
+"""Seconds that who has the store stays at the end for those who have only to hear why, or that it is the end.
+
+So long who misses another waits to hear why; not longer, or one that is started again would meet those who are about
+to go.
+"""
 PUBLISHED, FAILED = "published", "failed"
 
 
@@ -176,7 +178,7 @@ class Meeting:
         stays = words.code != InterruptedRunError.exit_code  # whose grace is short
         try:
             if words.lost:
-                self._wait(lambda: None, "a reason", REASON)
+                self._wait(lambda: None, "a reason", PARTING)
             self._tell_reason(words)
         except PeerError:
             stays = False  # there is nothing to hear
