@@ -22,30 +22,36 @@ from crowdlayer.report.view import MOST_REVIEWED, MOST_WORKERS, THUMBNAIL, _hist
 from tests.crowds import Crowd, Simulated, simulate
 
 
-def made_up(crowd: Simulated) -> tuple[Dataset, Outcome, Images]:
-    """A finished run on a simulated crowd, with names as long as they come."""
+def made_up(crowd: Simulated, n_held: int = 0) -> tuple[Dataset, Outcome, Images]:
+    """A finished run on a simulated crowd, with names as long as they come; without val/ where tasks are held out."""
     n_tasks, (n_workers, n_classes, _) = len(crowd.truth), crowd.confusion.shape
     rng = np.random.default_rng(0)
     names = [f"train/class/an image with a rather long name {task}.jpg" for task in range(n_tasks)]
-    train = CrowdImages(names, [str(task) for task in range(n_tasks)], crowd.answers, crowd.truth)
+    tasks = [str(task) for task in range(n_tasks)]
+    n_train = n_tasks - n_held
+    train, held = (
+        CrowdImages(names[part], tasks[part], crowd.answers.of_tasks(np.arange(n_tasks)[part]), crowd.truth[part])
+        for part in (slice(n_train), slice(n_train, None))
+    )
     labels = rng.integers(n_classes, size=200)
     other = LabelledImages([f"{i}.png" for i in range(200)], labels)
     workers = [f"worker-{rng.bytes(12).hex()}" for _ in range(n_workers)]
     classes = [f"class number {i}" for i in range(n_classes)]
-    dataset = Dataset("made up", classes, workers, train, None, other, other)
+    held_out, val = (held, None) if n_held else (None, other)
+    dataset = Dataset("made up", classes, workers, train, held_out, val, other)
     logits = torch.from_numpy(rng.standard_normal((200, n_classes)))
-    predictions = Predictions(crowd.logits, logits, logits)
+    predictions = Predictions(crowd.logits[:n_train], crowd.logits[n_train:] if n_held else logits, logits)
     likelihood = torch.eye(n_classes).repeat(n_workers, 1, 1).log_softmax(2)
     temperature, inferred = infer(dataset, predictions, likelihood)
     history = History([1.0] * 100, [2.0] * 100, [50.0] * 100, [0.1] * 100, [1.0] * 100, [{}] * 100)
     figures = {"temperature": temperature}
     outcome = Outcome(history, Best(1, 1.0, {}, {}, {}), likelihood, figures, predictions, inferred, "matrix", None)
     noise = torch.from_numpy(rng.integers(0, 2, (64, THUMBNAIL, THUMBNAIL, 3), dtype=np.uint8) * 255)
-    train_images, other_images = (  # noise of black and white is the largest JPEG that a thumbnail can be
+    train_images, chosen_on, test_images = (  # noise of black and white is the largest JPEG that a thumbnail can be
         Decoded(Held(noise), torch.arange(n) % 64, lambda row: noise[row].numpy(), 1, torch.ones(n))
-        for n in (n_tasks, 200)
+        for n in (n_train, n_held or 200, 200)
     )
-    return dataset, outcome, Images(train_images, other_images, other_images)
+    return dataset, outcome, Images(train_images, chosen_on, test_images)
 
 
 def viewed(dataset: Dataset, outcome: Outcome, images: Images) -> dict[str, Any]:
@@ -71,6 +77,20 @@ def test_the_page_stays_a_page(n_tasks: int, n_workers: int, n_classes: int, meg
     assert {dataset.workers[int(at)] for at in (found.order[0], found.n.argmax())} <= {
         row[0] for row in shown["workers"]
     }
+
+
+def test_an_image_to_look_at_again_says_whom_the_label_is_of() -> None:
+    """Of tasks trained on and held out: where the majority or the classifier alone says another, it is named."""
+    crowd = simulate(0, n_classes=5, n_tasks=60, n_workers=20, per_task=3, signal=1.0)
+    dataset, outcome, images = made_up(crowd, n_held=20)
+    shown = json.loads(json.dumps(viewed(dataset, outcome, images)))
+    alone, majority = crowd.logits.argmax(1), outcome.inferred.majority
+    order = [int(item["task"]) for item in shown["review"]]
+    assert min(order) < 40 <= max(order)
+    assert [item["classifier"] for item in shown["review"]] == alone[order].tolist()
+    page, label = html.page(shown), outcome.inferred.labels.label[order]
+    for said, whose in ((alone[order], "classifier alone: "), (majority[order], "majority: ")):
+        assert page.count(whose) == (said != label).sum() > 0
 
 
 @pytest.mark.parametrize(("n_classes", "right"), [(2, 0.6), (10, 0.2), (10, 0.3)])

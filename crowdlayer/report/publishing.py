@@ -108,10 +108,8 @@ def publish(place: Place, folder: Path, run: Finished, phases: Phases) -> dict[s
             place.delete(name)
         for name in results["job"]["files"]:
             place.upload(folder / name, name)
-        for name in results["job"][
-            "files"
-        ]:  # another run of this name may publish meanwhile: its files under our results
-            place.compare(folder / name, name)
+        for name in results["job"]["files"]:
+            place.compare(folder / name, name)  # or another run of this name published meanwhile, under our results
     results["job"]["seconds"] = dict(phases.seconds)
     with disk_errors(str(folder)):
         _write_whole(folder / last, results)

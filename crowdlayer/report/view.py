@@ -124,8 +124,8 @@ def _matrices(outcome: Outcome, rows: Sequence[int]) -> list[str]:
 
 
 def _review(dataset: Dataset, outcome: Outcome, images: Images) -> list[dict[str, Any]]:
-    """The tasks to look at again, with their images and the answers they got."""
-    inferred, answers = outcome.inferred, dataset.answers
+    """The tasks to look at again, with their images, the answers they got, and what the classifier alone says."""
+    inferred, answers, predictions = outcome.inferred, dataset.answers, outcome.predictions
     names, tasks = ([text for part in dataset.crowd for text in getattr(part, what)] for what in ("names", "tasks"))
     n_train = len(dataset.train.tasks)
     found = []
@@ -135,7 +135,9 @@ def _review(dataset: Dataset, outcome: Outcome, images: Images) -> list[dict[str
             [name(dataset.workers[worker]), int(label)]
             for worker, label in zip(answers.worker[start:stop], answers.label[start:stop], strict=True)
         ]
-        part, row = (images.train, task) if task < n_train else (images.validation, task - n_train)
+        trained_on = task < n_train
+        part, logits = (images.train, predictions.train) if trained_on else (images.validation, predictions.validation)
+        row = task if trained_on else task - n_train
         majority = int(inferred.majority[task])
         found.append(
             {
@@ -145,6 +147,7 @@ def _review(dataset: Dataset, outcome: Outcome, images: Images) -> list[dict[str
                 "score": round(float(inferred.labels.score[task]), 3),
                 "majority": majority,
                 "majority_score": round(float(inferred.posterior[task, majority]), 3),
+                "classifier": int(logits[row].argmax()),
                 "issue": bool(inferred.labels.issue[task]),
                 "answers": given[:MOST_ANSWERS],
                 "n_answers": stop - start,
