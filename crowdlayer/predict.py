@@ -13,7 +13,8 @@ import numpy as np
 
 from .data.dataset import spelt_out
 from .data.layout import is_image
-from .deployment.predictor import Predictor, Probabilities, load
+from .deployment.model_files import DESCRIPTION
+from .deployment.predictor import Predictor, Probabilities, load, model_folder
 from .errors import DataError, SettingsError
 from .learning.devices import bound_to_container, memory_for
 from .machine.launch import recognise
@@ -44,8 +45,8 @@ def predict(settings: Settings) -> str:
     Where PREDICT is OUTPUT, the pictures of runs in results/ are none of them.
 
     Raises:
-        SettingsError: PREDICT is not set or not there; no pyarrow for parquet.
-        DataError: there is no trained model in OUTPUT, no image in PREDICT, or none that can be read.
+        SettingsError: PREDICT is not set or not there; there is no trained model in OUTPUT; no pyarrow for parquet.
+        DataError: the model is none, there is no image in PREDICT, or none that can be read.
         DeviceMemoryError: too little for BATCH_SIZE images.
         AccessError, StoreError: as the places say.
     """
@@ -59,7 +60,13 @@ def predict(settings: Settings) -> str:
         raise SettingsError("PREDICT_FORMAT: parquet needs pyarrow: pip install pyarrow")
     must_be_there(settings.predict, "PREDICT")
     output = place(settings.output_location)
-    model = load(f"{output.location}/{results_name(settings.output_name)}")
+    results = f"{output.location}/{results_name(settings.output_name)}"
+    if place(model_folder(results)).find(DESCRIPTION) is None:
+        raise SettingsError(
+            f"OUTPUT: must have the model of a finished run named OUTPUT_NAME={settings.output_name}, "
+            f"there is no {DESCRIPTION} in {model_folder(results)}"
+        )
+    model = load(results)
     log.info("model %s: %s, %d classes", settings.output_name, model.description.architecture, len(model.classes))
     name = predictions_name(settings.output_name, settings.predict_format)
     at = inside(settings.output_location, settings.predict)

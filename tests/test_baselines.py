@@ -136,4 +136,4 @@ def test_a_baseline_that_diverges_does_not_cost_the_run(tmp_path: Path, caplog: 
     results = run(data, BASELINES="majority", MODEL="squeezenet1_1", IMG_SIZE="32", LR="1", GUARD="false")
     assert results["baselines"] == {"majority": None}
     (left_out,) = (line for line in caplog.messages if line.startswith("baseline majority: left out: "))
-    assert left_out.endswith(": lower LR=1.0")
+    assert left_out.endswith(": lower LR=1")

@@ -159,8 +159,10 @@ def test_an_entry_may_have_what_must_be_set(monkeypatch: pytest.MonkeyPatch) -> 
         ({"CROWDLAYER_SWEEP": '[{"sed": 1}]', "CROWDLAYER_SWEEP_INDEX": "0"}, "'sed' is not a setting, did you mean"),
         ({"CROWDLAYER_SWEEP": '[{"seed": "x"}]', "CROWDLAYER_SWEEP_INDEX": "0"}, "CROWDLAYER_SEED: "),
         ({"CROWDLAYER_SWEEP": '[{"sweep": []}]', "CROWDLAYER_SWEEP_INDEX": "0"}, "'sweep' is not a setting"),
-        ({"CROWDLAYER_SWEEP": "1,2", "CROWDLAYER_SWEEP_INDEX": "0"}, "CROWDLAYER_SWEEP: "),
-        ({"CROWDLAYER_SWEEP": "[", "CROWDLAYER_SWEEP_INDEX": "0"}, "CROWDLAYER_SWEEP: "),
+        ({"CROWDLAYER_SWEEP": "1,2", "CROWDLAYER_SWEEP_INDEX": "0"}, "SWEEP: must be a JSON list with an object of"),
+        ({"CROWDLAYER_SWEEP": '[{"seed": 0}'}, "SWEEP: must be a list in JSON, or items with commas between them, got"),
+        ({"CROWDLAYER_SWEEP": "[]"}, "SWEEP: must have at least one run, got '[]'"),
+        ({"CROWDLAYER_SWEEP": '[{"seed": 1, "SEED": 2}]'}, "SWEEP: must have each setting of a run once, 'seed' is"),
         ({"CROWDLAYER_SWEEP": "[", "CROWDLAYER_N_EPOCHS": "none"}, "CROWDLAYER_N_EPOCHS: "),  # all that is wrong
         ({"CROWDLAYER_SWEEP": SWEEP, "CROWDLAYER_N_EPOCHS": "none"}, "CROWDLAYER_N_EPOCHS: "),
     ],

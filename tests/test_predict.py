@@ -163,7 +163,7 @@ def test_what_cannot_be_labelled_has_a_runs_exit_codes(shapes: Path, trained: Pa
     refused(SettingsError, "PREDICT: must be a folder", PREDICT=str(tmp_path / "nowhere"))
     refused(DataError, "must hold images", PREDICT=str(empty))
     refused(DataError, "at least one image must be readable, of 1 none is", PREDICT=str(torn))
-    refused(DataError, r"other: must hold model\.safetensors", OUTPUT_NAME="other")
+    refused(SettingsError, "OUTPUT: must have the model of a finished run named OUTPUT_NAME=other", OUTPUT_NAME="other")
 
 
 def test_too_little_memory_names_the_model_and_what_to_lower(

@@ -297,8 +297,13 @@ def test_accuracy_cannot_choose_without_truth() -> None:
 
 @pytest.mark.parametrize("regularizer", get_args(Name))
 def test_a_loss_that_is_not_finite_stops_with_the_setting_to_change(regularizer: Name) -> None:
-    with pytest.raises(SettingsError, match=r"must be finite, is (nan|inf) in epoch \d+: lower LR="):
+    with pytest.raises(SettingsError, match=r"must be finite, is (nan|inf) in epoch \d+: lower LR=1e\+20$"):
         make(lr=1e20, n_epochs=5, scale=0.01, regularizer=regularizer).fit()
+
+
+def test_the_workers_own_rate_may_be_the_one_to_lower() -> None:
+    with pytest.raises(SettingsError, match=r"lower LR=0\.05 or LR_CROWD=1e\+30$"):
+        make(lr=0.05, lr_crowd=1e30, n_epochs=5).fit()
 
 
 def test_out_of_memory_is_said_with_the_settings_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:

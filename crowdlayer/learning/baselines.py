@@ -99,7 +99,7 @@ def _figures(name: str, experiment: Experiment, outcome: Outcome, compared: Comp
     label = aggregated(name, dataset.answers, n_classes)
     known = dataset.truth >= 0
     held = torch.from_numpy(label[n:] if dataset.val is None else dataset.val.labels)
-    plain = {"crowd_layer": "scalar", "crowd_start": "identity", "scale": 0.0, "guard": False}  # it has no part
+    plain = {"crowd_layer": "scalar", "crowd_start": "identity", "lr_crowd": None, "scale": 0.0, "guard": False}
     with enough_memory(settings):
         trainer = experiment.trainer_of(settings.model_copy(update=plain), held, None)
         trainer.learn_labels(label[:n])

@@ -279,9 +279,11 @@ class Trainer:
         return top5 | {"lr/pg1": lr_crowd, "crowd/mean_quality": right} | self.guard.figures
 
     def _finite(self, epoch: int, train_loss: float, val_loss: float) -> None:
+        lr, lr_crowd = self.settings.lr, self.settings.lr_crowd
+        rates = f"LR={lr:g}" + ("" if lr_crowd is None else f" or LR_CROWD={lr_crowd:g}")
         for name, value in (("train_loss", train_loss), ("val_loss", val_loss)):
             if not math.isfinite(value):
-                raise SettingsError(f"{name}: must be finite, is {value} in epoch {epoch}: lower LR={self.settings.lr}")
+                raise SettingsError(f"{name}: must be finite, is {value} in epoch {epoch}: lower {rates}")
 
     def _log_start(self) -> None:
         n, done = self.processes.count, self.progress

@@ -14,8 +14,8 @@ from .groups import JobSettings, RunSettings, SweepSettings
 from .values import folder_and_name, is_archive, nearest, quoted
 
 PREFIX = "CROWDLAYER_"
-ENVIRONMENT = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True)
-"""Beside what the groups say for themselves."""
+ENVIRONMENT = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, validate_default=False)
+"""Beside what the groups say for themselves. The rules are for what is set: no SWEEP is not an empty one."""
 MISSING = "must be set"
 
 
@@ -85,9 +85,9 @@ def load_settings() -> Settings:
         settings = Settings(**entry or {})
     except ValidationError as error:
         found = setting_complaints(error, PREFIX)
-        complaints += (
-            found if entry is not None else [one for one in found if not one.endswith(MISSING)]
-        )  # it may say it
+        if entry is None:  # which may say what is missing
+            found = [complaint for complaint in found if not complaint.endswith(MISSING)]
+        complaints += found
     if complaints:
         raise SettingsError(listed(complaints))
     if entry and "output_name" not in entry:

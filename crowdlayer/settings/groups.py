@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from .values import (
+    Entry,
     File,
     FileName,
     Finite,
@@ -27,6 +28,7 @@ from .values import (
     Percent,
     Rising,
     ShareOrCount,
+    Some,
     Unit,
     Word,
     lower,
@@ -50,11 +52,11 @@ class DataSettings(Group):
     """The number of classes; found in the data, and must agree with it when given."""
     classes: Annotated[tuple[str, ...] | None, *ListOf, Names] = None
     """The class names in the order of the labels, as a JSON list or with commas; found in the data."""
-    val_fraction: Annotated[float, Field(gt=0, lt=1), Unit("share of the tasks")] = 0.1
+    val_fraction: Annotated[float, Finite, Field(gt=0, lt=1), Unit("share of the tasks")] = 0.1
     """The part of the train tasks that is held out to choose the epoch when there is no val/."""
     path_remove: Location | None = None
     """Peerannot's file of tasks to leave out."""
-    max_bad_images: Annotated[float, Percent, Field(ge=0), ShareOrCount, Unit("images")] = 0.01
+    max_bad_images: Annotated[float, Percent, Finite, Field(ge=0), ShareOrCount, Unit("images")] = 0.01
     """How many broken images may be left out before the job refuses the data: below 1 a share of all, else a number."""
 
     @field_validator("classes")
@@ -107,7 +109,7 @@ class TrainingSettings(Group):
     """The learning rate at the start."""
     lr_crowd: Annotated[float, Finite, Field(gt=0)] | None = None
     """The learning rate of the workers' matrices at the start; LR, where it is not set."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    momentum: Annotated[float, Finite, Field(ge=0, lt=1)] = 0.9
     """The momentum of sgd."""
     decay: Annotated[float, Finite, Field(ge=0)] = 5e-4
     """The weight decay of the classifier; the workers' matrices have none."""
@@ -117,11 +119,11 @@ class TrainingSettings(Group):
     """multistep: LR times LR_DECAY at each of MILESTONES; cosine: down to 0 over N_EPOCHS."""
     milestones: Annotated[tuple[Annotated[int, Field(ge=1)], ...], *ListOf, Rising, Unit("epochs")] = (50,)
     """The epochs after which multistep lowers the learning rate."""
-    lr_decay: Annotated[float, Field(gt=0, le=1)] = 0.1
+    lr_decay: Annotated[float, Finite, Field(gt=0, le=1)] = 0.1
     """The factor of multistep."""
     mixup: Annotated[float, Finite, Field(ge=0), NoneOrDrawn] = 0.0
     """α of mixup over images, workers and answers (annot-mix), as in Beta(α, α), from 0.01 on; 0: none."""
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    ema: Annotated[float, Finite, Field(ge=0, lt=1)] = 0.0
     """What is evaluated and kept is a moving average of the weights, with this decay per step; 0: the last weights."""
     img_size: Annotated[int, Field(ge=8, le=4096), Unit("pixels")] = 224
     """The side of the square image."""
@@ -167,7 +169,7 @@ class JobSettings(Group):
     """What `entrypoint.py predict` labels: a folder, an s3://bucket/prefix or one archive of images."""
     predict_format: Annotated[Literal["csv", "parquet"], Word] = "csv"
     """The format of the predictions; parquet is an extra."""
-    store_timeout: Annotated[float, Field(ge=1, le=3600), Unit("seconds")] = 60
+    store_timeout: Annotated[float, Finite, Field(ge=1, le=3600), Unit("seconds")] = 60
     """How long a store may be silent before a request has failed."""
     store_attempts: Annotated[int, Field(ge=1, le=100)] = 8
     """How often a request or the reading of an object is tried; for requests AWS_MAX_ATTEMPTS goes before."""
@@ -192,7 +194,7 @@ class JobSettings(Group):
 class SweepSettings(Group):
     """Which run of several this is."""
 
-    sweep: Annotated[tuple[dict[str, Any], ...], *ListOf, Field(exclude=True)] = ()  # other runs' settings, unchecked
+    sweep: Annotated[tuple[Entry, ...], *ListOf, Some, Field(exclude=True)] = ()  # other runs' settings, unchecked
     """Several runs: a JSON list with the settings of each that are not as here; OUTPUT_NAME gets the place in it."""
     sweep_index: Annotated[int, Field(ge=0)] | None = None
     """Which of SWEEP, from 0; found out in an array of AWS Batch or Slurm, and in a Kubernetes Indexed Job."""

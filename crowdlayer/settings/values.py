@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import NoDecode
@@ -78,8 +78,8 @@ def _split(value: object) -> object:
     if value.lstrip().startswith("["):
         try:
             return json.loads(value)
-        except RecursionError as error:
-            raise ValueError("must be a list, is lists in lists") from error
+        except (ValueError, RecursionError) as error:
+            raise ValueError("must be a list in JSON, or items with commas between them") from error
     return [item.strip() for item in value.split(",")]
 
 
@@ -87,6 +87,22 @@ def _is_path(value: str) -> bool:
     """Whether `value` is a path, and no URI: a folder named s3: would go with the container, as one in quotes would."""
     other = r"""[\s"']*(s3:|\w+://)|(["']).*\2$"""
     return bool(value.strip()) and not re.match(other, value, re.IGNORECASE) and not NO_TEXT.search(value)
+
+
+def _entry(value: object) -> object:
+    """What a run of a sweep has for itself; names in capitals or not, but once."""
+    if not isinstance(value, dict):
+        raise ValueError("must be a JSON list with an object of settings for each run")
+    names = [name.lower() for name in value]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"must have each setting of a run once, {twice!r} is there twice")
+    return value
+
+
+def _some(value: tuple[object, ...]) -> tuple[object, ...]:
+    if not value:
+        raise ValueError("must have at least one run")
+    return value
 
 
 def _file(value: str) -> str:
@@ -182,3 +198,5 @@ Finite = Field(allow_inf_nan=False)
 Percent = BeforeValidator(_percent)
 ShareOrCount = AfterValidator(_share_or_count)
 NoneOrDrawn = AfterValidator(_none_or_drawn)
+Entry = Annotated[dict[str, Any], BeforeValidator(_entry)]
+Some = AfterValidator(_some)
