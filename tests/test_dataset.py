@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from crowdlayer.data.classes import best_order
 from crowdlayer.data.dataset import Dataset, without_broken
-from crowdlayer.data.layout import belongs, read_dataset
+from crowdlayer.data.layout import belongs, image_types, read_dataset
 from crowdlayer.errors import DataError, SettingsError
 from crowdlayer.settings import DataSettings
 
@@ -24,6 +25,10 @@ def names(**splits: list[str]) -> list[str]:
 
 
 Read = Callable[..., Dataset]
+
+
+def test_images_are_what_torchvision_takes_for_them() -> None:
+    assert image_types() == IMG_EXTENSIONS
 
 
 @pytest.fixture

@@ -16,6 +16,8 @@ from crowdlayer.pack import pack
 from crowdlayer.storage.sync import sync
 from tests.conftest import ROOT, Store
 
+WITHOUT_TORCH = "import sys, crowdlayer.pack; sys.exit('torch' in sys.modules)"
+
 
 def test_what_was_packed_is_the_same_data_set(shapes: Path, tmp_path: Path) -> None:
     archive = tmp_path / "new" / "shapes.tar"
@@ -73,7 +75,8 @@ def test_the_command_says_what_it_did_and_how_it_is_called(shapes: Path, tmp_pat
     done = command(str(shapes), str(tmp_path / "x.tar"))
     assert (done.returncode, done.stdout) == (0, "")
     assert "packed: 43 files" in done.stderr
-    asked = command("--help")
+    asked = command("--help")  # nobody waits for torch
+    assert subprocess.run([sys.executable, "-c", WITHOUT_TORCH], cwd=ROOT).returncode == 0
     assert (asked.returncode, asked.stdout) == (0, "usage: python -m crowdlayer.pack <tasks> <archive>.tar\n")
     wrong = command(str(shapes))
     assert (wrong.returncode, wrong.stderr) == (

@@ -5,12 +5,15 @@ Works on relative names alone, so that a folder, a bucket and an archive with th
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import logging
+import re
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ..answers import AnswerFile, Answers, canonical, look_up, majority_vote
 from ..answers.files import read_answers
@@ -25,6 +28,22 @@ SPLITS = ("train", "val", "test")
 ANSWERS = "answers.json"
 
 
+@cache
+def image_types() -> tuple[str, ...]:
+    """The endings that torchvision's ImageFolder takes, read from its source: importing it takes torch, and seconds."""
+    spec = importlib.util.find_spec("torchvision")
+    assert spec is not None
+    assert spec.origin is not None
+    source = (Path(spec.origin).parent / "datasets" / "folder.py").read_text(encoding="utf-8")
+    listed = re.search(r"^IMG_EXTENSIONS = (\(.*?\))$", source, re.MULTILINE | re.DOTALL)
+    if listed is None:  # a torchvision that writes it another way
+        from torchvision.datasets.folder import IMG_EXTENSIONS
+
+        return tuple(IMG_EXTENSIONS)
+    endings: tuple[str, ...] = ast.literal_eval(listed[1])
+    return endings
+
+
 def belongs(name: str) -> bool:
     """Whether the relative `name` is a file of a data set: an image of a split, the answers or the metadata."""
     split, _, rest = name.partition("/")
@@ -34,7 +53,7 @@ def belongs(name: str) -> bool:
 def is_image(name: str) -> bool:
     """Whether the relative `name` is an image, by its ending, and nothing hidden: neither it nor a folder above it."""
     hidden = any(part.startswith(".") or part in ("__MACOSX", "lost+found") for part in name.split("/"))
-    return not hidden and name.lower().endswith(IMG_EXTENSIONS)
+    return not hidden and name.lower().endswith(image_types())
 
 
 def read_dataset(
