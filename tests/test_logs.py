@@ -165,9 +165,10 @@ def test_a_library_user_sees_no_log_unless_it_is_wanted(capsys: pytest.CaptureFi
 def test_a_program_that_has_logged_a_word_of_its_own_sees_a_verbose_run(capsys: pytest.CaptureFixture[str]) -> None:
     """`logging.warning` alone sets up the root, for warnings."""
     root, ours = logging.getLogger(), logging.getLogger("crowdlayer")
-    before = root.handlers[:], root.level
+    before = root.handlers[:], root.level, ours.level
     root.handlers.clear()
     root.setLevel(logging.WARNING)
+    ours.setLevel(logging.NOTSET)  # a job that ran in this process has set it
     try:
         logging.warning("my own")
         with logs.shown(True) as log:
@@ -179,6 +180,7 @@ def test_a_program_that_has_logged_a_word_of_its_own_sees_a_verbose_run(capsys: 
     finally:
         root.handlers[:] = before[0]
         root.setLevel(before[1])
+        ours.setLevel(before[2])
     assert capsys.readouterr().err == "WARNING:root:my own\nINFO:crowdlayer:loud\n"
 
 
