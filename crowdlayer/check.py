@@ -271,11 +271,12 @@ def _rehearse(
     n_steps = -(-len(dataset.train.names) // settings.batch_size)
     epoch = n_steps * step + len(images.validation) * seconds_each / n_processes
     ready = phases.seconds["sync"] + phases.seconds["decode"]
-    runs = 1 + len(settings.baselines)
+    runs = 1 + max(settings.folds - 1, 0) + len(settings.baselines)  # a fold's has a share less, all together one
+    further = " and ".join(name.upper() for name in ("folds", "baselines") if getattr(settings, name))
     table.ok(
         "time",
         f"about {duration(ready + runs * settings.n_epochs * epoch)}: {settings.n_epochs} epochs of {n_steps} steps, "
-        f"{duration(epoch)} each{f', {runs} times (BASELINES)' if runs > 1 else ''}; measured on {len(lasted)} steps",
+        f"{duration(epoch)} each{f', {runs} times ({further})' if runs > 1 else ''}; measured on {len(lasted)} steps",
     )
 
 

@@ -105,6 +105,8 @@ def read_inputs(settings: RunSettings, workdir: Path, phases: Phases) -> Inputs:
             synced.root, synced.digests, settings, answers, files.get("PATH_REMOVE"), settings.seed, kept
         )
         log_dataset(dataset)
+        if settings.folds > (n := len(dataset.train.names)):
+            raise SettingsError(f"FOLDS: must be at most {n}, the tasks trained on, got {settings.folds}")
     return Inputs(synced, dataset, files.get("PRETRAINED"), digest_of(digests))
 
 

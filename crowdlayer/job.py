@@ -21,7 +21,7 @@ from .machine.meeting import Meeting
 from .machine.processes import over_nccl
 from .machine.supervisor import supervise
 from .report.publishing import publish
-from .report.results import Finished, Provenance, done_before, headline, results_name
+from .report.results import Finished, Provenance, done_before, results_name, tell
 from .run_folder import DRY_RUN, RUN, SPOOL, STAGED, forget_kept, kept, put_kept, run_folder, workdir_of
 from .settings import Settings
 from .storage.files import disk_errors
@@ -80,7 +80,9 @@ def dry_run(settings: Settings) -> None:
         return
     with _started(settings, launch, DRY_RUN) as start:
         inputs = read_inputs(settings, start.workdir, start.phases)
-        one = settings.model_copy(update={"n_epochs": 1, "checkpoint_every": 0, "baselines": (), "guard": False})
+        one = settings.model_copy(
+            update={"n_epochs": 1, "checkpoint_every": 0, "folds": 0, "baselines": (), "guard": False}
+        )
         synced, few = inputs.synced, inputs.dataset.first(settings.batch_size)
         spool = Spool(start.folder / SPOOL, Identity(one.model_dump(mode="json"), inputs.digest))
         cache = start.folder  # not that of a run's images
@@ -220,5 +222,5 @@ def _publish(start: Start, trained: Trained, images: Images, output: Place, iden
         staged.mkdir()
     results = publish(output, staged, Finished(trained.dataset, images, trained.outcome, provenance), phases)
     seconds = "  ".join(f"{phase} {spent:.1f} s" for phase, spent in phases.seconds.items())
-    log.info(headline(results), extra={"seconds": phases.seconds})
+    tell(results, start.settings)
     log.info("results at %s/%s  (%s)", output.location, results_name(name), seconds)

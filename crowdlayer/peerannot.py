@@ -18,16 +18,18 @@ from . import logs
 from .data.images import CrowdLoader, ImageLoader, Rows
 from .errors import SettingsError, listed
 from .inputs import probe, read_inputs
-from .learning.baselines import Compared, compare
+from .learning.baselines import compare
 from .learning.classifier import has_small_stem
 from .learning.crowd_model import CrowdLoss, CrowdModel
 from .learning.devices import device_name
 from .learning.experiment import Experiment, Phases, load_images
+from .learning.folds import cross_fit
+from .learning.further import Further
 from .learning.optimization import Both, Matrices, MatricesSchedule, Mover
 from .learning.progress import Progress
 from .learning.trainer import EVALUATION_BATCHES
 from .report.publishing import publish
-from .report.results import Finished, Provenance, headline, results_name
+from .report.results import Finished, Provenance, results_name, tell
 from .settings import FileName, RunSettings, is_archive, nearest, setting_complaints
 from .storage.places import Folder
 from .storage.workdir import working_folder
@@ -241,7 +243,9 @@ class Crowdlayer:
         with logs.shown(settings.verbose) as log, tempfile.TemporaryDirectory() as folder:
             probe(place, settings.output_name, Path(folder))
             self._begun = True
-            outcome = compare(experiment, experiment.run(trainer, phases), Compared(), trainer.watch, phases)
+            further, outcome = Further(), experiment.run(trainer, phases)
+            outcome = cross_fit(experiment, outcome, further, trainer.watch, phases)
+            outcome = compare(experiment, outcome, further, trainer.watch, phases)
             provenance = Provenance(
                 settings.model_dump(mode="json"),
                 self._digest,
@@ -251,7 +255,7 @@ class Crowdlayer:
             )
             finished = Finished(experiment.dataset, experiment.images, outcome, provenance)
             results = publish(place, Path(folder), finished, phases)
-            log.info(headline(results))
+            tell(results, settings)
             log.info("results at %s/%s", place.location, results_name(settings.output_name))
         return results
 

@@ -12,10 +12,12 @@ from typing import NoReturn
 from . import logs
 from .data.dataset import Dataset
 from .errors import InterruptedRunError, SettingsError, StoreError, short
-from .learning.baselines import Compared, compare
+from .learning.baselines import compare
 from .learning.classifier import has_small_stem
 from .learning.devices import bound_to_container, device_name, memory_for
 from .learning.experiment import Experiment, Images, Outcome, Phases, load_images
+from .learning.folds import cross_fit
+from .learning.further import Further
 from .learning.progress import History
 from .learning.spool import PARTS, Identity, Parts, Spool, going_on, read_state
 from .learning.trainer import Trainer, Watch
@@ -82,13 +84,13 @@ class Trained:
 class Keeper(Watch):
     """Saves the run's state to the spool, and stops the run when a signal asks for it."""
 
-    def __init__(self, spool: Spool, every: int, watchdog: Watchdog, trackers: Trackers, compared: Compared) -> None:
+    def __init__(self, spool: Spool, every: int, watchdog: Watchdog, trackers: Trackers, further: Further) -> None:
         """`every`: epochs between checkpoints; 0 for none but the last epoch's, should what follows be interrupted."""
         self.spool = spool
         self.every = every
         self.watchdog = watchdog
         self.trackers = trackers
-        self.compared = compared
+        self.further = further
 
     def stop(self) -> bool:
         self.watchdog.progress()
@@ -117,29 +119,29 @@ class Keeper(Watch):
 
     def save(self, trainer: Trainer) -> None:
         """Leave the trainer's state in the spool."""
-        state = trainer.state_dict() | {"baselines": vars(self.compared)}
+        state = trainer.state_dict() | {"further": self.further.state_dict()}
         if trainer.processes.index == 0:
             self.spool.write(state)
 
 
-class KeeperOfBaselines(Keeper):
-    """The same for baselines: their state is saved beside that of the run, which is over; trackers hear nothing."""
+class KeeperOfFurther(Keeper):
+    """The same for further trainings: their state is saved beside the run's, which is over; trackers hear nothing."""
 
     def __init__(self, keeper: Keeper, run: Trainer) -> None:
-        super().__init__(keeper.spool, keeper.every, keeper.watchdog, Trackers({}, {}), keeper.compared)
+        super().__init__(keeper.spool, keeper.every, keeper.watchdog, Trackers({}, {}), keeper.further)
         self._run = run
         self._written: Parts = {}
 
     @property
     def what(self) -> str:
-        return f"baseline {next(name for name in self._run.settings.baselines if name not in self.compared.done)}"
+        return self.further.under_way
 
     def save(self, trainer: Trainer) -> None:
-        baselines = vars(self.compared) | {"state": trainer.state_dict()}
-        state = self._run.state_dict() | {"baselines": baselines}
+        further = self.further.state_dict() | {"state": trainer.state_dict()}
+        state = self._run.state_dict() | {"further": further}
         if trainer.processes.index == 0:
             written = self.spool.write(state, self._written)
-            self._written = {name: part for name, part in written.items() if name != "baselines"}
+            self._written = {name: part for name, part in written.items() if name != "further"}
 
 
 def train(plan: Plan, decoded: tuple[Dataset, Images], phases: Phases) -> Trained:
@@ -198,29 +200,31 @@ def _train(plan: Plan, decoded: tuple[Dataset, Images], phases: Phases, watchdog
     bound_to_container()
     with phases("build"):
         trainer = experiment.trainer()
-        compared = _gone_on(trainer, plan.resume if processes.index == 0 else {})
+        further = _gone_on(trainer, plan.resume if processes.index == 0 else {})
     with interruption.deferred(), _trackers(settings, plan.tracked and processes.index == 0) as trackers:
-        trainer.watch = keeper = Keeper(plan.spool, settings.checkpoint_every, watchdog, trackers, compared)
+        trainer.watch = keeper = Keeper(plan.spool, settings.checkpoint_every, watchdog, trackers, further)
         outcome = experiment.run(trainer, phases)
-        outcome = compare(experiment, outcome, compared, KeeperOfBaselines(keeper, trainer), phases)
+        after = KeeperOfFurther(keeper, trainer)
+        outcome = cross_fit(experiment, outcome, further, after, phases)
+        outcome = compare(experiment, outcome, further, after, phases)
         of_test = {name: value for name, value in outcome.figures.items() if name.startswith("test_")}
         trackers.log({name.replace("_", "/", 1): value for name, value in of_test.items()})
     used = processes.gather_texts(device_name(trainer.accelerator.device))
     return Trained(outcome, experiment.dataset, used, has_small_stem(trainer.classifier), phases.seconds)
 
 
-def _gone_on(trainer: Trainer, brought: Mapping[str, Path]) -> Compared:
-    """Let the trainer go on from the parts of a checkpoint, which one process has; how far the baselines were.
+def _gone_on(trainer: Trainer, brought: Mapping[str, Path]) -> Further:
+    """Let the trainer go on from the parts of a checkpoint, which one process has; how far further ones were.
 
     Nothing else of the checkpoint stays in memory.
     """
     parts = {name: trainer.processes.share(_taken(brought.get(name))) for name in PARTS}
     if not all(parts.values()):
-        return Compared()
+        return Further()
     with memory_for("the checkpoint", "give the job more memory"), going_on():
         state = read_state(parts)
         trainer.load_state_dict(state)
-        return Compared(**state["baselines"])
+        return Further(**state["further"])
 
 
 def _trackers(settings: Settings, tells: bool) -> Trackers:

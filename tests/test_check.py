@@ -47,7 +47,7 @@ def look(caplog: pytest.LogCaptureFixture) -> Callable[..., tuple[Rows, Any]]:
 def test_a_sound_data_set_is_ok_in_every_row(tmp_path: Path, look: Callable[..., tuple[Rows, Any]]) -> None:
     data = write_shapes(tmp_path / "data", n_train=90)
     before = sorted(data.rglob("*"))
-    rows, error = look(TASKS=str(data))
+    rows, error = look(TASKS=str(data), FOLDS="5", BASELINES="majority")
     assert error is None
     expected = ["settings", "nodes", "model", "output", "data set", "resume", "images", "disk", "devices"]
     expected += ["memory", "evaluation", "time"]
@@ -56,6 +56,7 @@ def test_a_sound_data_set_is_ok_in_every_row(tmp_path: Path, look: Callable[...,
     assert "90 tasks" in rows["data set"][1]
     assert "an object was written, read back and deleted" in rows["output"][1]
     assert "60 epochs of 6 steps" in rows["time"][1]
+    assert "each, 6 times (FOLDS and BASELINES); " in rows["time"][1]  # five with a fifth of the tasks less are four
     assert sorted(data.rglob("*")) == before
 
 

@@ -40,13 +40,15 @@ def test_what_was_saved_is_found(output: Place, spool: Spool, tmp_path: Path) ->
     assert back["best"]["epoch"] == 1
 
 
-def test_of_a_baselines_checkpoint_the_run_is_not_written_again(output: Place, spool: Spool, tmp_path: Path) -> None:
-    run, baselines = state(5), {"done": {"majority": {"test_loss": 0.5, "gain": None}}, "state": state(1)}
+def test_of_a_further_trainings_checkpoint_the_run_is_not_written_again(
+    output: Place, spool: Spool, tmp_path: Path
+) -> None:
+    run, further = state(5), {"done": {"baseline majority": {"test_loss": 0.5, "gain": None}}, "state": state(1)}
     before = spool.write(run)
     assert set(before) == set(PARTS)
-    same = {name: part for name, part in before.items() if name != "baselines"}
+    same = {name: part for name, part in before.items() if name != "further"}
     written = {path.name: path.stat().st_mtime_ns for path in spool.folder.glob("*.pt")}
-    after = spool.write(run | {"baselines": baselines}, same)
+    after = spool.write(run | {"further": further}, same)
     left = {path.name: path.stat().st_mtime_ns for path in spool.folder.glob("*.pt")}
     assert {name: left[name] for name, _ in same.values()} == {name: written[name] for name, _ in same.values()}
     assert set(left) == {name for name, _ in after.values()}
@@ -55,8 +57,8 @@ def test_of_a_baselines_checkpoint_the_run_is_not_written_again(output: Place, s
     back = found(checkpoints, tmp_path)
     assert back is not None
     assert back["progress"]["epoch"] == 5
-    assert back["baselines"]["done"] == baselines["done"]
-    assert back["baselines"]["state"]["progress"]["epoch"] == 1
+    assert back["further"]["done"] == further["done"]
+    assert back["further"]["state"]["progress"]["epoch"] == 1
 
 
 def test_a_run_that_starts_again_within_itself_goes_on_from_its_last(
@@ -75,7 +77,7 @@ def test_two_are_kept_and_nothing_remains_at_the_end(output: Place, spool: Spool
     checkpoints = put(output, spool, *(state(epoch, best=epoch) for epoch in range(1, 5)))
     kept = names(output)
     assert [name for name in kept if name.endswith(".json")] == ["00000003.json", "00000004.json"]
-    assert len(kept) == 2 + 2 * 2 + 1  # both have no baselines
+    assert len(kept) == 2 + 2 * 2 + 1  # both have no further one
     checkpoints.remove()
     assert names(output) == []
     assert not isinstance(output, Folder) or not (output.path / "checkpoints").exists()

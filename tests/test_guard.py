@@ -14,7 +14,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from crowdlayer.answers import Answers, majority_vote
 from crowdlayer.learning import metrics
-from crowdlayer.learning.baselines import Compared
+from crowdlayer.learning.further import Further
 from crowdlayer.learning.guard import Guard
 from crowdlayer.learning.progress import Best
 from crowdlayer.learning.spool import Identity, Spool
@@ -134,7 +134,7 @@ def test_a_collapse_does_not_end_a_job(tmp_path: Path) -> None:
     trainer = trained(like_cifar_100n(400), 4)
     (tmp_path / "spool").mkdir()
     spool = Spool(tmp_path / "spool", Identity({}, "data"))
-    trainer.watch = Keeper(spool, 1, Watchdog(600), Trackers({}, {}), Compared())
+    trainer.watch = Keeper(spool, 1, Watchdog(600), Trackers({}, {}), Further())
     trainer.fit()
     assert trainer.collapsed_since is not None
     assert len(trainer.history.train_loss) == 4

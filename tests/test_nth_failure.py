@@ -358,6 +358,24 @@ def test_twenty_signals_change_nothing(long: tuple[Runs, dict[str, Any]]) -> Non
     assert runs.outcome() == clean
 
 
+@pytest.mark.parametrize("order", [pytest.param("step 3 SIGKILL", marks=pytest.mark.slow), "step 5 SIGTERM"])
+def test_folds_go_on_where_they_were(runs: Runs, order: str) -> None:
+    """A run of eight steps: two epochs of two, and of one for each fold."""
+    runs.settings |= {"N_EPOCHS": "2", "FOLDS": "2"}
+    assert runs.start().code == 0
+    clean = runs.outcome()
+    runs.clear()
+    ends = [runs.start(order)]
+    while ends[-1].code != 0 and len(ends) < 8:
+        ends.append(runs.start(order))
+    assert runs.outcome() == clean
+    if order == "step 5 SIGTERM":
+        assert [done.code for done in ends] == [75, 0]
+        assert ends[0].last_line.startswith("crowdlayer: SIGTERM: fold 1 of 2 was interrupted in epoch 1 of 2, after")
+    else:
+        assert [done.code for done in ends] == [-9, -9, -9, 0]
+
+
 @pytest.fixture
 def compared(runs: Runs) -> tuple[Runs, dict[str, Any]]:
     """A run of twelve steps: two epochs of two, and as many of each baseline."""

@@ -57,7 +57,7 @@ def until(there: Callable[[], bool]) -> None:
 
 def test_of_a_run_that_has_no_best_epoch_yet_the_newest_is_put(tmp_path: Path, spool: Spool) -> None:
     """Two of its parts say nothing, so are the same file."""
-    begun = state(0, 3) | {"best": None, "baselines": None}
+    begun = state(0, 3) | {"best": None, "further": None}
     checkpoints = Checkpoints(Folder(tmp_path / "out"), "run")
     with Uploads(spool.folder, checkpoints, background=False) as uploads:
         spool.write(begun)

@@ -36,6 +36,25 @@ class Rows(Protocol):
     def __getitem__(self, rows: Tensor | slice, /) -> Tensor: ...
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """The rows at these places (n,) of others, which are no copies."""
+
+    rows: Rows
+    at: Tensor
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+    def __getitem__(self, wanted: Tensor | slice, /) -> Tensor:
+        return self.rows[self.at[wanted]]
+
+
+def chosen(rows: Rows, at: Tensor) -> Rows:
+    """The rows at these places (n,): copies where they lie on a device as a whole."""
+    return rows[at.to(rows.device)] if isinstance(rows, Tensor) else Chosen(rows, at)
+
+
 def stream_seed(seed: int, epoch: int, purpose: int, *place: int) -> int:
     """The seed of one purpose in one epoch, or at a place in it (step, process): the same after a resume."""
     sequence = np.random.SeedSequence((seed, epoch, purpose, *place))

@@ -40,10 +40,10 @@ def before(dataset: Dataset, settings: TrainingSettings) -> Iterator[str]:
         )
     if settings.pretrained is False and n < FEW_IMAGES and settings.img_size >= LARGE_IMAGES:
         yield f"PRETRAINED=false: {n} images are few to train {settings.model} from scratch: consider PRETRAINED=true"
-    if len(dataset.train.answers) == n:
+    if len(dataset.train.answers) == n and settings.folds == 0:
         yield (
             "one answer per task: nothing but the classifier, which learns it, can bear it out, so that the scores in "
-            "labels.csv and the qualities in workers.csv say little: consider several answers for each task"
+            "labels.csv and the qualities in workers.csv say little: consider FOLDS=5, or several answers for each task"
         )
     if dataset.held_out is not None and len(dataset.held_out.names) < FEW_HELD_OUT:
         yield (

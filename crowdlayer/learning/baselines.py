@@ -2,72 +2,42 @@
 
 from __future__ import annotations
 
-import gc
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from ..answers import Answers, Ints, majority_vote
-from ..errors import DeviceMemoryError, SettingsError
-from ..logs import about
 from . import metrics
 from .aggregation import dawid_skene
 from .devices import enough_memory
 from .experiment import Experiment, Outcome, Phases, left_free
 from .features import on_features
-from .spool import going_on
-from .trainer import Trainer, Watch
+from .further import Further
+from .trainer import Watch
 
 log = logging.getLogger(__name__)
 
 
-Figures = dict[str, Any] | None
-"""Of a baseline; None where it was left out."""
-
-
-@dataclass
-class Compared:
-    """How far the comparison has come: the figures of the baselines that are done, in order, by name.
-
-    `state`: of the trainer of the next one, until that goes on from it.
-    """
-
-    done: dict[str, Figures] = field(default_factory=dict)
-    state: dict[str, Any] | None = None
-
-    def go_on(self, trainer: Trainer) -> None:
-        """Let the trainer of the next baseline go on from the state, if there is one."""
-        if self.state is not None:
-            with going_on():
-                trainer.load_state_dict(self.state)
-        self.state = None  # it is as large as a checkpoint
-
-
-def compare(experiment: Experiment, outcome: Outcome, compared: Compared, watch: Watch, phases: Phases) -> Outcome:
+def compare(experiment: Experiment, outcome: Outcome, further: Further, watch: Watch, phases: Phases) -> Outcome:
     """Train each of BASELINES as the run itself was, but on one hard label per task; `outcome` with their figures.
 
     Same network, first weights, order of the tasks, epochs, learning rates and rule for the epoch; a label counts as
     often as its task has answers, so that a step is as long, and workers who are always right give no gain. Without
     val/ the epoch is chosen on the held-out tasks' aggregated labels. The figures, by the name of the baseline:
     `label_accuracy` (percent of the aggregated labels that are right, where truth is known), `best_epoch`,
-    `val_accuracy`, `test_loss`, `test_accuracy`, `test_ece`, and `gain` (see `gain`); None for all where the memory of
-    the device does not suffice for a second network, or where LR is too high without the crowd layer, which damps it.
+    `val_accuracy`, `test_loss`, `test_accuracy`, `test_ece`, and `gain` (see `gain`); None for all where it was left
+    out, as where LR is too high without the crowd layer, which damps it.
 
-    Goes on from what is `compared`, and keeps it true, for `watch` to save.
+    Goes on from what is done `further`, and keeps it true, for `watch` to save.
     """
-    for name in [name for name in experiment.settings.baselines if name not in compared.done]:
-        gc.collect()  # the one before lies in cycles, with its weights on the device
-        with phases(f"baseline {name}"), about("baseline", name):
-            try:
-                compared.done[name] = _figures(name, experiment, outcome, compared, watch)
-            except (DeviceMemoryError, SettingsError) as error:  # the run itself is done, and worth more
-                if isinstance(error, SettingsError) and compared.state is not None:
-                    raise  # a checkpoint that is none of ours
-                log.warning("left out: %s", error)
-                compared.done[name] = compared.state = None
-    return replace(outcome, baselines=compared.done)
+    figures: dict[str, dict[str, Any] | None] = {}
+    for name in experiment.settings.baselines:
+        work = partial(_figures, name, experiment, outcome, further, watch)
+        figures[name] = further.train("baseline", name, work, phases, f"baseline {name}")
+    return replace(outcome, baselines=figures)
 
 
 def aggregated(name: str, answers: Answers, n_classes: int) -> Ints:
@@ -93,7 +63,7 @@ def gain(ours: torch.Tensor, theirs: torch.Tensor, labels: torch.Tensor) -> dict
     return {"points": 100 * (won - lost) / n, "low": 100 * low, "high": 100 * high}
 
 
-def _figures(name: str, experiment: Experiment, outcome: Outcome, compared: Compared, watch: Watch) -> dict[str, Any]:
+def _figures(name: str, experiment: Experiment, outcome: Outcome, further: Further, watch: Watch) -> dict[str, Any]:
     dataset, images, settings = experiment.dataset, experiment.images, experiment.settings
     n_classes, n = len(dataset.classes), len(dataset.train.names)
     label = aggregated(name, dataset.answers, n_classes)
@@ -105,7 +75,7 @@ def _figures(name: str, experiment: Experiment, outcome: Outcome, compared: Comp
         trainer.learn_labels(label[:n])
         trainer.watch = watch
         log.info("the same network on its labels")
-        compared.go_on(trainer)
+        further.go_on(trainer)
         with on_features(trainer, experiment.folder, experiment.features, left_free(settings, dataset)):
             best = trainer.fit()
         trainer.load(best)

@@ -7,27 +7,27 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..answers import Answers
+from ..answers import Answers, Ints
 from ..data.dataset import CrowdImages, Dataset, LabelledImages, summary, without_broken
 from ..data.decoding import Decoded, decode_all
-from ..data.images import CrowdLoader, Rows, resident
+from ..data.images import CrowdLoader, Rows, chosen, resident
 from ..errors import SettingsError
 from ..machine.processes import Processes
 from ..settings import TrainingSettings
 from ..storage.files import SPARE
 from . import advice, metrics
 from .classifier import build_classifier, n_weights
-from .crowd_layer import log_likelihood
+from .crowd_layer import WORKER_MODELS, log_likelihood
 from .devices import enough_memory, make_accelerator, memory_for
 from .features import on_features
-from .inference import LESS, Inferred, Predictions, crowd_figures, infer, matrices_of
+from .inference import LESS, Inferred, Predictions, infer, matrices_of
 from .progress import Best, History
 from .trainer import Trainer, Validation
 
@@ -73,6 +73,8 @@ class Outcome:
     crowd_layer: str
     """The worker model of the chosen epoch: CROWD_LAYER, or the guard's."""
     collapsed_since: int | None
+    folds: int = 0
+    """How many networks judged the labels that have not seen their answers; 0 where it is the run's own."""
     baselines: dict[str, dict[str, Any] | None] = field(default_factory=dict)
     """The figures of BASELINES, by name."""
 
@@ -119,12 +121,14 @@ def checkpoints_size(settings: TrainingSettings, dataset: Dataset) -> int:
     """Bytes that a run's checkpoints may take on its disk: images and features take what these leave.
 
     Three of them: being written, waiting, on their way. Each may have the weights, the best ones, two moments, of which
-    a frozen network has none, and those that EMA averages; and the same of a baseline, which has no matrices to speak
-    of.
+    a frozen network has none, and those that EMA averages; and the same of a fold, with what the others have said, or
+    of a baseline, which has no matrices to speak of.
     """
-    copies = (2 if settings.freeze else 4) + (settings.ema > 0)
-    matrices = (4 + (settings.ema > 0)) * len(dataset.workers) * len(dataset.classes) ** 2
-    return 3 * 4 * ((2 if settings.baselines else 1) * copies * n_weights(settings.model) + matrices)
+    averaged, folds, n_classes = settings.ema > 0, settings.folds > 0, len(dataset.classes)
+    weights = ((2 if settings.freeze else 4) + averaged) * n_weights(settings.model)
+    matrices = (4 + averaged) * len(dataset.workers) * n_classes**2
+    said = len(dataset.train.names) * n_classes if folds else 0
+    return 3 * 4 * ((2 if folds or settings.baselines else 1) * weights + (2 if folds else 1) * matrices + said)
 
 
 def left_free(settings: TrainingSettings, dataset: Dataset) -> int:
@@ -179,6 +183,14 @@ class Experiment:
             validation = Validation(resident(self.images.validation, accelerator.device), labels, answers)
             return Trainer(settings, accelerator, classifier, n_classes, loader, validation)
 
+    def of_tasks(self, rows: Ints) -> Experiment:
+        """The same, but with these of the tasks (n,) alone to be trained on."""
+        at = torch.from_numpy(rows)
+        dataset = replace(self.dataset, train=self.dataset.train.subset(rows))
+        images = replace(self.images, train=self.images.train.chosen(at))
+        features = {name: chosen(some, at) if name == "train" else some for name, some in self.features.items()}
+        return replace(self, dataset=dataset, images=images, features=features)
+
     def run(self, trainer: Trainer, phases: Phases) -> Outcome:
         """Train, then evaluate the chosen epoch on test/ and on the tasks with answers."""
         dataset, images, settings = self.dataset, self.images, trainer.settings
@@ -193,7 +205,7 @@ class Experiment:
                 seen = trainer.predict(trainer.train.dataset), trainer.predict(trainer.validation.images)
         with phases("evaluate"), enough_memory(settings):
             predictions = Predictions(*seen, None if images.test is None else trainer.predict(images.test))
-        _must_be_finite(predictions, trainer.accelerator.mixed_precision)
+        must_be_finite(vars(predictions), trainer.accelerator.mixed_precision)
         with phases("evaluate"), memory_for(matrices_of(dataset)[0], LESS):
             test = predictions.test
             figures = dict(best.figures)
@@ -205,18 +217,25 @@ class Experiment:
             confusion = crowd_layer.matrices().detach().float().cpu()
             likelihood = log_likelihood(confusion, crowd_layer.likelihood)
             figures["temperature"], inferred = infer(dataset, predictions, likelihood)
-            _advise(advice.beside_majority(crowd_figures(dataset, inferred), settings))
         name, since = trainer.settings.crowd_layer, trainer.collapsed_since
         return Outcome(trainer.history, best, confusion, figures, predictions, inferred, name, since)
 
 
-def _must_be_finite(predictions: Predictions, precision: str) -> None:
-    """Refuse logits that are no numbers: nothing that follows would be one.
+def judged(dataset: Dataset, outcome: Outcome, unseen: Tensor) -> Outcome:
+    """The outcome, its labels and workers inferred anew with `unseen` (see `Predictions`)."""
+    predictions = replace(outcome.predictions, unseen=unseen)
+    with memory_for(matrices_of(dataset)[0], LESS):
+        likelihood = log_likelihood(outcome.confusion, WORKER_MODELS[outcome.crowd_layer].likelihood)
+        return replace(outcome, predictions=predictions, inferred=infer(dataset, predictions, likelihood)[1])
+
+
+def must_be_finite(predictions: Mapping[str, Tensor | None], precision: str) -> None:
+    """Refuse logits, by what they are of, that are no numbers: nothing that follows would be one.
 
     Raises:
         SettingsError: with how many images they are of.
     """
-    for part, logits in vars(predictions).items():
+    for part, logits in predictions.items():
         wrong = 0 if logits is None else int((~logits.isfinite().all(1)).sum())
         if wrong:
             raise SettingsError(

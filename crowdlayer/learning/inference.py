@@ -33,23 +33,29 @@ def matrices_of(dataset: Dataset) -> tuple[str, int]:
 
 @dataclass(frozen=True)
 class Predictions:
-    """The chosen classifier's logits, (images, classes) each, in the order of the data set's parts."""
+    """The chosen classifier's logits, (images, classes) each, in the order of the data set's parts.
+
+    `unseen`: to the images trained on, those of classifiers that have not seen their answers, each divided by its own
+    temperature, where FOLDS asks for it.
+    """
 
     train: Tensor
     validation: Tensor
     test: Tensor | None
+    unseen: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Inferred:
     """What classifier and answers together say about every task with answers, those trained on first.
 
-    `majority` (tasks,) is the majority vote; `temperature` that of the classifier on the images trained on.
+    `majority` (tasks,) is the majority vote; `temperature` that of the classifier on the images trained on, None where
+    others judged them.
     """
 
     consensus: Consensus
     majority: Tensor
-    temperature: float
+    temperature: float | None
     workers: Workers
     labels: Labels
 
@@ -62,29 +68,37 @@ class Inferred:
 def infer(dataset: Dataset, predictions: Predictions, likelihood: Tensor) -> tuple[float, Inferred]:
     """The classifier's temperature, and what it and the answers say about every task with answers.
 
-    The temperature is fitted to the log-loss on val/; without val/, to that of the answers of the held-out tasks, given
-    the workers' matrices that the other tasks show. `likelihood` is log P(answered | true, worker).
+    `likelihood` is log P(answered | true, worker).
     """
-    train, validation = predictions.train, predictions.validation
-    if dataset.val is not None:
-        labels = torch.from_numpy(dataset.val.labels)
-        temperature = metrics.fitted_temperature(lambda t: metrics.cross_entropy(validation / t, labels), len(labels))
-        in_sample = predictive_temperature(train, likelihood, dataset.train.answers, temperature)
-        logits = train / in_sample
-    else:
-        assert dataset.held_out is not None
-        held = dataset.held_out.answers
-        in_sample = predictive_temperature(train, likelihood, dataset.train.answers, 1.0)
-        shown = consensus(train / in_sample, likelihood, dataset.train.answers).counts
-        temperature = metrics.fitted_temperature(lambda t: answers_log_loss(validation / t, shown, held), held.n_tasks)
-        del shown  # as large a one is to come
-        in_sample = max(in_sample, temperature)
-        logits = torch.cat([train / in_sample, validation / temperature])
+    temperature, in_sample = temperatures(dataset, predictions, likelihood)
+    logits = predictions.train / in_sample if predictions.unseen is None else predictions.unseen
+    if dataset.held_out is not None:
+        logits = torch.cat([logits, predictions.validation / temperature])
     answers = dataset.answers
     majority = torch.from_numpy(majority_vote(answers, len(dataset.classes)))
     found = consensus(logits, likelihood, answers)
     of_workers, of_labels = judge_workers(found, answers), judge_labels(found.posterior, majority)
-    return temperature, Inferred(found, majority, in_sample, of_workers, of_labels)
+    of_train = in_sample if predictions.unseen is None else None
+    return temperature, Inferred(found, majority, of_train, of_workers, of_labels)
+
+
+def temperatures(dataset: Dataset, predictions: Predictions, likelihood: Tensor) -> tuple[float, float]:
+    """The classifier's temperature, and that of its logits to the images that it was trained on.
+
+    The temperature is fitted to the log-loss on val/; without val/, to that of the answers of the held-out tasks, given
+    the workers' matrices that the other tasks show. `likelihood` is log P(answered | true, worker).
+    """
+    train, validation, answers = predictions.train, predictions.validation, dataset.train.answers
+    if dataset.val is not None:
+        labels = torch.from_numpy(dataset.val.labels)
+        temperature = metrics.fitted_temperature(lambda t: metrics.cross_entropy(validation / t, labels), len(labels))
+        return temperature, predictive_temperature(train, likelihood, answers, temperature)
+    assert dataset.held_out is not None
+    held = dataset.held_out.answers
+    in_sample = predictive_temperature(train, likelihood, answers, 1.0)
+    shown = consensus(train / in_sample, likelihood, answers).counts
+    temperature = metrics.fitted_temperature(lambda t: answers_log_loss(validation / t, shown, held), held.n_tasks)
+    return temperature, max(in_sample, temperature)
 
 
 def calibration(dataset: Dataset, predictions: Predictions, temperature: float) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 A checkpoint is an index and the parts that it names by their SHA-256. Training writes it to a spool, a folder on this
 machine; from there it goes to `<output>/checkpoints/<name>/`, parts first and the index last, while training goes on.
-A part that has not changed, the best weights of an earlier epoch, is not put again; nor is the run itself while its
-baselines are trained.
+A part that has not changed, the best weights of an earlier epoch, is not put again; nor is the run itself while folds
+and baselines are trained.
 
     <number>.json    format, epoch, step, settings, digest of the data, {part: [file, size]}
     <sha256>.pt      tensors and plain values; torch.load(weights_only=True) reads it
@@ -25,9 +25,9 @@ from ..settings import influential
 from ..storage.files import disk_errors, file_digest
 from .tensors import out_of_memory, read_tensors, write_tensors
 
-FORMAT = 3
+FORMAT = 4
 """Of the index and the parts; a checkpoint of another format is left alone."""
-PARTS = ("best", "run", "baselines")
+PARTS = ("best", "run", "further")
 Parts = Mapping[str, tuple[str, int]]
 """File and size of each."""
 INDEX = re.compile(r"\d{8}\.json")
@@ -72,7 +72,7 @@ class Spool:
     """The number of the checkpoint that the run goes on from."""
 
     def write(self, state: dict[str, Any], before: Parts | None = None) -> Parts:
-        """Leave `state` here: whole, or not under its name. Best weights and baselines are parts of their own.
+        """Leave `state` here: whole, or not under its name. Best weights and further trainings are parts of their own.
 
         What was left before and nobody has taken is removed: a store that is slower than the epochs, or away, must not
         fill the disk. Nothing is flushed to it, for training waits meanwhile: a power loss may tear what is here, and

@@ -136,7 +136,7 @@ class Trainer:
             if collapsed and self.collapsed_since is None:
                 self._collapse(self.guard.suspicious_since)
             self.watch.epoch_done(self)
-        self.learner.rest()  # a baseline's network may need the memory
+        self.learner.rest()  # another network may need the memory
         assert self.best is not None  # N_EPOCHS is at least 1
         accuracy = self.best.figures.get("val_accuracy")
         selection.log_choice(self.best.epoch, accuracy, self.history.val_accuracy, self.settings.select_by)

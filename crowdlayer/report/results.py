@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import platform
 from collections.abc import Iterator, Mapping
@@ -12,12 +13,15 @@ from typing import Any
 
 from .. import __version__
 from ..data.dataset import Dataset, summary
+from ..learning import advice
 from ..learning.experiment import Images, Outcome
 from ..learning.inference import calibration, crowd_figures
 from ..learning.metrics import TOP_K, TOP_K_FROM
-from ..settings import influential
+from ..settings import TrainingSettings, influential
 from ..storage.places import Place
 from .tables import worker_columns
+
+log = logging.getLogger(__name__)
 
 LIBRARIES = ("torch", "torchvision", "accelerate", "boto3", "numpy", "pillow")
 
@@ -104,6 +108,7 @@ def document(run: Finished, seconds: Mapping[str, float]) -> dict[str, Any]:
         "temperature": figures["temperature"],
         "temperature_fitted_on": "val" if dataset.val is not None else "held-out answers",
         "posterior_temperature": outcome.inferred.temperature,
+        "folds": outcome.folds,
         "calibration": calibration(dataset, outcome.predictions, figures["temperature"]),
         "workers": worker_columns(dataset, outcome.inferred.workers),
         "baselines": outcome.baselines,
@@ -157,6 +162,13 @@ def files_before(place: Place, output_name: str) -> set[str]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # peerannot's, or somebody else's
         pass
     return {name for name in files if isinstance(name, str) and name.startswith(below) and ".." not in name.split("/")}
+
+
+def tell(results: dict[str, Any], settings: TrainingSettings) -> None:
+    """Log the figures that one looks for first, and what they give reason to warn about."""
+    log.info(headline(results), extra={"seconds": results["job"]["seconds"]})
+    for warning in advice.beside_majority(results, settings):
+        log.warning("%s", warning)
 
 
 def headline(results: dict[str, Any]) -> str:

@@ -127,7 +127,7 @@ def _review(dataset: Dataset, outcome: Outcome, images: Images) -> list[dict[str
     """The tasks to look at again, with their images, the answers they got, and what the classifier alone says."""
     inferred, answers, predictions = outcome.inferred, dataset.answers, outcome.predictions
     names, tasks = ([text for part in dataset.crowd for text in getattr(part, what)] for what in ("names", "tasks"))
-    n_train = len(dataset.train.tasks)
+    n_train, said = len(dataset.train.tasks), predictions.train if predictions.unseen is None else predictions.unseen
     found = []
     for task in inferred.labels.order[:MOST_REVIEWED].tolist():
         start, stop = answers.starts_at[task : task + 2].tolist()
@@ -136,7 +136,7 @@ def _review(dataset: Dataset, outcome: Outcome, images: Images) -> list[dict[str
             for worker, label in zip(answers.worker[start:stop], answers.label[start:stop], strict=True)
         ]
         trained_on = task < n_train
-        part, logits = (images.train, predictions.train) if trained_on else (images.validation, predictions.validation)
+        part, logits = (images.train, said) if trained_on else (images.validation, predictions.validation)
         row = task if trained_on else task - n_train
         majority = int(inferred.majority[task])
         found.append(

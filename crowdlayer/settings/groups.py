@@ -24,6 +24,7 @@ from .values import (
     ModelName,
     Names,
     NoneOrDrawn,
+    NoneOrSeveral,
     Once,
     Percent,
     Rising,
@@ -97,6 +98,8 @@ class TrainingSettings(Group):
     """Start a run that collapses again, with the workers' matrices held where the answers alone put them."""
     baselines: Annotated[tuple[Annotated[Literal["majority", "dawid-skene"], Word], ...], *ListOf, Once] = ()
     """What to compare with in the same run: the same network and budget on labels aggregated from the answers."""
+    folds: Annotated[int, Field(ge=0, le=100), NoneOrSeveral] = 0
+    """Judge labels and workers by so many more trainings, each without its part of the tasks; 0: by the run's own."""
     select_by: Annotated[Literal["loss", "accuracy", "calibrated_loss", "last"], Word] = "loss"
     """What picks the best epoch, on val/ or on the answers of the held-out tasks."""
     optimizer: Annotated[Literal["sgd", "adam", "adamw"], Word] = "sgd"

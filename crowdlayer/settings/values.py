@@ -167,6 +167,12 @@ def _none_or_drawn(value: float) -> float:
     return value
 
 
+def _none_or_several(value: int) -> int:
+    if value == 1:
+        raise ValueError("must be 0 or at least 2")
+    return value
+
+
 def _class_names(value: tuple[str, ...] | None) -> tuple[str, ...] | None:
     if value is not None and (len(value) < 2 or len(set(value)) < len(value) or not all(value)):
         raise ValueError("must be at least two different names")
@@ -198,5 +204,6 @@ Finite = Field(allow_inf_nan=False)
 Percent = BeforeValidator(_percent)
 ShareOrCount = AfterValidator(_share_or_count)
 NoneOrDrawn = AfterValidator(_none_or_drawn)
+NoneOrSeveral = AfterValidator(_none_or_several)
 Entry = Annotated[dict[str, Any], BeforeValidator(_entry)]
 Some = AfterValidator(_some)
