@@ -65,7 +65,11 @@ def test_a_sound_run_has_no_warnings() -> None:
         ),
         (data(n_held_out=100), {}, "consider SELECT_BY=last with SCHEDULER=cosine"),
         (data(), {"regularizer": "pooled"}, "weighs nothing with SCALE=0: consider SCALE=0.001"),
-        (data(per_task=1), {}, "the qualities in workers.csv say little: consider several answers for each task"),
+        (
+            data(per_task=1),
+            {},
+            "the qualities in workers.csv say little: consider FOLDS=5, or several answers for each task",
+        ),
         (data(n_classes=11), {}, "nobody answered 10: what no answer says is not learnt: consider CLASSES without it"),
         (data(n_workers=600), {}, "600 of 600 workers gave fewer answers than there are classes"),
     ],
