@@ -133,7 +133,7 @@ SETTINGS = [
     wrong("PREDICT", "s3://", FORM),
     Case("PREDICT that is nowhere", 78, "PREDICT: must be a folder, an s3:// URI or an archive",
          {"PREDICT": "{tmp}/none"}, arguments=("predict",)),
-    Case("PREDICT without a model", 65, "must hold model.safetensors and model.json",
+    Case("PREDICT without a model", 78, "OUTPUT: must have the model of a finished run named OUTPUT_NAME=crowdlayer",
          {"PREDICT": "{data}/test"}, arguments=("predict",)),
     wrong("STORE_TIMEOUT", "0", "should be greater than or equal to 1"),
     wrong("STORE_TIMEOUT", "3601", "should be less than or equal to 3600"),
