@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from ..answers import Ints
-from .crowd_layer import log_likelihood
 from .devices import enough_memory, memory_for
 from .experiment import Experiment, Outcome, Phases, judged, left_free, must_be_finite
 from .features import on_features
@@ -69,6 +68,5 @@ def _logits(experiment: Experiment, seen: np.ndarray, further: Further, watch: W
     predictions = Predictions(*known, None, logits)
     must_be_finite(vars(predictions), trainer.accelerator.mixed_precision)
     with memory_for(matrices_of(some.dataset)[0], LESS):
-        crowd_layer = trainer.learner.crowd_layer
-        likelihood = log_likelihood(crowd_layer.matrices().detach().float().cpu(), crowd_layer.likelihood)
+        likelihood = trainer.learner.crowd_layer.answer_log_likelihood().detach().float().cpu()
         return logits / temperatures(some.dataset, predictions, likelihood)[0]

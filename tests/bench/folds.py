@@ -24,7 +24,6 @@ from torch import Tensor
 
 from crowdlayer.answers import Answers
 from crowdlayer.data.dataset import CrowdImages, Dataset, LabelledImages
-from crowdlayer.learning.crowd_layer import log_likelihood
 from crowdlayer.learning.folds import shared_out
 from crowdlayer.learning.inference import Inferred, Predictions, infer, temperatures
 from crowdlayer.learning.progress import Progress
@@ -89,8 +88,7 @@ def trained(part: Share, condition: Condition, seed: int) -> tuple[Trainer, Tens
     for epoch in range(trainer.settings.n_epochs):
         trainer.train_epoch(trainer.learner, trainer.train, Progress(epoch))
         trainer.learner.scheduler.step()
-    layer = trainer.learner.crowd_layer
-    return trainer, log_likelihood(layer.matrices().detach().float().cpu(), layer.likelihood)
+    return trainer, trainer.learner.crowd_layer.answer_log_likelihood().detach().float().cpu()
 
 
 def figures(inferred: Inferred, part: Share) -> Figures:
