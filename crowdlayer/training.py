@@ -36,6 +36,9 @@ PLAN, TRAINED = "plan.npz", "trained.npz"
 PATIENCE = 30.0
 """Seconds that the watchdog waits longer than processes do for each other: who misses another shall say so itself."""
 
+TOGETHER = 10.0
+"""Seconds within which all processes run out of memory that do so in the same step."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -84,13 +87,25 @@ class Trained:
 class Keeper(Watch):
     """Saves the run's state to the spool, and stops the run when a signal asks for it."""
 
-    def __init__(self, spool: Spool, every: int, watchdog: Watchdog, trackers: Trackers, further: Further) -> None:
-        """`every`: epochs between checkpoints; 0 for none but the last epoch's, should what follows be interrupted."""
+    def __init__(
+        self,
+        spool: Spool,
+        every: int,
+        watchdog: Watchdog,
+        trackers: Trackers,
+        further: Further,
+        meeting: Meeting | None = None,
+    ) -> None:
+        """`every`: epochs between checkpoints; 0 for none but the last epoch's, should what follows be interrupted.
+
+        `meeting`: of the run's processes, where there are several.
+        """
         self.spool = spool
         self.every = every
         self.watchdog = watchdog
         self.trackers = trackers
         self.further = further
+        self.meeting = meeting
 
     def stop(self) -> bool:
         self.watchdog.progress()
@@ -117,6 +132,11 @@ class Keeper(Watch):
         if epoch == trainer.settings.n_epochs or (self.every and epoch % self.every == 0):
             self.save(trainer)
 
+    def all_failed(self, what: str) -> bool:
+        if self.meeting is None:
+            return True
+        return self.meeting.all_say(f"{what} has failed", Processes.joined().count, TOGETHER)
+
     def save(self, trainer: Trainer) -> None:
         """Leave the trainer's state in the spool."""
         state = trainer.state_dict() | {"further": self.further.state_dict()}
@@ -128,7 +148,7 @@ class KeeperOfFurther(Keeper):
     """The same for further trainings: their state is saved beside the run's, which is over; trackers hear nothing."""
 
     def __init__(self, keeper: Keeper, run: Trainer) -> None:
-        super().__init__(keeper.spool, keeper.every, keeper.watchdog, Trackers({}, {}), keeper.further)
+        super().__init__(keeper.spool, keeper.every, keeper.watchdog, Trackers({}, {}), keeper.further, keeper.meeting)
         self._run = run
         self._written: Parts = {}
 
@@ -153,7 +173,7 @@ def train(plan: Plan, decoded: tuple[Dataset, Images], phases: Phases) -> Traine
     as_alone()  # whatever a script has left; of several, `_train` says so
     watchdog = Watchdog(plan.settings.timeout + PATIENCE)
     with watchdog.watching():
-        return _train(plan, decoded, phases, watchdog)
+        return _train(plan, decoded, phases, watchdog, None)
 
 
 def train_together(plan: Plan, phases: Phases, meeting: Meeting, launch: Launch, peers: Peers) -> Trained:
@@ -171,7 +191,7 @@ def train_together(plan: Plan, phases: Phases, meeting: Meeting, launch: Launch,
         if peers.rank:
             logs.only_errors()  # the first says it for all
         with watchdog.watching():
-            return _train(plan, plan.images(), phases, watchdog)
+            return _train(plan, plan.images(), phases, watchdog, meeting)
 
 
 def same_everywhere(identity: Identity, processes: Processes) -> None:
@@ -193,7 +213,9 @@ def same_everywhere(identity: Identity, processes: Processes) -> None:
             raise StoreError(f"the data must be the same on all nodes, process {number} has read others than process 0")
 
 
-def _train(plan: Plan, decoded: tuple[Dataset, Images], phases: Phases, watchdog: Watchdog) -> Trained:
+def _train(
+    plan: Plan, decoded: tuple[Dataset, Images], phases: Phases, watchdog: Watchdog, meeting: Meeting | None
+) -> Trained:
     """Build, go on from a checkpoint if there is one, train, evaluate."""
     settings, processes = plan.settings, Processes.joined()
     experiment = Experiment(*decoded, settings, plan.pretrained, plan.workdir)
@@ -202,7 +224,7 @@ def _train(plan: Plan, decoded: tuple[Dataset, Images], phases: Phases, watchdog
         trainer = experiment.trainer()
         further = _gone_on(trainer, plan.resume if processes.index == 0 else {})
     with interruption.deferred(), _trackers(settings, plan.tracked and processes.index == 0) as trackers:
-        trainer.watch = keeper = Keeper(plan.spool, settings.checkpoint_every, watchdog, trackers, further)
+        trainer.watch = keeper = Keeper(plan.spool, settings.checkpoint_every, watchdog, trackers, further, meeting)
         outcome = experiment.run(trainer, phases)
         after = KeeperOfFurther(keeper, trainer)
         outcome = cross_fit(experiment, outcome, further, after, phases)

@@ -207,6 +207,49 @@ def test_two_processes_judge_together(shapes: Path, tmp_path: Path) -> None:
     assert json.loads(Path(done.stdout.strip()).read_text())["folds"] == 2
 
 
+OUT_OF_MEMORY = """
+import os
+
+if os.environ.get("RANK", "none") in os.environ["OUT_OF_MEMORY"]:
+    import torch
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
+    steps = []
+
+    def step(*_):
+        steps.append(_)
+        if len(steps) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    register_optimizer_step_post_hook(step)
+"""
+"""Has those training processes that the variable names run out of it in each step from the sixth on."""
+
+
+@pytest.mark.parametrize("ranks", ["01", "1"])
+def test_of_two_processes_one_alone_cannot_leave_a_fold_out(
+    ranks: str, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other waits for its gradients: whatever it said next would be taken for these."""
+    (tmp_path / "sitecustomize.py").write_text(OUT_OF_MEMORY)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("OUT_OF_MEMORY", ranks)
+    settings = {"TASKS": str(shapes), "OUTPUT": str(tmp_path / "out"), "N_PROCESSES": "2", "FOLDS": "2"}
+    done = run_job(timeout=300, **QUICK | settings | {"BASELINES": "majority", "TIMEOUT": "120"})
+    said = (
+        "out of memory with MODEL=shufflenet_v2_x0_5, BATCH_SIZE=16 and IMG_SIZE=16: lower one of them; 2.00 GiB more"
+    )
+    if ranks == "01":
+        assert done.code == 0, done.stderr
+        assert f"fold 1 of 2: left out: {said}" in done.stderr
+        results = json.loads(Path(done.stdout.strip()).read_text())
+        assert (results["folds"], results["baselines"]) == (0, {"majority": None})
+    else:
+        assert done.code == 71, done.stderr
+        assert done.last_line.startswith(f"crowdlayer: fold 1 of 2: {said}")
+        assert done.last_line.endswith("; so it is on some processes only")
+
+
 def test_there_must_be_a_task_for_each_fold(tmp_path: Path) -> None:
     data = write_shapes(tmp_path / "data", n_train=9)
     with pytest.raises(SettingsError, match="FOLDS: must be at most 9, the tasks trained on, got 10"):

@@ -36,7 +36,8 @@ def compare(experiment: Experiment, outcome: Outcome, further: Further, watch: W
     figures: dict[str, dict[str, Any] | None] = {}
     for name in experiment.settings.baselines:
         work = partial(_figures, name, experiment, outcome, further, watch)
-        figures[name] = further.train("baseline", name, work, phases, f"baseline {name}")
+        with phases(f"baseline {name}"):
+            figures[name] = further.train("baseline", name, work, watch)
     return replace(outcome, baselines=figures)
 
 

@@ -43,13 +43,13 @@ def cross_fit(experiment: Experiment, outcome: Outcome, further: Further, watch:
         return outcome
     fold = shared_out(n, folds, experiment.settings.seed)
     logits = torch.empty(n, len(experiment.dataset.classes))
-    for k in range(folds):
-        work: Callable[[], Tensor] = partial(_logits, experiment, fold != k, further, watch)
-        found = further.train("fold", f"{k + 1} of {folds}", work, phases, "folds")
-        if found is None:
-            return outcome
-        logits[torch.from_numpy(fold == k)] = found
     with phases("folds"):
+        for k in range(folds):
+            work: Callable[[], Tensor] = partial(_logits, experiment, fold != k, further, watch)
+            found = further.train("fold", f"{k + 1} of {folds}", work, watch)
+            if found is None:
+                return outcome
+            logits[torch.from_numpy(fold == k)] = found
         return replace(judged(experiment.dataset, outcome, logits), folds=folds)
 
 

@@ -10,9 +10,8 @@ from typing import Any
 
 from ..errors import DeviceMemoryError, SettingsError
 from ..logs import about
-from .experiment import Phases
 from .spool import going_on
-from .trainer import Trainer
+from .trainer import Trainer, Watch
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +28,7 @@ class Further:
     state: dict[str, Any] | None = None
     under_way: str = ""
 
-    def train(self, what: str, which: str, work: Callable[[], Any], phases: Phases, phase: str) -> Any:
+    def train(self, what: str, which: str, work: Callable[[], Any], watch: Watch) -> Any:
         """What comes of `work`, the training that is called `what` `which`: now, or when it was done before.
 
         None where the memory of the device does not suffice for a second network, or where it diverges: the run itself
@@ -37,17 +36,20 @@ class Further:
 
         Raises:
             InterruptedRunError: the process was asked to stop.
+            DeviceMemoryError, SettingsError: so it is on some processes only, for which the others wait in a step.
         """
         name = f"{what} {which}"
         if name not in self.done:
             gc.collect()  # the one before lies in cycles, with its weights on the device
             self.under_way = name
-            with phases(phase), about(what, which):
+            with about(what, which):
                 try:
                     self.done[name] = work()
                 except (DeviceMemoryError, SettingsError) as error:
                     if isinstance(error, SettingsError) and self.state is not None:
                         raise  # a checkpoint that is none of ours
+                    if not watch.all_failed(name):
+                        raise type(error)(f"{name}: {error}; so it is on some processes only") from error
                     log.warning("left out: %s", error)
                     self.done[name] = self.state = None
         return self.done[name]

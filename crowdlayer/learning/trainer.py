@@ -59,6 +59,10 @@ class Watch:
     def epoch_done(self, trainer: Trainer) -> None:
         """An epoch is over, and in the history; called on all processes."""
 
+    def all_failed(self, what: str) -> bool:
+        """Whether all processes have failed in `what`, as this one has: then it can be left out together."""
+        return True
+
 
 class Trainer:
     """Fits a classifier through a crowd layer: `fit`, `train_epoch`, `validate`, `predict`."""

@@ -140,6 +140,21 @@ class Meeting:
                 f"{'another process' if heard is None else heard.name}: the run was interrupted before it began"
             )
 
+    def all_say(self, what: str, count: int, within: float) -> bool:
+        """Whether all of `count` processes say this, which need not come here, within these seconds.
+
+        For those that have failed in a step: their group may still wait for them in the middle of theirs.
+
+        Raises:
+            EndedError, InterruptedRunError: another has ended.
+        """
+        with lost_peers():
+            self.store.add(what, 1)
+        try:
+            return self._wait(lambda: True if self.store.add(what, 0) == count else None, what, within)
+        except PeerError:
+            return False
+
     def part(self, count: int, host: bool, within: float | None = None) -> None:
         """Leave; who has the store goes last of `count`."""
         with lost_peers():
