@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,6 +30,7 @@ from crowdlayer.learning.trainer import Trainer, Watch
 from crowdlayer.settings import TrainingSettings, load_settings
 from tests.conftest import QUICK, run_job, variables
 from tests.crowds import Simulated, simulate, write_shapes
+from tests.test_combinations import drawn
 
 SETTINGS = TrainingSettings(
     model="shufflenet_v2_x0_5", img_size=16, small_images="false", n_epochs=2, lr=0.01, batch_size=16, folds=3,
@@ -138,6 +140,21 @@ def test_interrupted_it_goes_on_to_the_same_bits(step: int, where: str, whole: O
     again = judged(of, Further(**watch.state))
     assert torch.equal(unseen(whole), unseen(again))
     assert torch.equal(whole.inferred.posterior, again.inferred.posterior)
+
+
+@pytest.mark.parametrize("seed", [*range(2), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 60))])
+def test_with_any_settings_all_is_finite_and_an_interruption_changes_nothing(seed: int) -> None:
+    options = {name: choice for name, choice in drawn(seed).items() if name in TrainingSettings.model_fields}
+    of, further = experiment(held_out=not drawn(seed)["with_truth"], **options), Further()
+    outcome = judged(of)
+    assert outcome.folds == 3
+    for figures in (unseen(outcome), outcome.inferred.posterior, *vars(outcome.inferred.workers).values()):
+        assert bool(torch.as_tensor(figures).isfinite().all())
+    watch = StopsAt(further, random.Random(seed).randrange(12))
+    with pytest.raises(InterruptedRunError, match="fold"):
+        judged(of, further, watch)
+    again = judged(of, Further(**watch.state))
+    assert torch.equal(unseen(outcome), unseen(again))
 
 
 def test_a_checkpoint_of_a_fold_takes_no_more_than_is_left_free_for_it(tmp_path: Path) -> None:

@@ -90,6 +90,7 @@ JOBS = (
     Kind("folder, WORKDIR", settings={"WORKDIR": "{tmp}/work"}),
     Kind("tar", "packed/data.tar", {"WORKDIR": "{tmp}/work"}),
     Kind("zip, no checkpoints", "packed/data.zip", {"CHECKPOINT_EVERY": "0"}),
+    Kind("folds", settings={"N_EPOCHS": "2", "FOLDS": "2", "WORKDIR": "{tmp}/work"}),
     Kind(
         "uploads in parts",
         settings={"MODEL": "mobilenet_v3_small", "N_EPOCHS": "3"},
