@@ -58,6 +58,15 @@ def test_a_real_store_tells_of_a_swapped_object_and_a_missing_bucket(real: Store
 
 
 @pytest.mark.usefixtures("reader")
+def test_a_real_store_has_no_listing_of_an_endpoint_with_the_bucket_in_it(
+    real: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"{os.environ['AWS_ENDPOINT_URL']}/{real.bucket}")
+    with pytest.raises(SettingsError, match=r"AWS_ENDPOINT_URL must be the store's, without a bucket"):
+        Bucket(real.bucket, "data").listing()
+
+
+@pytest.mark.usefixtures("reader")
 def test_a_real_store_refuses_a_user_without_rights(
     real: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

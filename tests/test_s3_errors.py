@@ -28,6 +28,8 @@ pytestmark = pytest.mark.usefixtures("reader")
         ("AWS_ENDPOINT_URL", "no url"),
         ("AWS_ENDPOINT_URL", "127.0.0.1:9000"),
         ("AWS_CA_BUNDLE", "/nowhere/ca.crt"),
+        ("AWS_CA_BUNDLE", "/etc"),
+        ("AWS_CA_BUNDLE", __file__),
         ("AWS_PROFILE", "nobody"),
         ("AWS_REGION", "no region!"),
         ("AWS_MAX_ATTEMPTS", "many"),
@@ -69,6 +71,20 @@ def test_a_bucket_that_is_not_there_is_a_wrong_setting(store: Store, tmp_path: P
     for impossible in ("", "Not A Bucket"):
         with pytest.raises(SettingsError, match="bucket"):
             Bucket(impossible, "").listing()
+
+
+@BOTH
+def test_an_endpoint_with_the_bucket_in_it_is_a_wrong_setting(
+    store: Store, endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a store's console shows it, to be copied: the bucket is named twice then, the second time as an object."""
+    store.put("data/x", b"x")
+    for added in ("", "/"):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"{endpoint}/{store.bucket}{added}")
+        with pytest.raises(
+            SettingsError, match=r"AWS_ENDPOINT_URL must be the store's, without a bucket; it answers 404"
+        ):
+            Bucket(store.bucket, "data").listing()
 
 
 # --- it is the rights ------------------------------------------------------------------------------------------------

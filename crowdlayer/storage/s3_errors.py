@@ -45,6 +45,9 @@ def translated(thing: str, bucket: str, otherwise: type[CrowdlayerError] = Store
         answer = f"{status} {code}" if code != str(status) else code  # a HEAD's has no code of its own
         if code == "NoSuchBucket":
             raise SettingsError(f"{thing}: the bucket must exist, {bucket!r} does not") from error
+        if code == "NoSuchKey" and error.operation_name == "ListObjectsV2":  # it was asked for an object
+            rule = "AWS_ENDPOINT_URL must be the store's, without a bucket"
+            raise SettingsError(f"{thing}: {rule}; it answers {answer} to a listing") from error
         if status in (401, 403) or code in OUTDATED or code in NO_REASON or _of_a_role(error):
             why = _of_the_clock(error) or _of_expiry(code)
             said = f"{thing}: the store must allow this, it answers {answer}{why}"

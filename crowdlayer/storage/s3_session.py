@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -42,8 +43,14 @@ def new_session(location: str) -> botocore.session.Session:
     region = os.environ.get("AWS_REGION") or session.get_config_variable("region") or "us-east-1"
     session.set_config_variable("region", region)
     bundle = session.get_config_variable("ca_bundle")
-    if bundle and not Path(bundle).exists():
+    if bundle and not Path(bundle).is_file():
         raise SettingsError(f"{location}: AWS_CA_BUNDLE must be a file, there is none at {bundle}")
+    if bundle:
+        try:
+            ssl.create_default_context(cafile=bundle)
+        except ssl.SSLError as error:
+            rule = "AWS_CA_BUNDLE must have certificates, as PEM"
+            raise SettingsError(f"{location}: {rule}, {bundle} has none") from error
     session.register_component("credential_provider", Credentials(session))
     if (credentials := session.get_credentials()) is not None:
         credentials.get_frozen_credentials()  # a role's token is read here at the latest
