@@ -49,12 +49,13 @@ class Predictions:
 class Inferred:
     """What classifier and answers together say about every task with answers, those trained on first.
 
-    `majority` (tasks,) is the majority vote; `temperature` that of the classifier on the images trained on, None where
-    others judged them.
+    `majority` (tasks,) is the majority vote; `classifier` (tasks,) what the network says by itself that judged it;
+    `temperature` that of the classifier on the images trained on, None where others judged them.
     """
 
     consensus: Consensus
     majority: Tensor
+    classifier: Tensor
     temperature: float | None
     workers: Workers
     labels: Labels
@@ -79,7 +80,7 @@ def infer(dataset: Dataset, predictions: Predictions, likelihood: Tensor) -> tup
     found = consensus(logits, likelihood, answers)
     of_workers, of_labels = judge_workers(found, answers), judge_labels(found.posterior, majority)
     of_train = in_sample if predictions.unseen is None else None
-    return temperature, Inferred(found, majority, of_train, of_workers, of_labels)
+    return temperature, Inferred(found, majority, logits.argmax(1), of_train, of_workers, of_labels)
 
 
 def temperatures(dataset: Dataset, predictions: Predictions, likelihood: Tensor) -> tuple[float, float]:

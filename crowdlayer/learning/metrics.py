@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 TOP_K, TOP_K_FROM = (2, 5), 8
 """The k of the top-k figures, and from how many classes on there are such figures."""
+N_BINS = 15
+"""Equal bins of confidence, of the calibration error and the reliability diagram."""
 TEMPERATURES = 0.05, 20.0
 """The least and the greatest that is looked for."""
 
@@ -37,16 +39,16 @@ def top_k(logits: Tensor, labels: Tensor, k: int) -> tuple[float, float]:
     return 100 * float(hit.mean()), 100 * float((per_class[present] / count[present]).mean())
 
 
-def expected_calibration_error(logits: Tensor, labels: Tensor, n_bins: int = 15) -> float:
+def expected_calibration_error(logits: Tensor, labels: Tensor) -> float:
     """The top label's ECE over equal bins of confidence, in [0, 1] (Guo et al., ICML 2017)."""
-    return float(calibration_gaps(logits, labels, n_bins).abs().sum() / len(labels))
+    return float(calibration_gaps(logits, labels).abs().sum() / len(labels))
 
 
-def calibration_gaps(logits: Tensor, labels: Tensor, n_bins: int = 15) -> Tensor:
-    """(n_bins,): how many more of a bin's labels are right than its confidences promise; sums add up."""
+def calibration_gaps(logits: Tensor, labels: Tensor) -> Tensor:
+    """(N_BINS,): how many more of a bin's labels are right than its confidences promise; sums add up."""
     confidence, predicted = logits.double().softmax(1).max(1)
     gap = (predicted == labels).double() - confidence
-    return torch.zeros(n_bins, dtype=torch.float64).index_add_(0, _bins(confidence, n_bins), gap)
+    return torch.zeros(N_BINS, dtype=torch.float64).index_add_(0, _bins(confidence), gap)
 
 
 def brier(logits: Tensor, labels: Tensor) -> float:
@@ -64,11 +66,11 @@ def calibration(logits: Tensor, labels: Tensor) -> dict[str, float]:
     }
 
 
-def reliability_bins(logits: Tensor, labels: Tensor, n_bins: int = 15) -> list[dict[str, float]]:
+def reliability_bins(logits: Tensor, labels: Tensor) -> list[dict[str, float]]:
     """The reliability diagram: the mean `confidence`, `accuracy` and the `count` of each bin that is not empty."""
     confidence, predicted = logits.double().softmax(1).max(1)
-    place, hit = _bins(confidence, n_bins), (predicted == labels).double()
-    sums = torch.zeros(n_bins, 3, dtype=torch.float64)
+    place, hit = _bins(confidence), (predicted == labels).double()
+    sums = torch.zeros(N_BINS, 3, dtype=torch.float64)
     sums.index_add_(0, place, torch.stack([confidence, hit, torch.ones_like(hit)], 1))
     return [
         {"confidence": float(c / n), "accuracy": float(h / n), "count": int(n)} for c, h, n in sums.tolist() if n > 0
@@ -129,7 +131,7 @@ def evaluation(logits: Tensor, labels: Tensor, split: str) -> dict[str, float]:
     return figures
 
 
-def _bins(confidence: Tensor, n_bins: int) -> Tensor:
-    """(n,): which of `n_bins` equal bins of [0, 1] each of the (n,) confidences lies in."""
-    edges = torch.linspace(0, 1, n_bins + 1, dtype=torch.float64)
-    return (torch.bucketize(confidence, edges, right=True) - 1).clamp(0, n_bins - 1)
+def _bins(confidence: Tensor) -> Tensor:
+    """(n,): which of N_BINS equal bins of [0, 1] each of the (n,) confidences lies in."""
+    edges = torch.linspace(0, 1, N_BINS + 1, dtype=torch.float64)
+    return (torch.bucketize(confidence, edges, right=True) - 1).clamp(0, N_BINS - 1)

@@ -125,19 +125,16 @@ def _matrices(outcome: Outcome, rows: Sequence[int]) -> list[str]:
 
 def _review(dataset: Dataset, outcome: Outcome, images: Images) -> list[dict[str, Any]]:
     """The tasks to look at again, with their images, the answers they got, and what the classifier alone says."""
-    inferred, answers, predictions = outcome.inferred, dataset.answers, outcome.predictions
+    inferred, answers = outcome.inferred, dataset.answers
     names, tasks = ([text for part in dataset.crowd for text in getattr(part, what)] for what in ("names", "tasks"))
-    n_train, said = len(dataset.train.tasks), predictions.train if predictions.unseen is None else predictions.unseen
-    found = []
+    n_train, found = len(dataset.train.tasks), []
     for task in inferred.labels.order[:MOST_REVIEWED].tolist():
         start, stop = answers.starts_at[task : task + 2].tolist()
         given = [
             [name(dataset.workers[worker]), int(label)]
             for worker, label in zip(answers.worker[start:stop], answers.label[start:stop], strict=True)
         ]
-        trained_on = task < n_train
-        part, logits = (images.train, said) if trained_on else (images.validation, predictions.validation)
-        row = task if trained_on else task - n_train
+        part, row = (images.train, task) if task < n_train else (images.validation, task - n_train)
         majority = int(inferred.majority[task])
         found.append(
             {
@@ -147,7 +144,7 @@ def _review(dataset: Dataset, outcome: Outcome, images: Images) -> list[dict[str
                 "score": round(float(inferred.labels.score[task]), 3),
                 "majority": majority,
                 "majority_score": round(float(inferred.posterior[task, majority]), 3),
-                "classifier": int(logits[row].argmax()),
+                "classifier": int(inferred.classifier[task]),
                 "issue": bool(inferred.labels.issue[task]),
                 "answers": given[:MOST_ANSWERS],
                 "n_answers": stop - start,
