@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -125,6 +126,34 @@ def test_a_run_does_not_end_below_majority_vote_without_a_word(
     assert [line.partition(": ")[0] for line in found] == (
         ["of the inferred labels 36.3 % are right, of majority vote's 39.2 %"] if said else []
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "remedy"),
+    [
+        ({}, "the recommended settings of crowdlayer/docs/quality.md"),
+        ({"crowd_start": "dawid-skene", "crowd_layer": "stochastic"}, "the recommended settings"),
+        ({"crowd_start": "dawid-skene", "crowd_layer": "stochastic", "mixup": 0.5}, "FOLDS=5"),
+        (
+            {"crowd_start": "dawid-skene", "crowd_layer": "stochastic", "mixup": 0.5, "folds": 5},
+            "another LR, more N_EPOCHS or PRETRAINED",
+        ),
+    ],
+)
+def test_who_is_below_majority_vote_is_advised_what_is_not_done_already(settings: dict[str, Any], remedy: str) -> None:
+    figures = {"train_accuracy": 70.0, "majority_vote_accuracy": 75.0}
+    (said,) = advice.beside_majority(figures, TrainingSettings(**SOUND | settings))
+    assert f": consider {remedy}" in said
+
+
+@pytest.mark.parametrize(("twice", "said"), [(400, True), (600, False)])
+def test_where_most_tasks_have_one_answer_it_is_said(twice: int, said: bool) -> None:
+    task = np.concatenate([np.arange(1000), np.arange(twice)])
+    task.sort()
+    train = replace(crowd(1000, 20, per_task=1), answers=Answers(1000, 20, task, task % 20, np.arange(len(task)) % 10))
+    warned = warnings_before(replace(data(), train=train))
+    assert [line.partition(": ")[0] for line in warned] == (["600 of 1000 tasks have one answer"] if said else [])
+    assert warnings_before(replace(data(), train=train), folds=5) == []
 
 
 def test_who_takes_the_last_epoch_is_not_told_that_it_is_the_last() -> None:

@@ -243,7 +243,7 @@ if os.environ.get("RANK", "none") in os.environ["OUT_OF_MEMORY"]:
 """Has those training processes that the variable names run out of it in each step from the sixth on."""
 
 
-@pytest.mark.parametrize("ranks", ["01", "1"])
+@pytest.mark.parametrize("ranks", [pytest.param("01", marks=pytest.mark.slow), "1"])
 def test_of_two_processes_one_alone_cannot_leave_a_fold_out(
     ranks: str, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,10 +40,12 @@ def before(dataset: Dataset, settings: TrainingSettings) -> Iterator[str]:
         )
     if settings.pretrained is False and n < FEW_IMAGES and settings.img_size >= LARGE_IMAGES:
         yield f"PRETRAINED=false: {n} images are few to train {settings.model} from scratch: consider PRETRAINED=true"
-    if len(dataset.train.answers) == n and settings.folds == 0:
+    single = int((np.diff(dataset.train.answers.starts_at) == 1).sum())
+    if 2 * single > n and settings.folds == 0:
         yield (
-            "one answer per task: nothing but the classifier, which learns it, can bear it out, so that the scores in "
-            "labels.csv and the qualities in workers.csv say little: consider FOLDS=5, or several answers for each task"
+            f"{single} of {n} tasks have one answer: nothing but the classifier, which learns it, can bear it out, so that "
+            f"their scores in labels.csv and the qualities in workers.csv say little: "
+            f"consider FOLDS=5, or several answers for each task"
         )
     if dataset.held_out is not None and len(dataset.held_out.names) < FEW_HELD_OUT:
         yield (
@@ -74,22 +76,29 @@ def _workers(dataset: Dataset, settings: TrainingSettings) -> Iterator[str]:
     classes = len(dataset.classes)
     given = np.bincount(dataset.train.answers.worker, minlength=len(dataset.workers))
     few = int((given < classes).sum())
-    advised = settings.crowd_layer == "stochastic" and settings.crowd_start == "dawid-skene"
-    if settings.crowd_layer in ("matrix", "stochastic") and not advised and 2 * few > len(given):
+    if settings.crowd_layer in ("matrix", "stochastic") and not _advised(settings) and 2 * few > len(given):
         yield (
             f"CROWD_LAYER={settings.crowd_layer}: {few} of {len(given)} workers gave fewer answers "
             f"than there are classes ({classes}): consider CROWD_LAYER=stochastic with CROWD_START=dawid-skene"
         )
 
 
+def _advised(settings: TrainingSettings) -> bool:
+    """Whether the worker model is the recommended one."""
+    return settings.crowd_layer == "stochastic" and settings.crowd_start == "dawid-skene"
+
+
 def beside_majority(figures: Mapping[str, float | None], settings: TrainingSettings) -> Iterator[str]:
     """Of what classifier and answers together say of the tasks, where the folders of train/ tell what is true."""
     ours, theirs = figures["train_accuracy"], figures["majority_vote_accuracy"]
-    if settings.n_epochs >= 3 and ours is not None and theirs is not None and ours < theirs:
-        yield (
-            f"of the inferred labels {ours:.1f} % are right, of majority vote's {theirs:.1f} %: "
-            f"consider the recommended settings of crowdlayer/docs/quality.md"
-        )
+    if settings.n_epochs < 3 or ours is None or theirs is None or ours >= theirs:
+        return
+    recommended = _advised(settings) and settings.mixup > 0
+    remedy = "FOLDS=5" if settings.folds == 0 else "another LR, more N_EPOCHS or PRETRAINED"
+    yield (
+        f"of the inferred labels {ours:.1f} % are right, of majority vote's {theirs:.1f} %: "
+        f"consider {remedy if recommended else 'the recommended settings of crowdlayer/docs/quality.md'}"
+    )
 
 
 def after(history: History, best_epoch: int, settings: TrainingSettings) -> Iterator[str]:
