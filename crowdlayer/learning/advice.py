@@ -43,8 +43,8 @@ def before(dataset: Dataset, settings: TrainingSettings) -> Iterator[str]:
     single = int((np.diff(dataset.train.answers.starts_at) == 1).sum())
     if 2 * single > n and settings.folds == 0:
         yield (
-            f"{single} of {n} tasks have one answer: nothing but the classifier, which learns it, can bear it out, so that "
-            f"their scores in labels.csv and the qualities in workers.csv say little: "
+            f"{single} of {n} tasks have one answer: nothing but the classifier, which learns it, can bear it out, "
+            f"so that their scores in labels.csv and the qualities in workers.csv say little: "
             f"consider FOLDS=5, or several answers for each task"
         )
     if dataset.held_out is not None and len(dataset.held_out.names) < FEW_HELD_OUT:
