@@ -30,6 +30,7 @@ pytestmark = pytest.mark.usefixtures("reader")
         ("AWS_CA_BUNDLE", "/nowhere/ca.crt"),
         ("AWS_CA_BUNDLE", "/etc"),
         ("AWS_CA_BUNDLE", __file__),
+        ("AWS_CA_BUNDLE", "/proc/self/mem"),
         ("AWS_PROFILE", "nobody"),
         ("AWS_REGION", "no region!"),
         ("AWS_MAX_ATTEMPTS", "many"),

@@ -22,7 +22,7 @@ from botocore.credentials import ReadOnlyCredentials, create_credential_resolver
 from botocore.exceptions import BotoCoreError, CredentialRetrievalError
 from botocore.utils import parse_timestamp
 
-from ..errors import SettingsError
+from ..errors import SettingsError, one_line
 from .s3_errors import NO_REASON, OUTDATED
 
 if TYPE_CHECKING:
@@ -48,9 +48,9 @@ def new_session(location: str) -> botocore.session.Session:
     if bundle:
         try:
             ssl.create_default_context(cafile=bundle)
-        except ssl.SSLError as error:
-            rule = "AWS_CA_BUNDLE must have certificates, as PEM"
-            raise SettingsError(f"{location}: {rule}, {bundle} has none") from error
+        except OSError as error:  # ssl's own is one
+            rule = "AWS_CA_BUNDLE must have certificates, as PEM, to be read"
+            raise SettingsError(f"{location}: {rule}, of {bundle} Python says: {one_line(str(error))}") from error
     session.register_component("credential_provider", Credentials(session))
     if (credentials := session.get_credentials()) is not None:
         credentials.get_frozen_credentials()  # a role's token is read here at the latest
