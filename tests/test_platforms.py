@@ -116,6 +116,31 @@ def test_processes_that_torchrun_starts_train_and_are_started_again(shapes: Path
     assert "already done" in logs[1]
 
 
+@pytest.mark.slow
+def test_the_readmes_torchrun_on_two_nodes_trains(shapes: Path, tmp_path: Path) -> None:
+    """Which find each other at an endpoint, and out which of them is the first; each with a place of its own."""
+    (line,) = re.findall(r"^torchrun (.+) entrypoint.py$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    options = line.replace("10.0.0.1:29500", f"127.0.0.1:{free_port()}")
+    options = options.replace("--nproc-per-node 8", "--nproc-per-node 1")
+    settings = QUICK | {"TASKS": str(shapes), "OUTPUT": str(tmp_path / "out")}
+    nodes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", *options.split(), str(ROOT / "entrypoint.py")],
+            env=dict(os.environ) | {f"{PREFIX}{name}": value for name, value in settings.items()},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    logs = [node.communicate(timeout=300)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], logs
+    located = [f"{tmp_path}/out/results/crowdlayer.json\n" in log for log in logs]
+    assert sorted(located) == [False, True]
+    results = json.loads((tmp_path / "out/results/crowdlayer.json").read_text())
+    assert results["job"]["devices"] == ["cpu", "cpu"]
+
+
 # --- Kubernetes ------------------------------------------------------------------------------------------------------
 
 KUBERNETES = ("1.31", "1.34", "1.37")
