@@ -36,7 +36,8 @@ def test_all_complaints_come_at_once() -> None:
 
 def test_a_complaint_names_the_setting_the_rule_and_the_value() -> None:
     assert complaint(N_EPOCHS="0") == "CROWDLAYER_N_EPOCHS: should be greater than or equal to 1, got '0'"
-    assert complaint(OPTIMIZER="lion") == "CROWDLAYER_OPTIMIZER: should be 'sgd', 'adam' or 'adamw', got 'lion'"
+    assert complaint(OPTIMIZER=" Lion") == "CROWDLAYER_OPTIMIZER: should be 'sgd', 'adam' or 'adamw', got ' Lion'"
+    assert complaint(MAX_CACHE="12GB").endswith(" or should be 'auto', got '12GB'")
 
 
 def test_a_long_value_is_not_shown_in_full() -> None:

@@ -13,7 +13,14 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 from pydantic_settings import NoDecode
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
@@ -69,6 +76,14 @@ def name_of(location: str) -> str:
 
 def lower(value: object) -> object:
     return value.strip().lower() if isinstance(value, str) else value
+
+
+def _as_word(value: object, rule: ValidatorFunctionWrapHandler) -> object:
+    """By the rule in small letters; what it refuses is shown as it was written."""
+    try:
+        return rule(lower(value))
+    except ValidationError:
+        return rule(value)
 
 
 def _split(value: object) -> object:
@@ -193,7 +208,7 @@ Location = Annotated[str, AfterValidator(as_location)]
 File = Annotated[str, AfterValidator(_file)]
 Folder = Annotated[str, AfterValidator(_folder)]
 FileName = Annotated[str, AfterValidator(_file_name)]
-Word = BeforeValidator(lower)
+Word = WrapValidator(_as_word)
 Flag = Annotated[bool, Word]
 ModelName = Annotated[str, Word, AfterValidator(_known_model)]
 ListOf = (NoDecode, BeforeValidator(_split))
