@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 from dataclasses import replace
@@ -25,9 +26,11 @@ from crowdlayer.learning.experiment import Experiment, Images, Outcome, Phases, 
 from crowdlayer.learning.folds import cross_fit, shared_out
 from crowdlayer.learning.further import Further
 from crowdlayer.learning.inference import Inferred, Predictions, infer
+from crowdlayer.learning.spool import Identity, Spool
 from crowdlayer.learning.tensors import write_tensors
 from crowdlayer.learning.trainer import Trainer, Watch
 from crowdlayer.settings import TrainingSettings, load_settings
+from crowdlayer.training import _gone_on
 from tests.conftest import QUICK, run_job, variables
 from tests.crowds import Simulated, simulate, write_shapes
 from tests.test_combinations import drawn
@@ -169,6 +172,31 @@ def test_a_checkpoint_of_a_fold_takes_no_more_than_is_left_free_for_it(tmp_path:
     room, size = checkpoints_size(of.settings, of.dataset) / 3, (tmp_path / "checkpoint").stat().st_size
     alone = checkpoints_size(of.settings.model_copy(update={"folds": 0}), of.dataset) / 3
     assert alone < size < room
+
+
+def tensor_bytes() -> int:
+    """Of all tensors that anybody has, each storage once."""
+    gc.collect()
+    storages = [thing.untyped_storage() for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def test_what_a_run_and_a_fold_go_on_from_is_not_kept_beside_them(tmp_path: Path) -> None:
+    """Each has its matrices, the best ones and two moments; of a checkpoint's all but the first are taken over."""
+    of, further = experiment(optimizer="adam"), Further()
+    of = replace(of, dataset=with_workers(of.dataset, 400_000))
+    run, fold = of.trainer(), StopsAt(further, 20)
+    with pytest.raises(InterruptedRunError, match="fold 3 of 3"):
+        cross_fit(of, of.run(run, Phases()), further, fold, Phases())
+    parts = Spool(tmp_path, Identity({}, "")).write(run.state_dict() | {"further": fold.state})
+    matrices = run.learner.crowd_layer.matrices().nbytes
+    del run, fold, further
+    before = tensor_bytes()
+    trainer, trainer_of_fold = of.trainer(), of.trainer()
+    further = _gone_on(trainer, {name: tmp_path / file for name, (file, _) in parts.items()})
+    assert 8 * matrices < tensor_bytes() - before < 9 * matrices  # the fold's own are there already
+    further.go_on(trainer_of_fold)
+    assert 7 * matrices < tensor_bytes() - before < 8 * matrices
 
 
 def test_a_fold_that_does_not_fit_into_memory_does_not_cost_the_run(
