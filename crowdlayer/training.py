@@ -35,7 +35,6 @@ PLAN, TRAINED = "plan.npz", "trained.npz"
 """What a run's processes hand to each other, in the folder of the run."""
 PATIENCE = 30.0
 """Seconds that the watchdog waits longer than processes do for each other: who misses another shall say so itself."""
-
 TOGETHER = 10.0
 """Seconds within which all processes run out of memory that do so in the same step."""
 

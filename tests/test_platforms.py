@@ -133,7 +133,11 @@ def test_the_readmes_torchrun_on_two_nodes_trains(shapes: Path, tmp_path: Path) 
         )
         for _ in range(2)
     ]
-    logs = [node.communicate(timeout=300)[0] for node in nodes]
+    try:
+        logs = [node.communicate(timeout=300)[0] for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
     assert [node.returncode for node in nodes] == [0, 0], logs
     located = [f"{tmp_path}/out/results/crowdlayer.json\n" in log for log in logs]
     assert sorted(located) == [False, True]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+from torch import nn
 
 from ..data.classes import few
 from ..data.dataset import Dataset
@@ -14,6 +15,8 @@ from .selection import others
 
 FEW_HELD_OUT = 50
 """Held-out tasks below which the choice of the epoch is mostly luck: a rate has a standard error of 7 % at 50."""
+FEW_AT_ONCE = 8
+"""Images of which, and of fewer, batch norm's statistics are mostly chance."""
 FEW_IMAGES = 5000
 """Below so many images a large network from scratch seldom comes near one that starts from ImageNet's weights."""
 FEW_TASKS = 8
@@ -99,6 +102,19 @@ def beside_majority(figures: Mapping[str, float | None], settings: TrainingSetti
         f"of the inferred labels {ours:.1f} % are right, of majority vote's {theirs:.1f} %: "
         f"consider {remedy if recommended else 'the recommended settings of crowdlayer/docs/quality.md'}"
     )
+
+
+def normed_by_few(classifier: nn.Module, settings: TrainingSettings, n_processes: int) -> str:
+    """Of an evaluation that blows up although the training goes well: what helps beside a lower rate; may be nothing.
+
+    Evaluated is by the running statistics of batch norm; in steps each process has those of its own share, but for
+    SyncBatchNorm, which is no BatchNorm2d.
+    """
+    share = -(-settings.batch_size // n_processes)
+    normed = any(isinstance(module, nn.BatchNorm2d) for module in classifier.modules())
+    if settings.freeze or not normed or share >= FEW_AT_ONCE:  # frozen, it keeps the statistics that it came with
+        return ""
+    return f", or raise BATCH_SIZE={settings.batch_size}: batch norm sees at most {share} images at once"
 
 
 def after(history: History, best_epoch: int, settings: TrainingSettings) -> Iterator[str]:

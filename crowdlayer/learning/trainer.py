@@ -25,6 +25,7 @@ from ..logs import track
 from ..machine.processes import Processes
 from ..settings import TrainingSettings
 from . import selection
+from .advice import normed_by_few
 from .devices import device_name, seed_all
 from .guard import Guard, fallback
 from .learner import Learner, on_cpu
@@ -34,8 +35,6 @@ log = logging.getLogger(__name__)
 
 EVALUATION_BATCHES = 4
 """Without gradients several training batches fit where one did."""
-FEW_IMAGES = 8
-"""Of fewer at once batch norm's statistics, by which images are evaluated, are mostly chance."""
 
 
 @dataclass(frozen=True)
@@ -287,21 +286,10 @@ class Trainer:
     def _finite(self, epoch: int, train_loss: float, val_loss: float) -> None:
         lr, lr_crowd = self.settings.lr, self.settings.lr_crowd
         rates = f"LR={lr:g}" + ("" if lr_crowd is None else f" or LR_CROWD={lr_crowd:g}")
-        for name, value, also in (("train_loss", train_loss, ""), ("val_loss", val_loss, self._normed_by_few())):
+        few = normed_by_few(self.classifier, self.settings, self.processes.count)
+        for name, value, also in (("train_loss", train_loss, ""), ("val_loss", val_loss, few)):
             if not math.isfinite(value):
                 raise SettingsError(f"{name}: must be finite, is {value} in epoch {epoch}: lower {rates}{also}")
-
-    def _normed_by_few(self) -> str:
-        """What else helps where images are evaluated by statistics of few, although the training goes well."""
-        share = self.settings.batch_size // self.processes.count
-        norms = {type(module) for module in self.classifier.modules()}
-        alone = any(issubclass(norm, nn.BatchNorm2d) for norm in norms)  # SyncBatchNorm is none
-        few = alone and share < FEW_IMAGES
-        return (
-            f", or raise BATCH_SIZE={self.settings.batch_size}: batch norm sees at most {share} images at once"
-            if few
-            else ""
-        )
 
     def _log_start(self) -> None:
         n, done = self.processes.count, self.progress

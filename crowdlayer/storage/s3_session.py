@@ -11,7 +11,6 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import botocore.loaders
@@ -43,14 +42,12 @@ def new_session(location: str) -> botocore.session.Session:
     region = os.environ.get("AWS_REGION") or session.get_config_variable("region") or "us-east-1"
     session.set_config_variable("region", region)
     bundle = session.get_config_variable("ca_bundle")
-    if bundle and not Path(bundle).is_file():
-        raise SettingsError(f"{location}: AWS_CA_BUNDLE must be a file, there is none at {bundle}")
     if bundle:
         try:
             ssl.create_default_context(cafile=bundle)
         except OSError as error:  # ssl's own is one
-            rule = "AWS_CA_BUNDLE must have certificates, as PEM, to be read"
-            raise SettingsError(f"{location}: {rule}, of {bundle} Python says: {one_line(str(error))}") from error
+            rule = "AWS_CA_BUNDLE must be a file of certificates, as PEM"
+            raise SettingsError(f"{location}: {rule}; of {bundle} Python says: {one_line(str(error))}") from error
     session.register_component("credential_provider", Credentials(session))
     if (credentials := session.get_credentials()) is not None:
         credentials.get_frozen_credentials()  # a role's token is read here at the latest

@@ -30,6 +30,6 @@ PLACES = [
         "AWS_ENDPOINT_URL": "not an address", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "5ecre7"}),
     Case("authorities that are not there", 78, "AWS_CA_BUNDLE must be a file", {"TASKS": "s3://bucket/data"},
          environment={"AWS_CA_BUNDLE": "/nowhere.pem", "AWS_ENDPOINT_URL": "https://127.0.0.1:9"}),
-    Case("authorities that are none", 78, "AWS_CA_BUNDLE must have certificates", {"TASKS": "s3://bucket/data"},
+    Case("authorities that are none", 78, "AWS_CA_BUNDLE must be a file of certificates", {"TASKS": "s3://bucket/data"},
          environment={"AWS_CA_BUNDLE": "/etc/passwd", "AWS_ENDPOINT_URL": "https://127.0.0.1:9"}),
 ]  # fmt: skip
