@@ -59,8 +59,10 @@ def test_a_zip_that_does_not_say_what_its_names_are_in_is_read_all_the_same(
 ) -> None:
     """UTF-8 as Info-ZIP's zip writes it, and the code page of DOS."""
     name = "train/Äpfel-0.png"
-    packed = Path(pack(tmp_path / "data.zip", {f"train/{'X' * len('Ä'.encode(encoding))}pfel-0.png": b"apples"}))
-    packed.write_bytes(re.sub(b"X+", "Ä".encode(encoding), packed.read_bytes()))
+    said = name.encode(encoding)
+    asked = re.sub(rb"[^ -~]", b"X", said)  # in ASCII zipfile says nothing; its own bytes may be in a time of day
+    packed = Path(pack(tmp_path / "data.zip", {asked.decode(): b"apples"}))
+    packed.write_bytes(packed.read_bytes().replace(asked, said))
     assert sync(str(packed), workdir, belongs).digests == digests({name: b"apples"})
 
 
