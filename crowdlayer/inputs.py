@@ -23,7 +23,7 @@ from .report.results import is_of_run
 from .settings import RunSettings, Settings, TrainingSettings
 from .storage.files import disk_errors
 from .storage.places import Place
-from .storage.sync import Synced, digest_of, fetch, inside, must_be_there, must_stay_apart, sync
+from .storage.sync import Synced, digest_of, fetch, inside, must_be_there, must_outlast, must_stay_apart, sync
 
 PROBE = b"crowdlayer can write here\n"
 
@@ -63,6 +63,11 @@ def check_places(settings: Settings) -> None:
     Raises:
         SettingsError: naming the place.
     """
+    written: dict[str, str | None] = {
+        "OUTPUT": settings.output_location,
+        "TENSORBOARD": settings.tensorboard,
+        "METRICS_FILE": settings.metrics_file,
+    }
     own = {"OUTPUT": settings.output, "WORKDIR": settings.workdir}
     read = {"ANSWERS": settings.answers, "PATH_REMOVE": settings.path_remove, "PRETRAINED": settings.pretrained}
 
@@ -76,6 +81,7 @@ def check_places(settings: Settings) -> None:
     together(
         lambda: must_be_there(settings.tasks),
         lambda: must_stay_apart(settings.tasks, own, belongs),
+        lambda: must_outlast(settings.workdir, written),
         *(functools.partial(is_no_result, *one) for one in read.items()),
     )
 

@@ -23,7 +23,7 @@ from .report.tables import Cell, cell
 from .settings import Settings
 from .storage.files import disk_errors
 from .storage.places import place
-from .storage.sync import inside, must_be_there, sync
+from .storage.sync import inside, must_be_there, must_outlast, sync
 from .storage.workdir import working_folder
 
 log = logging.getLogger(__name__)
@@ -59,6 +59,7 @@ def predict(settings: Settings) -> str:
     if settings.predict_format == "parquet" and importlib.util.find_spec("pyarrow") is None:
         raise SettingsError("PREDICT_FORMAT: parquet needs pyarrow: pip install pyarrow")
     must_be_there(settings.predict, "PREDICT")
+    must_outlast(settings.workdir, {"OUTPUT": settings.output_location})
     output = place(settings.output_location)
     results = f"{output.location}/{results_name(settings.output_name)}"
     if place(model_folder(results)).find(DESCRIPTION) is None:

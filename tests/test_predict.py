@@ -160,6 +160,9 @@ def test_what_cannot_be_labelled_has_a_runs_exit_codes(shapes: Path, trained: Pa
     torn.mkdir()
     (torn / "a.jpg").write_bytes(b"torn")
     refused(SettingsError, "CROWDLAYER_PREDICT: must be set", PREDICT="")
+    refused(
+        SettingsError, "OUTPUT: must not be in a folder of WORKDIR", WORKDIR=str(tmp_path), OUTPUT=f"{tmp_path}/predict"
+    )
     refused(SettingsError, "PREDICT: must be a folder", PREDICT=str(tmp_path / "nowhere"))
     refused(DataError, "must hold images", PREDICT=str(empty))
     refused(DataError, "at least one image must be readable, of 1 none is", PREDICT=str(torn))

@@ -15,7 +15,7 @@ from .buckets import sync_bucket
 from .files import disk_errors, enough_space, file_digest, safe_names
 from .places import Folder, bucket_at, place
 from .unpacking import sync_archive
-from .workdir import bring
+from .workdir import bring, is_ours
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,22 @@ def must_stay_apart(location: str, others: dict[str, str | None], belongs: Calla
         name = None if other is None else inside(other, location)
         if name is not None and belongs(_picture_in(name)):
             raise SettingsError(f"{setting}: must not be among the images of {location}, is {other}")
+
+
+def must_outlast(workdir: str | None, others: dict[str, str | None]) -> None:
+    """Refuse to write where jobs remove what they find: results would be gone with the job that has put them.
+
+    Args:
+        workdir: WORKDIR as it is named.
+        others: settings that name a place to write to.
+
+    Raises:
+        SettingsError: such a place is in a folder of WORKDIR that is the jobs' own.
+    """
+    for setting, other in others.items():
+        name = None if workdir is None or other is None else inside(other, workdir)
+        if name is not None and is_ours(name):
+            raise SettingsError(f"{setting}: must not be in a folder of WORKDIR that jobs make and remove, is {other}")
 
 
 def _picture_in(folder: str) -> str:

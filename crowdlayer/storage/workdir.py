@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -22,6 +23,8 @@ OURS = (
     "predict", "predictions.csv", "predictions.parquet", "run",
 )  # fmt: skip
 """What jobs make, replace and remove in a WORKDIR."""
+NODE = re.compile(r"node-\d+/")
+"""What the folder of a node in WORKDIR is called."""
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -97,6 +100,11 @@ def _machine() -> str:
     with suppress(OSError):
         return BOOT.read_text()[:8]
     return uuid.uuid4().hex[:8]
+
+
+def is_ours(name: str) -> bool:
+    """Whether what has this name, relative to WORKDIR, is removed with what jobs make there."""
+    return NODE.sub("", name, count=1).partition("/")[0] in OURS
 
 
 def _claim(workdir: Path) -> None:
