@@ -358,6 +358,30 @@ def test_two_classes_that_the_crowd_confuses_are_let_through(read: Read) -> None
     assert read(images, answers).classes == FOLDERS
 
 
+def test_images_in_one_folder_that_is_named_like_a_class_agree_with_no_order(read: Read) -> None:
+    """Suspects all, of which the crowd confirms a quarter: any order agrees as chance does."""
+    images = names(train=[f"tumour/x-{i}.png" for i in range(80)], val=["normal/v-0.png", "tumour/v-1.png"])
+    answers = {str(i): {"a": int(i % 4 == 0), "b": int(i % 4 == 0)} for i in range(80)}
+    assert read(images, answers).classes == ["normal", "tumour"]
+
+
+def test_folders_that_have_nothing_to_do_with_the_answers_agree_with_no_order(read: Read) -> None:
+    """Two sites of unlike size, and two labels of unlike frequency."""
+    rng = np.random.default_rng(0)
+    images = [f"train/{int(rng.random() < 0.15)}/x-{i}.png" for i in range(300)]
+    answers = {str(i): {"w": int(rng.random() < 0.85)} for i in range(300)}
+    assert read(images, answers).classes == ["0", "1"]
+
+
+def test_two_classes_in_the_other_order_stop_the_job_though_one_is_rare(read: Read) -> None:
+    rng = np.random.default_rng(0)
+    truth = [int(rng.random() < 0.2) for _ in range(300)]
+    images = [f"train/{'ab'[label]}/x-{i}.png" for i, label in enumerate(truth)]
+    answers = {str(i): {"w": 1 - label if rng.random() < 0.95 else label} for i, label in enumerate(truth)}
+    with pytest.raises(DataError, match="under the order CROWDLAYER_CLASSES=b,a"):
+        read(images, answers)
+
+
 def test_the_best_order_takes_the_largest_counts_first() -> None:
     assert best_order(np.array([[1, 9, 0], [8, 9, 0], [0, 0, 5]])).tolist() == [1, 0, 2]
     assert best_order(np.array([[0, 0, 0], [0, 0, 4], [0, 0, 9]])).tolist() == [0, 1, 2]

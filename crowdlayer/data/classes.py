@@ -173,7 +173,7 @@ def check_class_order(vote: Ints, truth: Ints, classes: Sequence[str]) -> None:
     n = table[1].sum()
     agreement = np.trace(table[1]) / n
     other = table[1][np.arange(len(classes)), order].sum() / n
-    chance = float((table[1].sum(1) / n) @ (table[1].sum(0) / n))
+    chance = float((table[1].sum(1) / n) @ (table[1].sum(0)[order] / n))  # of that order: where one is frequent, much
     if other >= 2 * agreement and other > chance + 5 * np.sqrt(chance * (1 - chance) / n):
         whole = table[0] + table[1]
         order = best_order(whole)
