@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from crowdlayer.errors import SettingsError, StoreError
 from crowdlayer.learning.checkpoint import Checkpoints, Found
 from crowdlayer.learning.spool import FORMAT, PARTS, Identity, Spool, going_on
+from crowdlayer.storage.durable import whole
 from crowdlayer.storage.places import Folder, Place, place
 from tests.checkpoints import SETTINGS, found, names, new_spool, put, state
 from tests.conftest import Store
@@ -81,6 +84,37 @@ def test_two_are_kept_and_nothing_remains_at_the_end(output: Place, spool: Spool
     checkpoints.remove()
     assert names(output) == []
     assert not isinstance(output, Folder) or not (output.path / "checkpoints").exists()
+
+
+def test_another_programs_checkpoints_of_the_same_name_stay(output: Place, spool: Spool, tmp_path: Path) -> None:
+    theirs = ["epoch=3.ckpt", "last.pt", f"lightning/{'0' * 64}.pt", "lightning/00000001.json"]
+    source = tmp_path / "theirs"
+    source.write_bytes(b"days of training")
+    for name in theirs:
+        output.upload(source, f"checkpoints/run/{name}")
+    checkpoints = put(output, spool, *(state(epoch, best=epoch) for epoch in range(1, 5)))
+    assert {name for name in names(output) if name.endswith(".json")} >= {"00000003.json", "00000004.json"}
+    assert found(checkpoints, tmp_path) is not None
+    checkpoints.remove()
+    assert sorted(stored.name for stored in output.below("checkpoints")) == [
+        f"checkpoints/run/{name}" for name in theirs
+    ]
+
+
+def test_what_a_killed_upload_has_left_goes_with_the_checkpoints(tmp_path: Path, spool: Spool) -> None:
+    output = Folder(tmp_path / "out")
+    checkpoints = put(output, spool, state(1))
+    for name in ("00000001.json", f"{'0' * 64}.pt"):
+        with suppress(InterruptedError), whole(output.path / "checkpoints" / "run" / name) as file:
+            left = Path(file.name)
+            file.write(b"half")
+            file.flush()
+            os.link(left, kept := tmp_path / "kept")
+            raise InterruptedError
+        kept.rename(left)
+    assert len([name for name in names(output) if name.startswith(".")]) == 2
+    checkpoints.remove()
+    assert not (output.path / "checkpoints").exists()
 
 
 def test_what_an_index_names_is_there_as_long_as_the_index_is(tmp_path: Path, spool: Spool) -> None:

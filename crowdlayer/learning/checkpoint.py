@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import SettingsError, listed
+from ..storage.durable import BESIDE
 from ..storage.files import Stored, disk_errors, file_digest, size_of
 from ..storage.places import Place
-from .spool import INDEX, Identity, newest_of, number, parsed, parts_of
+from .spool import INDEX, PART, Identity, newest_of, number, parsed, parts_of
 
 log = logging.getLogger(__name__)
 
@@ -89,15 +90,19 @@ class Checkpoints:
             return False
         if not self.are_of(identity):  # `find` refuses them; neither theirs nor these must go
             return False
-        there = [stored.name.rpartition("/")[2] for stored in self.output.below(self.prefix)]
-        if name > max(filter(INDEX.fullmatch, there), default=""):
+        if name > max((stored.name.rpartition("/")[2] for stored in self._ours() if _is_index(stored)), default=""):
             log.info("checkpoint %s, kept on this machine by an earlier start, is put now", name)
             self.put(spool, name)
         return True
 
+    def _ours(self) -> list[Stored]:
+        """Indexes, parts, and what killed uploads have left: the folder may be another program's, too."""
+        found = [(stored, stored.name.removeprefix(f"{self.prefix}/")) for stored in self.output.below(self.prefix)]
+        return [stored for stored, name in found if any(kind.fullmatch(name) for kind in (INDEX, PART, BESIDE))]
+
     def _indexes(self) -> list[str]:
         """The names of those that are there, the newest first."""
-        return sorted((stored.name for stored in self.output.below(self.prefix) if _is_index(stored)), reverse=True)
+        return sorted((stored.name for stored in self._ours() if _is_index(stored)), reverse=True)
 
     def _index(self, name: str) -> dict[str, Any] | None:
         return parsed(self.output.read(name))
@@ -117,7 +122,7 @@ class Checkpoints:
 
     def put(self, spool: Path, index_name: str) -> None:
         """Put a checkpoint of the spool, its index last; then remove what is older than the last two."""
-        there = {stored.name: stored.size for stored in self.output.below(self.prefix)}
+        there = {stored.name: stored.size for stored in self._ours()}
         for file, size in parts_of(spool / index_name):
             if there.get(f"{self.prefix}/{file}") != size:
                 self.output.upload(spool / file, f"{self.prefix}/{file}")
@@ -131,8 +136,8 @@ class Checkpoints:
             self.output.delete(name)
 
     def remove(self) -> None:
-        """Leave nothing of them."""
-        for name in sorted((stored.name for stored in self.output.below(self.prefix)), key=_index_first):
+        """Leave nothing of them; what others have put beside them stays."""
+        for name in sorted((stored.name for stored in self._ours()), key=_index_first):
             self.output.delete(name)
         self.output.prune(self.prefix)
 

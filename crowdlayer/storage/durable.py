@@ -18,6 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+BESIDE = re.compile(r"\.[^/]+\.[0-9a-f]{32}")
+"""The names of files that are not whole yet."""
+
 
 @contextmanager
 def whole(target: Path) -> Iterator[io.BufferedRandom]:
