@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 from torchvision import transforms
 
-from crowdlayer.data.decoding import BrokenImageError, Decoded, decode, decode_all
+from crowdlayer.data.decoding import BrokenImageError, Decoded, decode, decode_all, decode_with_aspect
 from crowdlayer.data.images import Rows
 from crowdlayer.data.pixels import MEAN, STD, normalise
 from crowdlayer.errors import StoreError
@@ -78,6 +79,9 @@ def test_float_images_of_another_range_are_none(tmp_path: Path) -> None:
     Image.fromarray(np.linspace(0, 255, 64, dtype=np.float32).reshape(8, 8)).save(tmp_path / "x.tiff")
     with pytest.raises(BrokenImageError, match="must be from 0 to 1, one is 255"):
         decode(tmp_path / "x.tiff", 8)
+    Image.fromarray(np.linspace(-1, 1, 64, dtype=np.float32).reshape(8, 8)).save(tmp_path / "x.tiff")
+    with pytest.raises(BrokenImageError, match="must be from 0 to 1, one is -1"):
+        decode(tmp_path / "x.tiff", 8)
 
 
 def test_a_palette_with_transparency_does_not_warn(tmp_path: Path) -> None:
@@ -91,6 +95,44 @@ def test_exif_rotation_is_applied(tmp_path: Path) -> None:
     picture().save(tmp_path / "x.jpg", exif=exif, quality=95)
     upright = np.asarray(picture().rotate(-90).resize((8, 8), Image.Resampling.BILINEAR)).astype(int)
     assert np.abs(decode(tmp_path / "x.jpg", 8) - upright).mean() < 6
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_put_upright_as_pillow_does(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    picture().resize((24, 16)).save(tmp_path / "x.png", exif=exif)
+    with Image.open(tmp_path / "x.png") as image:
+        upright = ImageOps.exif_transpose(image)
+    pixels, aspect = decode_with_aspect(tmp_path / "x.png", 8)
+    assert pixels.tolist() == np.asarray(upright.resize((8, 8), Image.Resampling.BILINEAR)).tolist()
+    assert aspect == float(f"{upright.width / upright.height:.4g}")
+
+
+def exif_of(*entries: tuple[int, int, bytes]) -> bytes:
+    """A block of (tag, type, four bytes)."""
+    packed = b"".join(struct.pack("<HHI4s", tag, kind, 1, value) for tag, kind, value in entries)
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + packed + bytes(4)
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp"])
+@pytest.mark.parametrize(
+    ("exif", "turned"),
+    [
+        (exif_of((0x112, 1, b"\6\0\0\0")), False),  # a byte
+        (exif_of((0x112, 2, b"6\0\0\0")), False),  # text
+        (exif_of((0x112, 3, b"\x63\0\0\0")), False),  # 99
+        (b"Exif\0\0no TIFF at all", False),
+        (exif_of((0x112, 3, b"\6\0\0\0"), (0x128, 2, b"2\0\0\0")), True),  # another tag is odd
+    ],
+    ids=["byte", "text", "99", "no block", "another"],
+)
+def test_odd_exif_makes_no_picture_broken(tmp_path: Path, kind: str, exif: bytes, turned: bool) -> None:
+    picture().resize((24, 16)).save(tmp_path / f"x.{kind}", exif=exif)
+    with Image.open(tmp_path / f"x.{kind}") as image:
+        plain = image.convert("RGB")
+    expected = (plain.transpose(Image.Transpose.ROTATE_270) if turned else plain).resize((8, 8), 2)
+    assert decode(tmp_path / f"x.{kind}", 8).tolist() == np.asarray(expected).tolist()
 
 
 def test_files_that_are_no_images_are_all_named(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import PIL
 import torch
 from filelock import FileLock
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import one_line
@@ -36,6 +36,17 @@ FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 """What an image may be, whatever its name ends with. Pillow knows many more, and some start other programs."""
 LARGE = 2**24
 """Images of more pixels are decoded one at a time; those above Pillow's limit, 2**27.4, not at all."""
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What puts a picture upright, by EXIF's orientation. ImageOps.exif_transpose writes the other tags anew, too,
+and fails where one of them is odd."""
 _large = threading.Lock()
 
 Files = list[str | float]
@@ -87,8 +98,8 @@ def square(opened: Image.Image, size: int) -> np.ndarray:
     if not all(opened.size):
         raise BrokenImageError("it has no pixels")
     image: Image.Image = opened
-    if _orientation(opened) != 1:
-        image = ImageOps.exif_transpose(opened)  # a copy of what may be very large
+    if (turn := TURNS.get(_orientation(opened))) is not None:
+        image = opened.transpose(turn)  # a copy of what may be very large
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode == "I":
@@ -99,9 +110,10 @@ def square(opened: Image.Image, size: int) -> np.ndarray:
         image = Image.fromarray((integers >> 8).astype(np.uint8))
     elif image.mode == "F":
         floats = np.nan_to_num(np.asarray(image))
-        if floats.max() > 1:
-            raise BrokenImageError(f"pixels that are no integers must be from 0 to 1, one is {floats.max():g}")
-        image = Image.fromarray((floats.clip(0, 1) * 255).astype(np.uint8))
+        for value in (floats.min(), floats.max()):
+            if not 0 <= value <= 1:
+                raise BrokenImageError(f"pixels that are no integers must be from 0 to 1, one is {value:g}")
+        image = Image.fromarray((floats * 255).astype(np.uint8))
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     if image.mode not in ("RGB", "L"):  # a grey picture is as grey when it is small
@@ -112,9 +124,14 @@ def square(opened: Image.Image, size: int) -> np.ndarray:
 
 
 def _orientation(loaded: Image.Image) -> int:
-    """As EXIF says it: 1 is upright, from 5 on width and height are exchanged."""
-    orientation: int = loaded.getexif().get(ExifTags.Base.Orientation, 1)
-    return orientation
+    """As EXIF says it: 1 is upright, from 5 on width and height are exchanged. Where it says nothing sensible, 1."""
+    try:
+        orientation = loaded.getexif().get(ExifTags.Base.Orientation, 1)
+    except (MemoryError, OSError):
+        raise
+    except Exception:  # damaged, which Pillow meets in many ways; the picture is none the worse
+        return 1
+    return orientation if isinstance(orientation, int) and orientation in TURNS else 1
 
 
 class Decoded:
