@@ -152,6 +152,21 @@ def test_the_command_converts_and_says_how_many(answers: Path, tmp_path: Path) -
     assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'long.csv'}: 4 answers\n"), done.stderr
 
 
+def test_a_table_is_never_half_there_and_may_be_its_own_source(tmp_path: Path) -> None:
+    rows = [f"{i},w,{i % 3}" for i in range(2000)]
+    table = tmp_path / "a.csv"
+    table.write_text("\n".join(["task,worker,label", *rows, ""]))
+    before = table.read_bytes()
+    command = [sys.executable, "-m", "crowdlayer.answers", "convert", str(table), str(table)]
+    full = ["bash", "-c", 'ulimit -f 8; exec "$@"', "bash"]  # the disk, for all that the process can tell
+    done = subprocess.run([*full, *command], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (74, ""), done.stderr
+    assert table.read_bytes() == before
+    assert convert(table, table) == 2000
+    assert table.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+
+
 def test_the_commands_exit_codes_are_a_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", str(tmp_path / "none.json"), "a.csv"]) == 65
     assert "none.json: must be a file of answers" in capsys.readouterr().err
@@ -335,6 +350,12 @@ def test_of_several_annotations_by_one_person_the_latest_counts(
 def test_what_does_not_map_cleanly_is_refused(tmp_path: Path, content: object, complaint: str) -> None:
     with pytest.raises(DataError, match=complaint):
         list(answers_in(exported(tmp_path, content)))
+
+
+def test_a_row_of_a_flat_export_with_a_cell_too_many_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("image,annotator,kind\na-1.jpg,1,cat\nb-2.jpg,1,dog, I think\n")
+    with pytest.raises(DataError, match=r"x\.csv: line 3: must have 3 columns, has more"):
+        list(answers_in(tmp_path / "x.csv"))
 
 
 def test_what_is_imported_comes_back_under_the_same_tasks(tmp_path: Path) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import msgspec
 
 from .. import command
 from ..errors import DataError, SettingsError, short
 from ..settings import quoted
+from ..storage.durable import whole
 from ..storage.files import disk_errors
 from . import AnswerFile
 from .files import COLUMNS, read_answers
@@ -51,8 +54,8 @@ def convert(source: Path, target: Path) -> int:
     if writer is None:
         raise SettingsError(f"{target.name}: must end in .json, .csv or .parquet")
     rows = list(answers_in(source))
-    with disk_errors(str(target)):
-        writer(target, rows)
+    with disk_errors(str(target)), whole(target) as file:  # it may be the source
+        writer(file, target.name, rows)
     return len(rows)
 
 
@@ -76,31 +79,32 @@ def _rows(file: AnswerFile) -> Iterator[Row]:
         yield file.tasks[task], file.workers[worker], file.labels[label]
 
 
-def _write_json(target: Path, rows: Sequence[Row]) -> None:
+def _write_json(file: IO[bytes], target: str, rows: Sequence[Row]) -> None:
     answers: dict[str, dict[str, int | str]] = {}
     for task, worker, label in rows:
         answers.setdefault(task, {})[worker] = label
-    target.write_bytes(msgspec.json.encode(answers) + b"\n")
+    file.write(msgspec.json.encode(answers) + b"\n")
 
 
-def _write_csv(target: Path, rows: Sequence[Row]) -> None:
+def _write_csv(file: IO[bytes], target: str, rows: Sequence[Row]) -> None:
     if empty := [row for row in rows if "" in row]:  # no reader takes it
         raise DataError(*(f"{_place(target, row)}: must have a {COLUMNS[row.index('')]}, has none" for row in empty))
     if any(isinstance(label, int) for _, _, label in rows):
         _say_that_indices_become_text(target)
-    with target.open("w", newline="", encoding="utf-8") as file:
-        bare = any("\r" in str(field) for row in rows for field in row)  # the writer leaves it so, no reader takes it
-        table = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL if bare else csv.QUOTE_MINIMAL)
-        table.writerow(COLUMNS)
-        table.writerows(rows)
+    bare = any("\r" in str(field) for row in rows for field in row)  # the writer leaves it so, no reader takes it
+    text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+    table = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if bare else csv.QUOTE_MINIMAL)
+    table.writerow(COLUMNS)
+    table.writerows(rows)
+    text.detach()  # flushed, and left open
 
 
-def _write_parquet(target: Path, rows: Sequence[Row]) -> None:
+def _write_parquet(file: IO[bytes], target: str, rows: Sequence[Row]) -> None:
     try:
         import pyarrow as pa
         from pyarrow import parquet
     except ImportError as error:
-        raise SettingsError(f"{target.name}: .parquet needs pyarrow: pip install pyarrow") from error
+        raise SettingsError(f"{target}: .parquet needs pyarrow: pip install pyarrow") from error
     columns = [list(column) for column in zip(*rows, strict=True)]
     n_indices = sum(isinstance(label, int) for label in columns[2])
     if n_indices < len(rows):  # a column has one type
@@ -110,18 +114,18 @@ def _write_parquet(target: Path, rows: Sequence[Row]) -> None:
     elif large := [row for row in rows if not -(2**63) <= int(row[2]) < 2**63]:
         rule = "must be an integer of 64 bits"
         raise DataError(*(f"{_place(target, row)}: label {short(str(row[2]))} {rule}" for row in large))
-    parquet.write_table(pa.table(dict(zip(COLUMNS, columns, strict=True))), target)
+    parquet.write_table(pa.table(dict(zip(COLUMNS, columns, strict=True))), file)
 
 
-def _place(target: Path, row: Row) -> str:
+def _place(target: str, row: Row) -> str:
     task, worker, _ = row
-    return f"{target.name}: task {short(task)!r}, worker {short(worker)!r}"
+    return f"{target}: task {short(task)!r}, worker {short(worker)!r}"
 
 
-def _say_that_indices_become_text(target: Path) -> None:
+def _say_that_indices_become_text(target: str) -> None:
     """Only who knows the classes can tell whether it matters."""
     log.warning(
         "%s: labels that are indices become text; where the names of the classes are digits they may be read as names: "
         ".json keeps them indices",
-        target.name,
+        target,
     )

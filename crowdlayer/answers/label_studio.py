@@ -133,7 +133,15 @@ def _from_csv(path: Path) -> Iterator[Vote] | None:
     try:
         with path.open(newline="", encoding="utf-8-sig") as lines:
             rows = csv.DictReader(lines)
-            return _flat(path.name, list(rows)) if "annotator" in (rows.fieldnames or ()) else None
+            columns = rows.fieldnames or ()
+            if "annotator" not in columns:
+                return None
+            items = []
+            for row in rows:
+                if None in row:
+                    raise DataError(f"{path.name}: line {rows.line_num}: must have {len(columns)} columns, has more")
+                items.append(row)
+            return _flat(path.name, items)
     except (OSError, csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{path.name}: must be CSV in UTF-8: {one_line(str(error))}") from error
 
