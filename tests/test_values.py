@@ -188,6 +188,14 @@ LOCATIONS = ["TASKS", "ANSWERS", "OUTPUT", "PATH_REMOVE", "PRETRAINED"]
         ("s3://bucket/a b/ü@home", "s3://bucket/a b/ü@home"),
         ("s3://my.bucket-1/x", "s3://my.bucket-1/x"),
         ("s3://arn:aws:s3:eu-west-1:123456789012:accesspoint:mine/x",) * 2,
+        (
+            "s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/mine/x/",
+            "s3://arn:aws:s3:eu-west-1:123456789012:accesspoint:mine/x",
+        ),
+        (
+            "s3://arn:aws:s3-outposts:eu-west-1:123456789012:outpost/op-1/accesspoint/mine/x",
+            "s3://arn:aws:s3-outposts:eu-west-1:123456789012:outpost:op-1:accesspoint:mine/x",
+        ),
     ],
 )
 def test_a_location_is_a_path_or_an_s3_uri(name: str, value: str, meant: str) -> None:

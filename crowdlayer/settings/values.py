@@ -27,6 +27,9 @@ ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
 NO_TEXT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 """Control characters, and what is not UTF-8 in the environment: no file of the results could hold it."""
 
+ACCESS_POINT = re.compile(r"(?<=^s3://)arn:[\w.:-]+:(outpost[/:][\w-]+[/:])?accesspoint/[\w.-]+", re.ASCII)
+"""An ARN in the place of a bucket, as AWS writes it; with colons for its slashes the location is the same."""
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -140,6 +143,7 @@ def as_location(value: str) -> str:
         raise ValueError("must be a path or an s3:// URI")
     if not re.fullmatch(r"s3://(arn:[\w.:-]+|[\w.-]+)(/[^?#]*)?", value, re.ASCII) or NO_TEXT.search(value):
         raise ValueError("must have the form s3://bucket or s3://bucket/prefix, without credentials or query")
+    value = ACCESS_POINT.sub(lambda arn: arn[0].replace("/", ":"), value, count=1)
     bucket, _, prefix = value.removeprefix("s3://").partition("/")
     return f"s3://{bucket}/{prefix.strip('/')}".rstrip("/")  # one spelling of a place, by which places are compared
 
