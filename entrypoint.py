@@ -12,13 +12,14 @@ import logging
 import os
 import sys
 import tempfile
-import traceback
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
-from crowdlayer.errors import CrowdlayerError, InterruptedRunError, SettingsError, without_secrets
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings of a peer that is gone are frames of C++
+
+from crowdlayer.errors import SettingsError, without_secrets
 from crowdlayer.machine import interruption
-from crowdlayer.machine.last_words import LastWords
+from crowdlayer.machine.last_words import ending
 from crowdlayer.machine.memory import enough_to_start
 from crowdlayer.streams import open_all, say
 
@@ -46,32 +47,29 @@ def usage() -> str:
 
 def main(arguments: list[str]) -> int:
     """Run; returns the exit code."""
-    trace = ""
-    try:
-        interruption.listen(failed)  # one may have come already
-        match arguments:
-            case ["--help"] | ["-h"]:
-                signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # for `--help | head`
-                say(usage(), sys.stdout)
-            case ["--version"]:
-                from crowdlayer import __version__
+    words, trace = ending(lambda: answer(arguments))
+    return 0 if words is None else failed(words.line, words.code, trace)
 
-                say(__version__, sys.stdout)
-            case [] | ["--check"] | ["--dry-run"] | ["predict"]:
-                with redirect_stdout(sys.stderr):  # what libraries print, as MLflow does
-                    location = work(*arguments)
-                if location:  # the first process and node have one
-                    say(location, sys.stdout)
-            case _:
-                known = "predict, --check, --dry-run, --help, --version or none"
-                raise SettingsError(f"arguments: must be {known}, got {' '.join(arguments)}")
-        return 0
-    except (CrowdlayerError, InterruptedRunError, MemoryError) as error:
-        words = LastWords.of(error)
-    except BaseException as error:  # the one place that sees everything
-        words = LastWords.of(error)
-        trace = without_secrets(traceback.format_exc()).rstrip("\n")
-    return failed(words.line, words.code, trace)
+
+def answer(arguments: list[str]) -> None:
+    """Do and say what the arguments ask for."""
+    interruption.listen(failed)  # one may have come already
+    match arguments:
+        case ["--help"] | ["-h"]:
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # for `--help | head`
+            say(usage(), sys.stdout)
+        case ["--version"]:
+            from crowdlayer import __version__
+
+            say(__version__, sys.stdout)
+        case [] | ["--check"] | ["--dry-run"] | ["predict"]:
+            with redirect_stdout(sys.stderr):  # what libraries print, as MLflow does
+                location = work(*arguments)
+            if location:  # the first process and node have one
+                say(location, sys.stdout)
+        case _:
+            known = "predict, --check, --dry-run, --help, --version or none"
+            raise SettingsError(f"arguments: must be {known}, got {' '.join(arguments)}")
 
 
 def work(what: str = "") -> str:

@@ -7,13 +7,12 @@ import logging
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from .errors import CrowdlayerError, InterruptedRunError, without_secrets
+from .errors import InterruptedRunError
 from .machine import interruption
-from .machine.last_words import LastWords
+from .machine.last_words import LastWords, ending
 from .machine.launch import Launch, Peers, recognise
 from .machine.supervisor import live
 from .streams import say
@@ -34,16 +33,16 @@ def main() -> None:
 
 
 def _code(folder: Path, launch: Launch, leave: Callable[[str, int], int]) -> int:
-    try:
+    def work() -> None:
         interruption.listen(leave)  # one may have come already
         live(folder, _peers(launch).rank)
         _train(folder, launch)
+
+    words, trace = ending(work)
+    if words is None:
         return 0
-    except (CrowdlayerError, InterruptedRunError, MemoryError) as error:
-        words = LastWords.of(error)
-    except BaseException as error:  # the one place that sees everything
-        words = LastWords.of(error)
-        _show(words.line, without_secrets(traceback.format_exc()).rstrip("\n"))
+    if trace:
+        _show(words.line, trace)
     words.write(folder, _peers(launch).rank)
     logging.shutdown()
     return words.code

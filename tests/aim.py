@@ -22,7 +22,7 @@ class Aim:
     """At the call of `function`, a qualified name, for the `count`-th time in the process of this `rank`.
 
     `rank`: "" for the job's own process. `group`: the signal goes to all of the job's processes, else to the first
-    alone, as PID 1 of a container gets it. `twice`: another comes with it.
+    alone, as PID 1 of a container gets it. `own`: to the process itself. `twice`: another comes with it.
     """
 
     function: str
@@ -30,13 +30,16 @@ class Aim:
     rank: str = ""
     group: bool = False
     twice: bool = False
+    own: bool = False
 
     def environment(self, folder: Path) -> dict[str, str]:
         """Variables by which a job's processes take aim; `folder` is for a file that Python runs at its start."""
         (folder / "sitecustomize.py").write_text("from tests import aim\naim.take()\n")
         return {
             "PYTHONPATH": f"{folder}:{ROOT}",
-            "AIM": " ".join(map(str, (self.function, self.count, self.rank or "-", int(self.group), int(self.twice)))),
+            "AIM": " ".join(
+                map(str, (self.function, self.count, self.rank or "-", int(self.group), int(self.twice), int(self.own)))
+            ),
         }
 
 
@@ -44,11 +47,11 @@ def take() -> None:
     """Take the aim that the environment asks for, if it is at this process."""
     if "AIM" not in os.environ:
         return
-    function, count, rank, group, twice = os.environ["AIM"].split()
+    function, count, rank, group, twice, own = os.environ["AIM"].split()
     if rank != os.environ.get("RANK", "-"):
         return
     left, lock, name = int(count), threading.Lock(), function.rpartition(".")[2]
-    target = os.getpid() if rank == "-" else os.getppid()
+    target = os.getpid() if rank == "-" or int(own) else os.getppid()
 
     def called(frame: FrameType, event: str, _: object) -> None:
         nonlocal left

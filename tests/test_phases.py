@@ -68,13 +68,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_shapes(tmp_path_factory.mktemp("shapes"), n_train=30)
 
 
-def run(forks: Forks, data: Path, folder: Path, n_processes: int, aim: Aim | None = None) -> Finished:
-    settings = SETTINGS | {
-        "TASKS": str(data),
-        "OUTPUT": str(folder / "out"),
-        "WORKDIR": str(folder / "work"),
-        "N_PROCESSES": str(n_processes),
-    }
+def run(forks: Forks, data: Path, folder: Path, n_processes: int, aim: Aim | None = None, **others: str) -> Finished:
+    settings = (
+        SETTINGS
+        | others
+        | {
+            "TASKS": str(data),
+            "OUTPUT": str(folder / "out"),
+            "WORKDIR": str(folder / "work"),
+            "N_PROCESSES": str(n_processes),
+        }
+    )
     environment = dict(os.environ) | {f"CROWDLAYER_{name}": value for name, value in settings.items()}
     return Finished(*forks.run([], environment | ({} if aim is None else aim.environment(folder)), timeout=300))
 
@@ -132,3 +136,31 @@ def test_a_signal_in_any_phase_costs_nothing_but_time(
     assert again.code == 0, stopped.stderr + again.stderr
     assert published(tmp_path) == whole(n_processes)
     assert not (tmp_path / "out/checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("n_processes", "aim", "codes"),
+    [
+        (1, Aim("LastWords.of"), {78, 75}),  # before the reason is found
+        (1, Aim("over"), {78}),
+        (1, Aim("failed"), {78}),
+        pytest.param(2, Aim("LastWords.of", rank="0", own=True), {78, 75}, marks=pytest.mark.slow),
+        (2, Aim("LastWords.write", rank="0", own=True), {78}),
+        pytest.param(2, Aim("shutdown", rank="1", own=True), {78}, marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_to_a_process_that_is_on_its_way_out_costs_no_reason(
+    n_processes: int, aim: Aim, codes: set[int], forks: Forks, data: Path, tmp_path: Path
+) -> None:
+    """Who ends first of several has the others told, which may be about to end themselves."""
+    ended = run(forks, data, tmp_path, n_processes, aim, LR="1e30", OPTIMIZER="sgd")
+    assert ended.code in codes, ended.stderr
+    assert "loss: must be finite" in ended.last_line or ended.code == 75
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_signal_to_a_job_that_is_done_leaves_it_done(forks: Forks, data: Path, tmp_path: Path) -> None:
+    assert run(forks, data, tmp_path, 1, Aim("over"), N_EPOCHS="1").code == 75
+    again = run(forks, data, tmp_path, 1, N_EPOCHS="1")
+    assert again.code == 0
+    assert "already done" in again.stderr

@@ -62,6 +62,11 @@ def begin(grace: float) -> None:
     _state.begun = True
 
 
+def over() -> None:
+    """The work has ended, whatever it came to: a signal that comes now changes nothing."""
+    _state.deferred = True
+
+
 def heard() -> signal.Signals | None:
     """The signal that asked the run to stop."""
     return _state.heard

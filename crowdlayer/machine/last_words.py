@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import sys
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from ..errors import CrowdlayerError, DeviceMemoryError, EndedError, InterruptedRunError, PeerError, one_line
+from ..errors import (
+    CrowdlayerError,
+    DeviceMemoryError,
+    EndedError,
+    InterruptedRunError,
+    PeerError,
+    one_line,
+    without_secrets,
+)
 from ..streams import say
+from . import interruption
 from .memory import too_little
 
 
@@ -52,3 +63,23 @@ class LastWords:
             return msgspec.json.decode((folder / f"failed-{rank}.json").read_bytes(), type=cls)
         except (OSError, msgspec.DecodeError):
             return None
+
+
+def ending(work: Callable[[], object]) -> tuple[LastWords | None, str]:
+    """Do the work; how that ends: no last words where all goes well, and a traceback for a fault of the program alone.
+
+    A signal has been heard before, or comes too late: it cannot come between the failure and what is said of it.
+    """
+    words, trace = None, ""
+    try:
+        try:
+            work()
+        except (CrowdlayerError, InterruptedRunError, MemoryError) as error:
+            words = LastWords.of(error)
+        except BaseException as error:  # the one place that sees everything
+            words = LastWords.of(error)
+            trace = without_secrets(traceback.format_exc()).rstrip("\n")
+        interruption.over()
+    except InterruptedRunError as error:  # on the way out; it comes once
+        words = words or LastWords.of(error)
+    return words, trace
