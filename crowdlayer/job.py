@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .data.dataset import Dataset
-from .errors import InterruptedRunError, together
+from .errors import InterruptedRunError, SettingsError, together
 from .inputs import Inputs, check_places, check_possible, probe, processes_to_start, read_inputs
 from .learning.checkpoint import Checkpoints, Found
 from .learning.experiment import Images, Phases
@@ -180,9 +180,16 @@ def _train(start: Start, plan: Plan, decoded: tuple[Dataset, Images]) -> Trained
     log.info("%s: %d training processes here", launch, start.n_processes)
     with phases("processes"):
         meeting = start.lead.ready()
+        _as_many_everywhere(start.n_processes, meeting)
         timeout, nccl = plan.settings.timeout, over_nccl()
         supervise("process", start.folder, start.n_processes, launch, meeting.port, timeout, nccl, start.lead.reason)
     return take(start.folder / TRAINED, Trained) if launch.publishes else None
+
+
+def _as_many_everywhere(n: int, meeting: Meeting) -> None:
+    """Refuse nodes with unlike numbers of processes: each counts on as many on all, and would wait for those."""
+    if (theirs := meeting.first_said("processes per node", str(n))) != str(n):
+        raise SettingsError(f"N_PROCESSES: must be the same on all nodes, is {n} here and {theirs} on another")
 
 
 def _follow(settings: Settings, launch: Launch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -115,6 +116,13 @@ def test_another_attempt_of_a_launcher_hears_nothing_of_the_one_before(tmp_path:
     again = Meeting.join(Launch(port=port, attempt=1), 0.3)
     with pytest.raises(PeerError):
         again.told("plan")
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(PeerError, match=f"^MASTER_PORT: must be free on the run's first node, {port} is not$"):
+            Meeting.host(Launch(port=port), LONG)
 
 
 def test_a_run_hears_nothing_of_another_at_its_port() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import time
@@ -46,6 +47,20 @@ def test_a_node_that_cannot_use_its_data_is_the_reason_of_both(data: Path, tmp_p
     assert jobs[faulty].log[-1] == f"crowdlayer: {said}"
     assert jobs[1 - faulty].log[-1] == f"crowdlayer: node {faulty}: {said}"
     assert not any("Traceback" in line for job in jobs for line in job.log)
+
+
+def test_nodes_with_unlike_numbers_of_processes_are_refused_at_once(data: Path, tmp_path: Path) -> None:
+    """Long before the time-out; each would wait for as many as it has itself."""
+    jobs = two_nodes((data, data), tmp_path / "out")
+    jobs[1].n_processes = 2
+    started = [job.start() for job in jobs]
+
+    assert [job.ended(process) for job, process in zip(jobs, started, strict=True)] == [78, 78]
+
+    last = sorted((job.log[-1] for job in jobs), key=len)
+    said = r"N_PROCESSES: must be the same on all nodes, is (1 here and 2|2 here and 1) on another"
+    assert re.fullmatch(f"crowdlayer: {said}", last[0])
+    assert re.fullmatch(rf"crowdlayer: node \d: {said}", last[1])
 
 
 @pytest.mark.slow

@@ -77,7 +77,12 @@ class Meeting:
         Raises:
             PeerError: the port is not free.
         """
-        return cls(_store("127.0.0.1", launch.port or 0, timeout, host=True), timeout, launch)
+        port = launch.port or 0
+        try:
+            store = _store("127.0.0.1", port, timeout, host=True)
+        except dist.DistError as error:
+            raise PeerError(f"MASTER_PORT: must be free on the run's first node, {port} is not") from error
+        return cls(store, timeout, launch)
 
     @classmethod
     def join(cls, launch: Launch, timeout: float) -> Meeting:
@@ -92,7 +97,8 @@ class Meeting:
             if time.monotonic() > deadline:
                 raise PeerError(f"{address}:{port}: the run's first process must answer within TIMEOUT={timeout:g} s")
             time.sleep(LOOK)
-        return cls(_store(address, port, timeout), timeout, launch)
+        with lost_peers():
+            return cls(_store(address, port, timeout), timeout, launch)
 
     def sign(self) -> None:
         """Give a sign of life to those who wait."""
@@ -102,6 +108,12 @@ class Meeting:
     def tell(self, key: str, text: str) -> None:
         with lost_peers():
             self.store.set(key, text)
+
+    def first_said(self, key: str, text: str) -> str:
+        """What the first process has said under this key that came to it: `text` where it is this one."""
+        with lost_peers():
+            said: bytes = self.store.compare_set(key, "", text)
+            return said.decode()
 
     def told(self, key: str) -> str:
         """What another process tells, once it does.
@@ -124,16 +136,12 @@ class Meeting:
 
         def door() -> str | None:
             if interruption.heard() is not None:
-                return turn("shut")
+                return self.first_said("door", "shut")
             return self.store.get("door").decode() if self.store.check(["door"]) else None
-
-        def turn(way: str) -> str:
-            turned: bytes = self.store.compare_set("door", "", way)
-            return turned.decode()
 
         with lost_peers():
             if self.store.add("here", 1) == count:
-                turn("open")
+                self.first_said("door", "open")
         if self._wait(door, f"{count} processes") == "shut":
             heard = interruption.heard()
             raise InterruptedRunError(
@@ -276,5 +284,4 @@ def answers(address: str, port: int) -> bool:
 
 
 def _store(address: str, port: int, timeout: float, host: bool = False) -> TCPStore:
-    with lost_peers():
-        return TCPStore(address, port, is_master=host, wait_for_workers=False, timeout=timedelta(seconds=timeout))
+    return TCPStore(address, port, is_master=host, wait_for_workers=False, timeout=timedelta(seconds=timeout))

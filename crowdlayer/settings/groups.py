@@ -185,7 +185,7 @@ class JobSettings(Group):
     grace: Annotated[float, Finite, Field(gt=0, le=1e9), Unit("seconds")] = 25.0
     """From a signal to the end of the job, checkpoint put; some seconds less than the platform gives."""
     timeout: Annotated[float, Finite, Field(gt=0, le=1e9), Unit("seconds")] = 1800.0
-    """How long a process waits for another, and how long it may go without progress, before it ends with its stacks."""
+    """How long a process waits for another, and how long it may go without progress, before it ends."""
     tensorboard: Folder | None = None
     """Where TensorBoard's event files go, a folder on this machine; an extra."""
     metrics_file: File | None = None
