@@ -38,7 +38,7 @@ class Hosts:
         }  # fmt: skip
         self._environment = {f"CROWDLAYER_{name}": str(value) for name, value in settings.items()}
         self._script = f"export TMPDIR={folder}/$NODE_RANK; mkdir $TMPDIR; exec {sys.executable} {ROOT}/entrypoint.py"
-        self._log: list[str] = []
+        self.log: list[str] = []
 
     def start(self, *options: str) -> None:
         self._rig = subprocess.Popen(
@@ -52,10 +52,10 @@ class Hosts:
     def wait_for(self, pattern: str) -> re.Match[str]:
         assert self._rig.stdout is not None
         for line in self._rig.stdout:
-            self._log.append(line)
+            self.log.append(line)
             if found := re.search(pattern, line):
                 return found
-        raise AssertionError("".join(self._log))
+        raise AssertionError("".join(self.log))
 
     def stop(self, variable: str) -> None:
         """SIGSTOP for the processes of the jobs that have the variable."""
@@ -81,8 +81,8 @@ class Hosts:
 
     def end(self) -> None:
         self._rig.terminate()
-        self._log += self._rig.communicate()[0].splitlines(keepends=True)
-        print("".join(line for line in self._log if " epoch " not in line))
+        self.log += self._rig.communicate()[0].splitlines(keepends=True)
+        print("".join(line for line in self.log if " epoch " not in line))
 
 
 @pytest.fixture
@@ -98,6 +98,7 @@ def test_a_host_that_is_killed_or_cut_off_ends_the_other(hosts: Hosts, host: int
     hosts.start(f"--fault={fault}:{host}@/epoch +3\\//")
     hosts.wait_for(f"FAULT {fault}")
     assert hosts.codes(0, 1) == {host: its_own, 1 - host: LOST}
+    assert not [line for line in hosts.log if "frame #" in line or "Traceback" in line]
 
 
 @pytest.mark.parametrize("rank", [0, 1])
