@@ -6,10 +6,13 @@ import inspect
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from . import logs
 from .errors import CrowdlayerError, SettingsError, without_secrets
 from .machine.last_words import LastWords
+from .settings import quoted
+from .storage.files import disk_errors
 from .streams import open_all, say
 
 
@@ -39,3 +42,28 @@ def run(usage: str, work: Callable[..., str | None], arguments: Sequence[str]) -
         say(without_secrets(traceback.format_exc()).rstrip("\n"), sys.stderr)
     say(without_secrets(f"crowdlayer: {words.line}"), sys.stderr)  # the last line, as the job's
     return words.code
+
+
+def on_this_machine(name: str, given: str) -> Path:
+    """The path of a file that the argument `name` gives.
+
+    Raises:
+        SettingsError: it is a URI.
+    """
+    if "://" in given:
+        raise SettingsError(f"{name}: must be a file on this machine, got {quoted(given)}")
+    return Path(given)
+
+
+def to_write(name: str, given: str) -> Path:
+    """The path of a file that shall be written.
+
+    Raises:
+        SettingsError: it is a URI, a folder, or in a folder that is not there.
+        AccessError: it cannot be told.
+    """
+    path = on_this_machine(name, given)
+    with disk_errors(str(path)):
+        if path.is_dir() or not path.parent.is_dir():
+            raise SettingsError(f"{name}: must be a file in a folder that is there, got {quoted(given)}")
+    return path

@@ -30,7 +30,7 @@ from .learning.progress import Progress
 from .learning.trainer import EVALUATION_BATCHES
 from .report.publishing import publish
 from .report.results import Finished, Provenance, results_name, tell
-from .settings import FileName, RunSettings, is_archive, nearest, setting_complaints
+from .settings import FileName, RunSettings, is_archive, nearest, quoted, setting_complaints
 from .storage.places import Folder
 from .storage.workdir import working_folder
 
@@ -110,6 +110,10 @@ class Crowdlayer:
         **kwargs: Any,
     ) -> None:
         self._settings: Arguments
+        if "://" in str(tasks_path):
+            raise SettingsError(
+                f"tasks_path: must be a folder or archive on this machine, got {quoted(str(tasks_path))}"
+            )
         self.tasks_path = Path(tasks_path).resolve()
         given: dict[str, Any] = {
             "tasks": str(self.tasks_path),

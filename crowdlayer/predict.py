@@ -14,8 +14,9 @@ import numpy as np
 from .data.dataset import spelt_out
 from .data.layout import is_image
 from .deployment.model_files import DESCRIPTION
-from .deployment.predictor import Predictor, Probabilities, load, model_folder
+from .deployment.predictor import Predictor, Probabilities, load_from, model_folder
 from .errors import DataError, SettingsError
+from .inputs import probe
 from .learning.devices import bound_to_container, memory_for
 from .machine.launch import recognise
 from .report.results import results_name
@@ -62,13 +63,12 @@ def predict(settings: Settings) -> str:
     must_outlast(settings.workdir, {"OUTPUT": settings.output_location})
     output = place(settings.output_location)
     results = f"{output.location}/{results_name(settings.output_name)}"
-    if place(model_folder(results)).find(DESCRIPTION) is None:
+    trained = model_folder(results)
+    if place(trained).find(DESCRIPTION) is None:
         raise SettingsError(
             f"OUTPUT: must have the model of a finished run named OUTPUT_NAME={settings.output_name}, "
-            f"there is no {DESCRIPTION} in {model_folder(results)}"
+            f"there is no {DESCRIPTION} in {trained}"
         )
-    model = load(results)
-    log.info("model %s: %s, %d classes", settings.output_name, model.description.architecture, len(model.classes))
     name = predictions_name(settings.output_name, settings.predict_format)
     at = inside(settings.output_location, settings.predict)
     runs = None if at is None else f"{PurePosixPath(at, 'results')}/"  # whose charts are no images to be labelled
@@ -77,6 +77,9 @@ def predict(settings: Settings) -> str:
         return is_image(name) and not (runs and name.startswith(runs))
 
     with working_folder(settings.workdir) as workdir:
+        probe(output, settings.output_name, workdir)
+        model = load_from(trained, workdir)
+        log.info("model %s: %s, %d classes", settings.output_name, model.description.architecture, len(model.classes))
         synced = sync(settings.predict, workdir / "predict", wanted, "PREDICT", "images")
         path = workdir / Path(name).name
         try:

@@ -92,6 +92,30 @@ def nobody_is_left() -> Iterator[None]:
     jobs.nobody_is_left()
 
 
+@pytest.fixture
+def nobody() -> Iterator[Path]:
+    """A folder that may be read but not written. Root may do everything: the test runs as a user who may not."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o555)
+        root = os.geteuid() == 0
+        if root:
+            os.seteuid(65534)
+        try:
+            yield Path(folder)
+        finally:
+            if root:
+                os.seteuid(0)
+
+
+def forbid(path: Path, mode: int = 0) -> None:
+    """Change the mode as the owner, whoever this test runs as."""
+    user = os.geteuid()
+    if os.getuid() == 0:
+        os.seteuid(0)
+    path.chmod(mode)
+    os.seteuid(user)
+
+
 @pytest.fixture(scope="session")
 def forks() -> Iterator[Forks]:
     """Starts jobs by forking."""

@@ -14,8 +14,9 @@ PACKAGE = Path(__file__).resolve().parent.parent / "crowdlayer"
 FLOORS = [
     {"errors", "streams"},
     {"logs", "machine"},
-    {"command", "settings"},
+    {"settings"},
     {"storage"},
+    {"command"},
     {"answers"},
     {"data"},
     {"learning"},

@@ -185,6 +185,15 @@ def test_what_is_not_on_this_machine_is_refused(source: str, target: str, capsys
     assert capsys.readouterr().err == f"crowdlayer: {name}: must be a file on this machine, got '{shown}'\n"
 
 
+@pytest.mark.parametrize("target", ["nowhere/a.csv", "folder.csv"])
+def test_a_target_that_cannot_be_there_is_a_wrong_argument(
+    answers: Path, tmp_path: Path, target: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder.csv").mkdir()
+    assert main(["convert", str(answers), str(tmp_path / target)]) == 78
+    assert "TO: must be a file in a folder that is there, got " in capsys.readouterr().err
+
+
 def test_another_ending_is_refused(answers: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"a\.xlsx: must end in \.json, \.csv or \.parquet"):
         convert(answers, tmp_path / "a.xlsx")

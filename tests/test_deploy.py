@@ -24,9 +24,9 @@ from crowdlayer.data.pixels import normalise
 from crowdlayer.deployment.export import export
 from crowdlayer.deployment.model_files import Deployed, Description, read_model, write_model
 from crowdlayer.deployment.predictor import Predictor, load, model_folder
-from crowdlayer.errors import DataError, SettingsError, StoreError
+from crowdlayer.errors import AccessError, DataError, SettingsError, StoreError
 from crowdlayer.learning.classifier import build_classifier
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Store, forbid
 from tests.test_readme import DOCS, blocks
 
 SIZE = 24
@@ -234,6 +234,10 @@ def test_other_programs_find_all_they_need(tmp_path: Path) -> None:
         ("/out/best_models/run/", "/out/best_models/run"),
         ("/out/best_models/run/model.safetensors", "/out/best_models/run"),
         ("/out/results/run.pth.json", "/out/best_models/run.pth"),
+        ("/out/results/model.json", "/out/best_models/model"),  # of OUTPUT_NAME=model
+        ("/out/best_models/model/model.json", "/out/best_models/model"),
+        ("/out/best_models/results/model.json", "/out/best_models/results"),  # of OUTPUT_NAME=results
+        ("s3://best_models/results/run.json", "s3://best_models/best_models/run"),
     ],
 )
 def test_a_model_is_found_by_whatever_of_the_run_is_named(location: str, folder: str) -> None:
@@ -246,6 +250,37 @@ def test_what_is_no_model_is_refused(tmp_path: Path, spoilt: str) -> None:
     (tmp_path / spoilt).write_bytes(b"{}")
     with pytest.raises(DataError, match=r"must hold model\.safetensors and model\.json"):
         read_model(tmp_path)
+
+
+@pytest.mark.parametrize("missing", ["model.json", "model.safetensors"])
+def test_a_model_of_which_a_file_is_missing_is_refused_with_its_name(tmp_path: Path, missing: str) -> None:
+    written(tmp_path)
+    (tmp_path / missing).unlink()
+    with pytest.raises(DataError, match=rf"{tmp_path}: must hold .*{missing} is missing"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("unreadable", ["model.json", "model.safetensors"])
+def test_a_model_that_may_not_be_read_is_refused_access(nobody: Path, unreadable: str) -> None:
+    forbid(nobody, 0o777)
+    for name in ("model.json", "model.safetensors"):
+        (nobody / name).write_bytes(b"{}")
+    (nobody / unreadable).chmod(0)
+    with pytest.raises(AccessError, match="must be accessible: Permission denied"):
+        load(nobody)
+
+
+def test_a_model_of_a_bucket_that_finds_no_room_here_is_a_failing_disk(tmp_path: Path, store: Store) -> None:
+    written(tmp_path)
+    location = store.put_tree(tmp_path, "out/best_models/run")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
+    try:
+        with pytest.raises(StoreError, match="File too large"):
+            load(location)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert load(location).classes == tuple(CLASSES)
 
 
 def test_a_model_that_prepares_images_in_another_way_is_refused(tmp_path: Path) -> None:

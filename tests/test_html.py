@@ -167,6 +167,22 @@ def test_a_location_that_no_run_has_is_a_wrong_setting(location: str, complaint:
         html.main([location])
 
 
+@pytest.mark.parametrize("target", ["s3://bucket/page.html", "nowhere/page.html", "."])
+def test_a_page_that_cannot_be_there_is_a_wrong_argument(output: Path, target: str) -> None:
+    with pytest.raises(SettingsError, match=f"^-o: must be a file .*, got '{target}'$"):
+        html.main([str(output), "-o", target])
+
+
+def test_results_of_peerannots_beside_ours_are_left_out(
+    output: Path, beside: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(output / "results", tmp_path / "results")
+    (tmp_path / "results/peerannot.json").write_text('{"train_loss": [0.7], "val_accuracy": [50.0]}')
+    drawn = html.main([str(tmp_path), "-o", str(tmp_path / "page.html")])
+    assert drawn.read_bytes() == (beside / "report.html").read_bytes()
+    assert "results/peerannot.json: left out, it says nothing of a job" in caplog.text
+
+
 def test_a_place_without_runs_beside_one_with_a_run_is_told(output: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=f"results: must name a run, there is none at {tmp_path}$"):
         html.main([str(output), str(tmp_path), "-o", str(tmp_path / "page.html")])

@@ -184,6 +184,13 @@ def test_loaders_can_be_looped_over(data: Path) -> None:
         assert sum(len(labels) for _, labels in loader) == n == len(loader.dataset)
 
 
+def test_a_bucket_is_refused_as_what_was_given() -> None:
+    with pytest.raises(
+        SettingsError, match=r"^tasks_path: must be a folder or archive on this machine, got 's3://b/x'$"
+    ):
+        Crowdlayer("s3://b/x", None, "resnet18", 2, "sgd", 1)
+
+
 def test_an_unknown_argument_is_refused_with_the_nearest(data: Path) -> None:
     with pytest.raises(SettingsError, match=r"batchsize: is not a setting, did you mean batch_size\?"):
         Crowdlayer(data, data / "answers.json", "resnet18", 3, "sgd", 1, batchsize=3)

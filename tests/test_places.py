@@ -7,7 +7,7 @@ import hashlib
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,33 +16,10 @@ from crowdlayer.errors import AccessError, SettingsError, StoreError
 from crowdlayer.storage.files import Stored
 from crowdlayer.storage.places import Folder, place
 from crowdlayer.storage.s3 import Bucket
+from tests.conftest import forbid
 from tests.objects import written
 
 MB = 2**20
-
-
-@pytest.fixture
-def nobody() -> Iterator[Path]:
-    """A folder that may be read but not written. Root may do everything: the test runs as a user who may not."""
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o555)
-        root = os.geteuid() == 0
-        if root:
-            os.seteuid(65534)
-        try:
-            yield Path(folder)
-        finally:
-            if root:
-                os.seteuid(0)
-
-
-def forbid(path: Path, mode: int = 0) -> None:
-    """Change the mode as the owner, whoever this test runs as."""
-    user = os.geteuid()
-    if os.getuid() == 0:
-        os.seteuid(0)
-    path.chmod(mode)
-    os.seteuid(user)
 
 
 # --- which place -----------------------------------------------------------------------------------------------------
@@ -285,11 +262,13 @@ def test_a_name_may_be_as_long_as_the_disk_allows(tmp_path: Path) -> None:
     assert (tmp_path / "out" / name).read_bytes() == b"x"
 
 
-def test_a_file_where_a_folder_is_needed_is_a_failing_disk(tmp_path: Path) -> None:
+def test_a_file_where_a_folder_is_needed_is_a_wrong_place_and_a_folder_for_a_file_a_failing_disk(
+    tmp_path: Path,
+) -> None:
     source = written(tmp_path / "results", b"a file")
-    with pytest.raises(StoreError, match=r"results/run.json: ") as raised:
-        Folder(tmp_path).upload(source, "results/run.json")
-    assert raised.value.exit_code == 74
+    for name in ("results/run.json", "results/run/labels.csv"):
+        with pytest.raises(SettingsError, match=f"must be a folder, a file is in its place: {source}$"):
+            Folder(tmp_path).upload(source, name)
     (tmp_path / "out" / "x").mkdir(parents=True)
     with pytest.raises(StoreError, match="x: Is a directory"):
         Folder(tmp_path / "out").upload(source, "x")

@@ -169,6 +169,27 @@ def test_what_cannot_be_labelled_has_a_runs_exit_codes(shapes: Path, trained: Pa
     refused(SettingsError, "OUTPUT: must have the model of a finished run named OUTPUT_NAME=other", OUTPUT_NAME="other")
 
 
+def test_an_output_that_cannot_be_written_is_told_before_anything_is_labelled(
+    shapes: Path, trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = shutil.copytree(trained, tmp_path / "out")
+    shutil.rmtree(out / "results/crowdlayer")
+    (out / "results/crowdlayer").write_text("a file in the place of the folder")
+    with pytest.raises(SettingsError, match="must be a folder, a file is in its place"):
+        predict(settings_of(TASKS=str(shapes), OUTPUT=str(out), PREDICT=str(shapes / "test")))
+    assert "labelled" not in caplog.text
+
+
+def test_a_run_that_is_named_model_labels_too(shapes: Path, trained: Path, tmp_path: Path) -> None:
+    for folder in ("results", "best_models"):
+        for path in (trained / folder).glob("crowdlayer*"):
+            copied = tmp_path / folder / path.name.replace("crowdlayer", "model")
+            copied.parent.mkdir(exist_ok=True)
+            shutil.copytree(path, copied) if path.is_dir() else shutil.copy(path, copied)
+    at = {"TASKS": str(shapes), "OUTPUT": str(tmp_path), "OUTPUT_NAME": "model", "PREDICT": str(shapes / "test")}
+    assert predict(settings_of(**at)) == f"{tmp_path}/results/model/predictions.csv"
+
+
 def test_too_little_memory_names_the_model_and_what_to_lower(
     shapes: Path, trained: Path, tmp_path: Path, cgroup: Path
 ) -> None:

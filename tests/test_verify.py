@@ -62,6 +62,20 @@ def test_results_that_are_none_are_named(content: str, tmp_path: Path) -> None:
         verify(str(tmp_path))
 
 
+@pytest.mark.parametrize("remote", [False, True])
+def test_results_of_peerannots_beside_ours_are_left_out(
+    remote: bool, tmp_path: Path, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has the same folder for them."""
+    write_run(tmp_path)
+    (tmp_path / "results/peerannot.json").write_text('{"train_loss": [0.7], "val_accuracy": [50.0]}')
+    output = store.put_tree(tmp_path) if remote else str(tmp_path)
+    assert verify(output) == 2
+    assert "results/peerannot.json: left out, it says nothing of a job" in caplog.text
+    with pytest.raises(DataError, match=r"results/peerannot\.json: must be the results of a run"):
+        verify(f"{output}/results/peerannot.json")
+
+
 @pytest.mark.parametrize("location", ["{}", "{}/nothing", "{}/results/run.json", "https://host/x", "s3://", ""])
 def test_a_place_without_results_is_a_wrong_argument(location: str, tmp_path: Path) -> None:
     with pytest.raises(SettingsError):

@@ -35,10 +35,8 @@ def main(arguments: Sequence[str]) -> int:
     def work(verb: str, source: str, target: str) -> str:
         if verb != "convert":
             raise SettingsError(f"python -m crowdlayer.answers: must be convert, got {quoted(verb)}")
-        for name, given in (("FROM", source), ("TO", target)):
-            if "://" in given:
-                raise SettingsError(f"{name}: must be a file on this machine, got {quoted(given)}")
-        return f"{target}: {convert(Path(source), Path(target))} answers"
+        paths = command.on_this_machine("FROM", source), command.to_write("TO", target)
+        return f"{target}: {convert(*paths)} answers"
 
     return command.run(USAGE, work, arguments)
 

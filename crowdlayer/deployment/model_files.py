@@ -101,20 +101,32 @@ def write_model(folder: Path, description: Description, state: dict[str, Tensor]
     return [WEIGHTS, DESCRIPTION]
 
 
-def read_model(folder: Path) -> tuple[Deployed, Description]:
+def read_model(folder: Path, origin: str = "") -> tuple[Deployed, Description]:
     """The model that `write_model` wrote.
+
+    Args:
+        origin: what errors call the folder, where it has come from elsewhere.
 
     Raises:
         DataError: it is not such a model, or was made with other preprocessing than this version's.
+        AccessError, StoreError: the file may not be read, the disk failed.
         SettingsError: its architecture is none that is known here.
     """
-    try:
-        description = msgspec.json.decode((folder / DESCRIPTION).read_bytes(), type=Description)
-        if description.preprocessing != Preprocessing():
-            raise DataError(
-                f"{DESCRIPTION}: preprocessing must be what crowdlayer {__version__} does, "
-                f"the model is of version {description.crowdlayer}"
-            )
-        return rebuilt(description, load_file(folder / WEIGHTS)), description
-    except (OSError, SafetensorError, msgspec.DecodeError, UnicodeDecodeError, RuntimeError) as error:
-        raise DataError(f"{folder.name}: must hold {WEIGHTS} and {DESCRIPTION}: {one_line(str(error))}") from error
+    called = one_line(origin or str(folder))
+    complaint = f"{called}: must hold {WEIGHTS} and {DESCRIPTION}"
+    with disk_errors(called):
+        try:
+            raw = (folder / DESCRIPTION).read_bytes()
+            (folder / WEIGHTS).open("rb").close()  # whatever is wrong with it, safetensors says that it is not there
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            raise DataError(f"{complaint}: {one_line(str(error.filename))} is missing") from error
+        try:
+            description = msgspec.json.decode(raw, type=Description)
+            if description.preprocessing != Preprocessing():
+                raise DataError(
+                    f"{DESCRIPTION}: preprocessing must be what crowdlayer {__version__} does, "
+                    f"the model is of version {description.crowdlayer}"
+                )
+            return rebuilt(description, load_file(folder / WEIGHTS)), description
+        except (SafetensorError, msgspec.DecodeError, UnicodeDecodeError, RuntimeError) as error:
+            raise DataError(f"{complaint}: {one_line(str(error))}") from error

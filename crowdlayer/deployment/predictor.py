@@ -21,6 +21,7 @@ from PIL import Image
 from ..data.decoding import decode, square
 from ..errors import DataError, one_line
 from ..machine.cpus import cpus
+from ..storage.files import disk_errors
 from ..storage.places import place
 from .model_files import DESCRIPTION, WEIGHTS, Deployed, Description, read_model
 
@@ -150,24 +151,34 @@ def load(location: str | Path) -> Predictor:
     """
     name = str(location)
     folder = model_folder(name if name.startswith("s3://") else str(Path(name).absolute()))
+    return load_from(folder, Path(tempfile.gettempdir()))
+
+
+def load_from(folder: str, workdir: Path) -> Predictor:
+    """The classifier of a `model_folder`; of a bucket its files lie in `workdir` meanwhile.
+
+    Raises:
+        DataError, AccessError, StoreError: as `load` says.
+    """
     if not folder.startswith("s3://"):
         return Predictor(*read_model(Path(folder)))
-    with tempfile.TemporaryDirectory() as here:
+    with disk_errors(str(workdir)), tempfile.TemporaryDirectory(dir=workdir) as here:
         source = place(folder)
         for name in (DESCRIPTION, WEIGHTS):
             raw = source.read(name)
             if raw is None:
                 raise DataError(f"{folder}: must hold {WEIGHTS} and {DESCRIPTION}, {name} is missing")
             (Path(here) / name).write_bytes(raw)
-        return Predictor(*read_model(Path(here)))
+        return Predictor(*read_model(Path(here), folder))
 
 
 def model_folder(location: str) -> str:
     """The folder of model.json and model.safetensors that goes with a run's results or best model."""
     folder, _, name = location.rstrip("/").rpartition("/")
+    above, slash, kind = folder.rpartition("/")
+    of_run = not (name == DESCRIPTION and above.rpartition("/")[2] == "best_models")  # a run may be named results
+    if kind == "results" and name.endswith(".json") and of_run:
+        return f"{above}{slash}best_models/{name.removesuffix('.json')}"
     if name in (DESCRIPTION, WEIGHTS):
         return folder
-    above, slash, kind = folder.rpartition("/")
-    if kind == "results" and name.endswith(".json"):
-        return f"{above}{slash}best_models/{name.removesuffix('.json')}"
     return location.rstrip("/").removesuffix(".pth")

@@ -15,7 +15,9 @@ from typing import Any, NoReturn
 
 from jinja2 import TemplateError
 
+from ..command import to_write
 from ..errors import DataError, SettingsError
+from ..storage.durable import whole
 from ..storage.files import disk_errors
 from ..storage.places import Place
 from . import charts, comparison
@@ -96,12 +98,13 @@ def main(arguments: Sequence[str]) -> Path:
 
     Raises:
         DataError: no results there, or not ours.
-        SettingsError: nothing to draw.
+        SettingsError: nothing to draw, or nowhere to put it.
     """
     parser = _Arguments(add_help=False)
     parser.add_argument("results", nargs="+")
-    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("-o", "--output")
     given = parser.parse_args(arguments)
+    output = None if given.output is None else to_write("-o", given.output)
     runs = [(at, file) for at, files in map(runs_at, given.results) for file in files]
     if len(runs) == 1:
         at, file = runs[0]
@@ -115,9 +118,9 @@ def main(arguments: Sequence[str]) -> Path:
     else:
         every = [read_results(at, file) for at, file in runs]
         text = comparison.page(_names(runs), every)
-    output: Path = given.output or Path("report.html" if len(runs) == 1 else "comparison.html")
-    with disk_errors(str(output)):
-        output.write_text(text, encoding="utf-8")
+    output = output or Path("report.html" if len(runs) == 1 else "comparison.html")
+    with disk_errors(str(output)), whole(output) as written:
+        written.write(text.encode())
     return output
 
 

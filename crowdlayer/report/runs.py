@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from typing import Any
 
+import msgspec
+
 from ..errors import DataError, SettingsError, one_line
 from ..settings import as_location, folder_and_name, quoted
+from ..storage.files import decode_json
 from ..storage.places import Place, place
+
+log = logging.getLogger(__name__)
 
 
 def runs_at(location: str) -> tuple[Place, list[str]]:
@@ -33,10 +39,29 @@ def runs_at(location: str) -> tuple[Place, list[str]]:
         names = [name] if at.find(name) is not None else []
     else:
         at = place(location)
-        names = sorted(file.name for file in at.below("results") if re.fullmatch(r"results/[^/]+\.json", file.name))
+        found = sorted(file.name for file in at.below("results") if re.fullmatch(r"results/[^/]+\.json", file.name))
+        names = [name for name in found if not _is_peerannots(at, name)]
     if not names:
         raise SettingsError(f"results: must name a run, there is none at {one_line(location)}")
     return at, names
+
+
+class _Top(msgspec.Struct):
+    """Of results, by what can be told whose they are."""
+
+    train_loss: list[Any]
+    job: msgspec.Raw | None = None
+
+
+def _is_peerannots(at: Place, name: str) -> bool:
+    """Whether these are results of peerannot's, which has the same folder for them: its figures, and no job."""
+    try:
+        top = decode_json(at.read(name) or b"", _Top)
+    except ValueError:  # damaged, perhaps: whoever reads them says so
+        return False
+    if top.job is None:
+        log.warning("%s: left out, it says nothing of a job: peerannot's?", one_line(f"{at.location}/{name}"))
+    return top.job is None
 
 
 def read_results(place: Place, name: str) -> dict[str, Any]:

@@ -148,12 +148,12 @@ class Folder:
         try:
             with self._making:
                 for path in (*reversed(folder.parents), folder):
-                    if not path.exists():
+                    if not path.is_dir():
                         path.mkdir(exist_ok=True)
                         self._made.add(path)
                         flush_folder(path.parent)
-        except NotADirectoryError as error:
-            raise SettingsError(f"{self.location}: must be a folder, a file is in its place: {path.parent}") from error
+        except FileExistsError as error:
+            raise SettingsError(f"{self.location}: must be a folder, a file is in its place: {path}") from error
         except FileNotFoundError:  # another run of this output has tidied the one above away meanwhile
             if tries == 1:
                 raise
