@@ -41,9 +41,10 @@ class DawidSkene:
 def dawid_skene(answers: Answers, n_classes: int) -> DawidSkene:
     """Dawid & Skene's EM ("Maximum Likelihood Estimation of Observer Error-Rates", 1979), from the vote shares.
 
-    Each worker's rows have a prior of `STRENGTH` imaginary answers, so who answered little is taken for a fair worker,
-    and with one answer per task the label is that answer. Tasks without answers get the classes' shares. Float32;
-    time is linear in answers × classes.
+    Each worker's rows have a prior of `STRENGTH` imaginary answers, so who answered little is taken for a fair worker.
+    The only answer of a task is right with no less than `RIGHT`: nothing contradicts it, and all that EM has against it
+    is that another class is more frequent, of which it would make an error in the end, and leave no rarer class. Tasks
+    without answers get the classes' shares. Float32; time is linear in answers × classes.
     """
     cells = answers.n_workers * n_classes
     # Sums over answers as embedding bags, one pass each, of 32-bit indices where they suffice.
@@ -56,6 +57,8 @@ def dawid_skene(answers: Answers, n_classes: int) -> DawidSkene:
     of_cell = F.pad(torch.bincount(cell, minlength=cells).cumsum(0), (1, 0))[:-1].to(index)
 
     votes = F.embedding_bag(label, torch.eye(n_classes), of_task, mode="sum")
+    alone = torch.nonzero(votes.sum(1) == 1).squeeze(1)
+    said = label[of_task[alone].long()].long()
     answered = votes.sum(1, keepdim=True) > 0
     posterior = torch.where(answered, votes / votes.sum(1, keepdim=True).clamp_min(1), 1 / n_classes)
     for _ in range(MAX_ROUNDS):
@@ -63,10 +66,20 @@ def dawid_skene(answers: Answers, n_classes: int) -> DawidSkene:
         confusion = smoothed(counts.view(answers.n_workers, n_classes, n_classes).transpose(1, 2))
         shares = (posterior.sum(0) + 1) / (answers.n_tasks + n_classes)
         evidence = F.embedding_bag(cell, confusion.log().transpose(1, 2).reshape(cells, n_classes), of_task, mode="sum")
-        before, posterior = posterior, normalised_(evidence.add_(shares.log()))
+        before, posterior = posterior, _believed(normalised_(evidence.add_(shares.log())), alone, said)
         if float(before.sub_(posterior).abs_().sum()) < SETTLED * answers.n_tasks:
             break
     return DawidSkene(posterior, confusion)
+
+
+def _believed(posterior: Tensor, alone: Tensor, said: Tensor) -> Tensor:
+    """In place: the tasks `alone` have what was `said` of them with no less than `RIGHT`, the others' ratios stay."""
+    own = posterior[alone, said]
+    doubted = own < RIGHT
+    alone, said, own = alone[doubted], said[doubted], own[doubted]
+    posterior[alone] *= ((1 - RIGHT) / (1 - own)).unsqueeze(1)
+    posterior[alone, said] = RIGHT
+    return posterior
 
 
 def normalised_(logs: Tensor) -> Tensor:
