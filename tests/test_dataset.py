@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -300,7 +300,9 @@ FOLDERS = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 PEERANNOT = ["plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
-def crowd_labelled(classes: list[str], label_of: dict[str, int], n: int, right: float) -> tuple[list[str], Any]:
+def crowd_labelled(
+    classes: list[str], label_of: Mapping[str, int | str], n: int, right: float
+) -> tuple[list[str], Any]:
     rng = np.random.default_rng(0)
     images, answers = [], {}
     for task in range(n):
@@ -371,6 +373,17 @@ def test_folders_that_have_nothing_to_do_with_the_answers_agree_with_no_order(re
     images = [f"train/{int(rng.random() < 0.15)}/x-{i}.png" for i in range(300)]
     answers = {str(i): {"w": int(rng.random() < 0.85)} for i in range(300)}
     assert read(images, answers).classes == ["0", "1"]
+
+
+def test_answers_that_name_the_classes_count_them_in_no_order(read: Read) -> None:
+    """However wrong they are, to set another order would change nothing."""
+    order = {"a": "b", "b": "c", "c": "a"}
+    images, answers = crowd_labelled(list(order), order, 300, 0.95)
+    named = {task: {w: x if isinstance(x, str) else "abc"[x] for w, x in by.items()} for task, by in answers.items()}
+    assert read(images, named).classes == ["a", "b", "c"]
+    counted = {task: {w: "abc".index(label) for w, label in by.items()} for task, by in named.items()}
+    with pytest.raises(DataError, match="CROWDLAYER_CLASSES=c,a,b"):
+        read(images, counted)
 
 
 def test_two_classes_in_the_other_order_stop_the_job_though_one_is_rare(read: Read) -> None:

@@ -135,10 +135,15 @@ def _check(classes: Sequence[str], settings: DataSettings, metadata: Metadata) -
         raise DataError(f"the data set must have at least 2 classes, has {len(classes)} ({few(classes)})")
 
 
+def all_named(labels: Sequence[int | str], classes: Sequence[str]) -> bool:
+    """Whether the answers name the classes, and count none."""
+    names = set(classes)
+    return all(isinstance(label, str) and composed(label) in names for label in labels)
+
+
 def _warn_of_numbers(classes: Sequence[str], labels: Sequence[int | str]) -> None:
     """Say it where folders that are numbers sort otherwise as text, and labels count them instead of naming them."""
-    names = set(classes)
-    if all(isinstance(label, str) and composed(label) in names for label in labels):
+    if all_named(labels, classes):
         return
     if all(DECIMAL.fullmatch(name) for name in classes) and classes != (by_number := sorted(classes, key=int)):
         label = next(i for i, name in enumerate(by_number) if name != classes[i])

@@ -19,7 +19,7 @@ from ..answers import AnswerFile, Answers, canonical, look_up, majority_vote
 from ..answers.files import read_answers
 from ..errors import Complaints, DataError, one_line, short
 from ..settings import DataSettings, name_of
-from .classes import METADATA, check_class_order, class_folder, few, find_classes, read_metadata
+from .classes import METADATA, all_named, check_class_order, class_folder, few, find_classes, read_metadata
 from .dataset import CrowdImages, Dataset, LabelledImages, hold_out, who_answered
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,8 @@ def read_dataset(
     with complaints:
         crowd, left_out = crowd_images(images["train"], file, given, classes, drop)
     complaints.close()
-    check_class_order(majority_vote(crowd.answers, len(classes)), crowd.truth, classes)
+    if not all_named(file.labels, classes):
+        check_class_order(majority_vote(crowd.answers, len(classes)), crowd.truth, classes)
     workers, (crowd,) = who_answered(file.workers, [crowd])
     if metadata.n_workers is not None and metadata.n_workers != len(workers):
         log.warning("%s says n_workers=%d, %d answered: the answers decide", METADATA, metadata.n_workers, len(workers))

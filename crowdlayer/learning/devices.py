@@ -42,7 +42,7 @@ def enough_memory(settings: TrainingSettings) -> Iterator[None]:
         if "more than 1 value per channel" in str(error):
             raise SettingsError(
                 f"BATCH_SIZE: at least 2 images per step and process are needed for MODEL={settings.model} with "
-                f"IMG_SIZE={settings.img_size}"
+                f"IMG_SIZE={settings.img_size}, {settings.batch_size} leaves one alone in a step"
             ) from error
         raise
 
