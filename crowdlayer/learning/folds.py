@@ -38,7 +38,8 @@ def cross_fit(experiment: Experiment, outcome: Outcome, further: Further, watch:
 
     Goes on from what is done `further`, and keeps it true, for `watch` to save.
     """
-    folds, n = experiment.settings.folds, len(experiment.dataset.train.names)
+    n = len(experiment.dataset.train.names)
+    folds = min(experiment.settings.folds, n)  # broken images have left since it was asked for
     if folds == 0:
         return outcome
     fold = shared_out(n, folds, experiment.settings.seed)
