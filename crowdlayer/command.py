@@ -59,11 +59,13 @@ def to_write(name: str, given: str) -> Path:
     """The path of a file that shall be written.
 
     Raises:
-        SettingsError: it is a URI, a folder, or in a folder that is not there.
+        SettingsError: it is a URI, a folder, a pipe or a device, or in a folder that is not there.
         AccessError: it cannot be told.
     """
     path = on_this_machine(name, given)
     with disk_errors(str(path)):
-        if path.is_dir() or not path.parent.is_dir():
+        if path.is_symlink():  # which stays; what it leads to is replaced
+            path = path.resolve()
+        if (path.exists() and not path.is_file()) or not path.parent.is_dir():
             raise SettingsError(f"{name}: must be a file in a folder that is there, got {quoted(given)}")
     return path

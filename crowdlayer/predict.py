@@ -25,7 +25,7 @@ from .settings import Settings
 from .storage.files import disk_errors
 from .storage.places import place
 from .storage.sync import inside, must_be_there, must_outlast, sync
-from .storage.workdir import working_folder
+from .storage.workdir import tidy, working_folder
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,9 @@ def predict(settings: Settings) -> str:
 
     with working_folder(settings.workdir) as workdir:
         probe(output, settings.output_name, workdir)
-        model = load_from(trained, workdir)
+        tidy(workdir)
+        (workdir / "partial").mkdir()
+        model = load_from(trained, workdir / "partial")
         log.info("model %s: %s, %d classes", settings.output_name, model.description.architecture, len(model.classes))
         synced = sync(settings.predict, workdir / "predict", wanted, "PREDICT", "images")
         path = workdir / Path(name).name

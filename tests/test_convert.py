@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -192,6 +193,20 @@ def test_a_target_that_cannot_be_there_is_a_wrong_argument(
     (tmp_path / "folder.csv").mkdir()
     assert main(["convert", str(answers), str(tmp_path / target)]) == 78
     assert "TO: must be a file in a folder that is there, got " in capsys.readouterr().err
+
+
+def test_a_link_stays_one_and_a_pipe_is_no_target(
+    answers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "link.csv").symlink_to("below/a.csv")
+    assert main(["convert", str(answers), str(tmp_path / "link.csv")]) == 0
+    assert (tmp_path / "link.csv").is_symlink()
+    assert set(answers_in(tmp_path / "below/a.csv")) == ROWS
+    os.mkfifo(tmp_path / "pipe.csv")
+    assert main(["convert", str(answers), str(tmp_path / "pipe.csv")]) == 78
+    assert "TO: must be a file in a folder that is there, got " in capsys.readouterr().err
+    assert (tmp_path / "pipe.csv").is_fifo()
 
 
 def test_another_ending_is_refused(answers: Path, tmp_path: Path) -> None:

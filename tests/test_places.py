@@ -32,6 +32,15 @@ MB = 2**20
         ("s3://b/", "b", "", "s3://b"),
         ("s3://b/data", "b", "data/", "s3://b/data"),
         ("s3://b/a/data/", "b", "a/data/", "s3://b/a/data"),
+        *(
+            (
+                f"s3://arn:aws:s3:eu-west-1:1:accesspoint{mark}p/a",
+                "arn:aws:s3:eu-west-1:1:accesspoint:p",
+                "a/",
+                "s3://arn:aws:s3:eu-west-1:1:accesspoint:p/a",
+            )
+            for mark in ":/"
+        ),
     ],
 )
 def test_an_s3_uri_names_a_bucket_and_a_prefix_with_or_without_slashes(
@@ -260,6 +269,37 @@ def test_a_name_may_be_as_long_as_the_disk_allows(tmp_path: Path) -> None:
     name = "n" * 250 + ".json"
     Folder(tmp_path / "out").upload(written(tmp_path / "source", b"x"), name)
     assert (tmp_path / "out" / name).read_bytes() == b"x"
+
+
+def test_a_folder_that_others_tidy_away_while_it_is_made_is_made_again(tmp_path: Path) -> None:
+    """Each run has a place of its own for the same output."""
+    source, errors = written(tmp_path / "source", b"x"), []
+
+    def put_and_delete(number: int) -> None:
+        for _ in range(60):
+            folder = Folder(tmp_path / "out")
+            try:
+                folder.upload(source, f"a/b/{number}")
+                folder.delete(f"a/b/{number}")
+            except SettingsError as error:
+                errors.append(error)
+            except StoreError:
+                pass  # tidied away ten times, or between two steps: another try may go well
+
+    threads = [threading.Thread(target=put_and_delete, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+def test_a_file_that_is_replaced_stays_for_those_who_might_read_it(tmp_path: Path) -> None:
+    source = written(tmp_path / "source", b"new")
+    written(tmp_path / "out", b"old").chmod(0o600)
+    Folder(tmp_path).upload(source, "out")
+    assert (tmp_path / "out").read_bytes() == b"new"
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_file_where_a_folder_is_needed_is_a_wrong_place_and_a_folder_for_a_file_a_failing_disk(

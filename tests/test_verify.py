@@ -68,7 +68,7 @@ def test_results_of_peerannots_beside_ours_are_left_out(
 ) -> None:
     """It has the same folder for them."""
     write_run(tmp_path)
-    (tmp_path / "results/peerannot.json").write_text('{"train_loss": [0.7], "val_accuracy": [50.0]}')
+    (tmp_path / "results/peerannot.json").write_text('{"train_loss": [0.7, NaN], "val_accuracy": [50.0]}')
     output = store.put_tree(tmp_path) if remote else str(tmp_path)
     assert verify(output) == 2
     assert "results/peerannot.json: left out, it says nothing of a job" in caplog.text

@@ -154,15 +154,15 @@ def load(location: str | Path) -> Predictor:
     return load_from(folder, Path(tempfile.gettempdir()))
 
 
-def load_from(folder: str, workdir: Path) -> Predictor:
-    """The classifier of a `model_folder`; of a bucket its files lie in `workdir` meanwhile.
+def load_from(folder: str, beside: Path) -> Predictor:
+    """The classifier of a `model_folder`; of a bucket its files lie in the folder `beside` meanwhile.
 
     Raises:
         DataError, AccessError, StoreError: as `load` says.
     """
     if not folder.startswith("s3://"):
         return Predictor(*read_model(Path(folder)))
-    with disk_errors(str(workdir)), tempfile.TemporaryDirectory(dir=workdir) as here:
+    with disk_errors(str(beside)), tempfile.TemporaryDirectory(dir=beside) as here:
         source = place(folder)
         for name in (DESCRIPTION, WEIGHTS):
             raw = source.read(name)

@@ -46,6 +46,7 @@ _state = _State()
 def listen(last: Callable[[str, int], int]) -> None:
     """Hear signals from now on; `last` says a line, and gives an exit code back, when the process must `leave`."""
     _state.last = last
+    _state.begun = _state.deferred = False
     sys.unraisablehook = _drop
     for number in SIGNALS:
         signal.signal(number, _hear)
@@ -63,7 +64,12 @@ def begin(grace: float) -> None:
 
 
 def over() -> None:
-    """The work has ended, whatever it came to: a signal that comes now changes nothing."""
+    """The work has ended, whatever it came to: a signal that comes now has the grace alone to say something else.
+
+    Raises:
+        InterruptedRunError: one comes at this very moment.
+    """
+    _state.begun = True  # or the process would end at once
     _state.deferred = True
 
 

@@ -68,18 +68,19 @@ class LastWords:
 def ending(work: Callable[[], object]) -> tuple[LastWords | None, str]:
     """Do the work; how that ends: no last words where all goes well, and a traceback for a fault of the program alone.
 
-    A signal has been heard before, or comes too late: it cannot come between the failure and what is said of it.
+    A signal may come with the failure, and is the reason then; one that comes later changes nothing.
     """
-    words, trace = None, ""
+    failure: BaseException | None = None
     try:
         try:
             work()
-        except (CrowdlayerError, InterruptedRunError, MemoryError) as error:
-            words = LastWords.of(error)
         except BaseException as error:  # the one place that sees everything
-            words = LastWords.of(error)
-            trace = without_secrets(traceback.format_exc()).rstrip("\n")
+            failure = error
         interruption.over()
-    except InterruptedRunError as error:  # on the way out; it comes once
-        words = words or LastWords.of(error)
-    return words, trace
+    except InterruptedRunError as error:  # it comes once
+        failure = failure or error
+    if failure is None:
+        return None, ""
+    ours = isinstance(failure, CrowdlayerError | InterruptedRunError | MemoryError)
+    trace = "" if ours else without_secrets("".join(traceback.format_exception(failure))).rstrip("\n")
+    return LastWords.of(failure), trace

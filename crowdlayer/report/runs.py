@@ -7,11 +7,8 @@ import logging
 import re
 from typing import Any
 
-import msgspec
-
 from ..errors import DataError, SettingsError, one_line
 from ..settings import as_location, folder_and_name, quoted
-from ..storage.files import decode_json
 from ..storage.places import Place, place
 
 log = logging.getLogger(__name__)
@@ -46,22 +43,16 @@ def runs_at(location: str) -> tuple[Place, list[str]]:
     return at, names
 
 
-class _Top(msgspec.Struct):
-    """Of results, by what can be told whose they are."""
-
-    train_loss: list[Any]
-    job: msgspec.Raw | None = None
-
-
 def _is_peerannots(at: Place, name: str) -> bool:
     """Whether these are results of peerannot's, which has the same folder for them: its figures, and no job."""
     try:
-        top = decode_json(at.read(name) or b"", _Top)
-    except ValueError:  # damaged, perhaps: whoever reads them says so
+        results = json.loads(at.read(name) or b"")
+        theirs = isinstance(results["train_loss"], list) and results.get("job") is None
+    except (ValueError, KeyError, TypeError, RecursionError):  # damaged, perhaps: whoever reads them says so
         return False
-    if top.job is None:
+    if theirs:
         log.warning("%s: left out, it says nothing of a job: peerannot's?", one_line(f"{at.location}/{name}"))
-    return top.job is None
+    return theirs
 
 
 def read_results(place: Place, name: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from .environment import PREFIX, Settings, load_settings, setting_complaints
 from .groups import NO_INFLUENCE, DataSettings, JobSettings, RunSettings, TrainingSettings, influential
 from .table import table
-from .values import ARCHIVES, FileName, as_location, folder_and_name, is_archive, name_of, nearest, quoted
+from .values import ARCHIVES, FileName, as_location, folder_and_name, is_archive, name_of, nearest, one_spelling, quoted
 
 __all__ = [
     "ARCHIVES",
@@ -22,6 +22,7 @@ __all__ = [
     "load_settings",
     "name_of",
     "nearest",
+    "one_spelling",
     "quoted",
     "setting_complaints",
     "table",

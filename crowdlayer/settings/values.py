@@ -143,9 +143,13 @@ def as_location(value: str) -> str:
         raise ValueError("must be a path or an s3:// URI")
     if not re.fullmatch(r"s3://(arn:[\w.:-]+|[\w.-]+)(/[^?#]*)?", value, re.ASCII) or NO_TEXT.search(value):
         raise ValueError("must have the form s3://bucket or s3://bucket/prefix, without credentials or query")
-    value = ACCESS_POINT.sub(lambda arn: arn[0].replace("/", ":"), value, count=1)
-    bucket, _, prefix = value.removeprefix("s3://").partition("/")
+    bucket, _, prefix = one_spelling(value).removeprefix("s3://").partition("/")
     return f"s3://{bucket}/{prefix.strip('/')}".rstrip("/")  # one spelling of a place, by which places are compared
+
+
+def one_spelling(location: str) -> str:
+    """A location in which a bucket's name has no slash."""
+    return ACCESS_POINT.sub(lambda arn: arn[0].replace("/", ":"), location, count=1)
 
 
 def _file_name(value: str) -> str:

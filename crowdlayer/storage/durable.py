@@ -12,9 +12,10 @@ import hashlib
 import io
 import os
 import re
+import stat
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -38,6 +39,8 @@ def whole(target: Path) -> Iterator[io.BufferedRandom]:
     try:
         with beside.open("x+b") as file:
             _lock(file)
+            with suppress(OSError):  # a file that is replaced has been for those who may read it
+                os.fchmod(file.fileno(), stat.S_IMODE(target.stat().st_mode))
             yield file
             file.flush()
             os.fsync(file.fileno())

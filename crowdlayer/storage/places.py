@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Protocol, TypeVar
 
 from ..errors import SettingsError, StoreError
+from ..settings import one_spelling
 from .durable import flush_folder, whole
 from .files import CHUNK, Stored, disk_errors, file_digest
 from .s3 import Bucket
@@ -42,7 +43,7 @@ def place(location: str) -> Place:
 
 def bucket_at(location: str) -> Bucket:
     """The bucket's prefix that an s3:// URI names."""
-    bucket, _, prefix = location.removeprefix("s3://").partition("/")
+    bucket, _, prefix = one_spelling(location).removeprefix("s3://").partition("/")
     return Bucket(bucket, prefix.strip("/"))
 
 
@@ -153,6 +154,9 @@ class Folder:
                         self._made.add(path)
                         flush_folder(path.parent)
         except FileExistsError as error:
+            if tries > 1 and not os.path.lexists(path):  # a folder when it was to be made, tidied away meanwhile
+                self._make(folder, tries - 1)
+                return
             raise SettingsError(f"{self.location}: must be a folder, a file is in its place: {path}") from error
         except FileNotFoundError:  # another run of this output has tidied the one above away meanwhile
             if tries == 1:
