@@ -151,18 +151,18 @@ def load(location: str | Path) -> Predictor:
     """
     name = str(location)
     folder = model_folder(name if name.startswith("s3://") else str(Path(name).absolute()))
-    return load_from(folder, Path(tempfile.gettempdir()))
+    return load_from(folder)
 
 
-def load_from(folder: str, beside: Path) -> Predictor:
-    """The classifier of a `model_folder`; of a bucket its files lie in the folder `beside` meanwhile.
+def load_from(folder: str, beside: Path | None = None) -> Predictor:
+    """The classifier of a `model_folder`; of a bucket its files lie in the folder `beside` meanwhile, or under TMPDIR.
 
     Raises:
         DataError, AccessError, StoreError: as `load` says.
     """
     if not folder.startswith("s3://"):
         return Predictor(*read_model(Path(folder)))
-    with disk_errors(str(beside)), tempfile.TemporaryDirectory(dir=beside) as here:
+    with disk_errors(str(beside or "TMPDIR")), tempfile.TemporaryDirectory(dir=beside) as here:
         source = place(folder)
         for name in (DESCRIPTION, WEIGHTS):
             raw = source.read(name)

@@ -23,7 +23,7 @@ OURS = (
     "predict", "predictions.csv", "predictions.parquet", "run",
 )  # fmt: skip
 """What jobs make, replace and remove in a WORKDIR."""
-NODE = re.compile(r"node-\d+/")
+NODE = re.compile(r"^node-\d+/")
 """What the folder of a node in WORKDIR is called."""
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
