@@ -8,6 +8,8 @@ import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +51,20 @@ def written(folder: Path, temperature: float = 1.0, small_stem: bool = True) -> 
     return classifier
 
 
-def test_a_disk_without_room_for_the_model_is_told(tmp_path: Path) -> None:
+@contextmanager
+def no_room() -> Iterator[None]:
+    """For no file of more than a megabyte."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
     try:
-        with pytest.raises(StoreError, match="the model must be written whole"):
-            written(tmp_path)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_without_room_for_the_model_is_told(tmp_path: Path) -> None:
+    with no_room(), pytest.raises(StoreError, match="the model must be written whole"):
+        written(tmp_path)
 
 
 def some_images(folder: Path, n: int = 5) -> list[Path]:
@@ -273,13 +281,8 @@ def test_a_model_that_may_not_be_read_is_refused_access(nobody: Path, unreadable
 def test_a_model_of_a_bucket_that_finds_no_room_here_is_a_failing_disk(tmp_path: Path, store: Store) -> None:
     written(tmp_path)
     location = store.put_tree(tmp_path, "out/best_models/run")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
-    try:
-        with pytest.raises(StoreError, match="File too large"):
-            load(location)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with no_room(), pytest.raises(StoreError, match="File too large"):
+        load(location)
     assert load(location).classes == tuple(CLASSES)
 
 

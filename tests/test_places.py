@@ -271,27 +271,38 @@ def test_a_name_may_be_as_long_as_the_disk_allows(tmp_path: Path) -> None:
     assert (tmp_path / "out" / name).read_bytes() == b"x"
 
 
-def test_a_folder_that_others_tidy_away_while_it_is_made_is_made_again(tmp_path: Path) -> None:
-    """Each run has a place of its own for the same output."""
-    source, errors = written(tmp_path / "source", b"x"), []
+@pytest.mark.parametrize("back", [False, True])
+def test_a_folder_that_others_tidy_away_while_it_is_made_is_made_again(
+    tmp_path: Path, back: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There for mkdir, gone for its next question, and perhaps there again for ours."""
+    source, folder, make = written(tmp_path / "source", b"x"), tmp_path / "out/a", os.mkdir
+    times: list[int] = []
 
-    def put_and_delete(number: int) -> None:
-        for _ in range(60):
-            folder = Folder(tmp_path / "out")
-            try:
-                folder.upload(source, f"a/b/{number}")
-                folder.delete(f"a/b/{number}")
-            except SettingsError as error:
-                errors.append(error)
-            except StoreError:
-                pass  # tidied away ten times, or between two steps: another try may go well
+    def just_then(path: Path, mode: int = 0o777) -> None:
+        if Path(path) == folder and not times:
+            times.append(1)
+            if back:
+                monkeypatch.setattr(Path, "is_dir", once_not(folder))
+                make(path, mode)
+            raise FileExistsError(17, "File exists", str(path))
+        make(path, mode)
 
-    threads = [threading.Thread(target=put_and_delete, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
+    def once_not(gone: Path) -> Callable[[Path], bool]:
+        is_dir, asked = Path.is_dir, list[int]()
+
+        def there(path: Path) -> bool:
+            if path == gone and not asked:
+                asked.append(1)
+                return False
+            return is_dir(path)
+
+        return there
+
+    monkeypatch.setattr(os, "mkdir", just_then)
+    Folder(tmp_path / "out").upload(source, "a/x")
+    assert (folder / "x").read_bytes() == b"x"
+    assert times == [1]
 
 
 def test_a_file_that_is_replaced_stays_for_those_who_might_read_it(tmp_path: Path) -> None:

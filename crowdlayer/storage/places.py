@@ -154,7 +154,7 @@ class Folder:
                         self._made.add(path)
                         flush_folder(path.parent)
         except FileExistsError as error:
-            if tries > 1 and not os.path.lexists(path):  # a folder when it was to be made, tidied away meanwhile
+            if tries > 1 and (path.is_dir() or not os.path.lexists(path)):  # a folder, tidied away or back meanwhile
                 self._make(folder, tries - 1)
                 return
             raise SettingsError(f"{self.location}: must be a folder, a file is in its place: {path}") from error
