@@ -13,7 +13,7 @@ import torch
 from crowdlayer.answers import Answers
 from crowdlayer.settings import PREFIX
 from tests.bench import quality, quality_tables
-from tests.bench.crowds import Pool, answered, at_most, share
+from tests.bench.crowds import Pool, answered, at_most, frequencies, share, unlike
 from tests.bench.quality_variants import BUDGET, CONDITIONS, RECOMMENDED, VARIANTS, Condition
 from tests.conftest import ROOT
 
@@ -60,6 +60,15 @@ def test_simulated_answers_follow_the_crowds_matrices() -> None:
     for true, most, other in ((0, 0, 1), (1, 1, 1), (2, 2, 3)):
         shares = np.bincount(answers.label[truth[answers.task] == true], minlength=4) / 6000
         assert shares[most] + shares[other] * (most != other) == pytest.approx(0.97, abs=0.02)
+
+
+def test_of_unlike_classes_the_tasks_are_unlike_and_the_test_is_not() -> None:
+    whole = pool(240)
+    rare = unlike(whole, np.random.default_rng(0))
+    assert np.bincount(rare.truth, minlength=3) / len(rare.truth) == pytest.approx(frequencies(3), abs=0.02)
+    assert whole.truth[rare.crowd[:, 0, 0, 0].numpy()].tolist() == rare.truth.tolist()
+    assert rare.answers.n_tasks == len(rare.truth)
+    assert torch.equal(rare.labelled, whole.labelled)
 
 
 def line(variant: str, fold: int, accuracies: list[float], losses: list[float]) -> dict[str, object]:

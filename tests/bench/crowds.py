@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -101,10 +102,33 @@ def confused_pairs(n_workers: int, n_classes: int, rng: np.random.Generator) -> 
     return Crowd(0.95 * ((1 - mixed) * np.eye(n_classes) + mixed * pair) + 0.05 / n_classes)
 
 
+def frequencies(n_classes: int) -> npt.NDArray[np.float64]:
+    """Of classes of which each is rarer than the one before, the last a tenth of the first."""
+    falling = np.geomspace(1, 0.1, n_classes, dtype=np.float64)
+    share: npt.NDArray[np.float64] = falling / falling.sum()
+    return share
+
+
+def guessers(n_workers: int, n_classes: int, rng: np.random.Generator) -> Crowd:
+    """Each worker knows 50 to 90 % of the images and guesses the others, frequent classes more often than rare ones."""
+    knows = rng.uniform(0.5, 0.9, (n_workers, 1, 1))
+    return Crowd(knows * np.eye(n_classes) + (1 - knows) * frequencies(n_classes))
+
+
+def unlike(pool: Pool, rng: np.random.Generator) -> Pool:
+    """As many tasks of each class as `frequencies` says; of what chooses and tests, all classes as before."""
+    share = frequencies(pool.n_classes)
+    n = int(min(np.bincount(pool.truth, minlength=pool.n_classes) / share))
+    tasks = [rng.permutation(np.flatnonzero(pool.truth == label))[: int(n * part)] for label, part in enumerate(share)]
+    kept = np.sort(np.concatenate(tasks))
+    return replace(pool, crowd=pool.crowd[kept], truth=pool.truth[kept], answers=pool.answers.of_tasks(kept))
+
+
 SIMULATED: dict[str, tuple[Callable[[int, int, np.random.Generator], Crowd], int, int]] = {
     "spammers": (mixed_crowd, 30, 3),
     "pairs": (confused_pairs, 30, 3),
     "few": (few_answers, 150, 1),
+    "unlike": (guessers, 30, 3),
 }
 """How the answers come about, of how many workers, how many per task."""
 

@@ -41,7 +41,7 @@ from crowdlayer.learning.progress import Progress
 from crowdlayer.learning.trainer import Trainer, Validation
 from crowdlayer.machine.processes import Processes
 from crowdlayer.settings import TrainingSettings
-from tests.bench.crowds import SIMULATED, Pool, Share, answered, pattern_pool, read_pool, share
+from tests.bench.crowds import SIMULATED, Pool, Share, answered, pattern_pool, read_pool, share, unlike
 from tests.bench.networks import SmallNet
 from tests.bench.quality_tables import read, table
 from tests.bench.quality_variants import BUDGET, CONDITIONS, THEIRS, VARIANTS, Condition
@@ -181,6 +181,8 @@ def pool_of(condition: Condition, seed: int) -> Pool:
         pool = pattern_pool(8000, 100, condition.size, rng)
     else:
         pool = read_pool(str(SHARED / "data" / "cifar10n.zip"), condition.size)
+        if condition.name == "unlike":
+            pool = unlike(pool, rng)
     return replace(pool, answers=answered(pool.truth, pool.n_classes, condition.name, rng))
 
 

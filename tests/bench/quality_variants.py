@@ -29,6 +29,8 @@ CONDITIONS = {
     "cifar10n-rand1": Condition("cifar10n", 32, n_train=2000, per_task=1, budget={"n_epochs": 15}),
     "spammers": Condition("spammers", 32, n_train=2000, budget={"n_epochs": 15}),
     "pairs": Condition("pairs", 32, n_train=2000, budget={"n_epochs": 15}),
+    "unlike": Condition("unlike", 32, n_train=2000, budget={"n_epochs": 15}),
+    "unlike-rand1": Condition("unlike", 32, n_train=2000, per_task=1, budget={"n_epochs": 15}),
     "few": Condition("few", 16, n_train=6000, budget={"n_epochs": 20}),
 }
 DS = {"crowd_start": "dawid-skene"}
