@@ -17,10 +17,11 @@ from pathlib import Path
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings of a peer that is gone are frames of C++
 
-from crowdlayer.errors import SettingsError, without_secrets
+from crowdlayer.errors import SettingsError
 from crowdlayer.machine import interruption
 from crowdlayer.machine.last_words import ending
 from crowdlayer.machine.memory import enough_to_start
+from crowdlayer.masking import without_secrets
 from crowdlayer.streams import open_all, say
 
 log = logging.getLogger("crowdlayer")

@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import logs
-from .errors import CrowdlayerError, SettingsError, without_secrets
+from .errors import CrowdlayerError, SettingsError
 from .machine.last_words import LastWords
+from .masking import without_secrets
 from .settings import quoted
 from .storage.files import disk_errors
 from .streams import open_all, say

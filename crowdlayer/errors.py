@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
-SECRETS = re.compile(
-    r"""(?<=://)[^/\s'"]+(?=@)
-    |  (?: (?<=//) | (?<![^\s'"=(,]) )  [^/\s'":@]+ : [^/\s'"]+ (?=@[\w\[])
-    |  (?<=[?&])(?=[^\s'"]*(?:Signature|Credential|Token)=)[^\s'"]+""",
-    re.VERBOSE,
-)
-"""User and password of a URL, of one without a scheme too; and the query of one that is signed."""
 SHOWN = 20
 """How many complaints of one kind are shown in full; the rest are counted."""
 
@@ -130,9 +122,10 @@ def short(text: str, longest: int = 100) -> str:
     return one_line(text if len(text) <= longest else f"{text[:longest]}…")
 
 
-def without_secrets(text: str) -> str:
-    """`text` without the credentials and signatures of the URLs in it, as errors of other libraries show them."""
-    return SECRETS.sub("***", text)
+def few(names: Sequence[str], shown: int = 12) -> str:
+    """The first of the names, and how many more there are."""
+    rest = f", … {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(short(name) for name in names[:shown]) + rest
 
 
 def one_line(text: str) -> str:

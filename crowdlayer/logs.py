@@ -13,7 +13,8 @@ from typing import Any, Literal, TypeVar
 from pythonjsonlogger.json import JsonFormatter
 from tqdm import tqdm
 
-from .errors import one_line, without_secrets
+from .errors import one_line
+from .masking import without_secrets
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

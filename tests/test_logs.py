@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crowdlayer import logs
-from crowdlayer.errors import without_secrets
 from crowdlayer.logs import about, duration, track
+from crowdlayer.masking import without_secrets
 from tests.conftest import ROOT
 
 

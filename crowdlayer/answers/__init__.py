@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DataError, short
+from ..errors import DataError, few, short
 
 Ints = npt.NDArray[np.int64]
 
@@ -109,7 +109,8 @@ def look_up(file: AnswerFile, classes: Sequence[str], source: str = "answers.jso
             index[position] = found
             continue
         first = int(np.flatnonzero(file.answers.label == position)[0])
-        rule = f"is not below n_classes={len(classes)}" if isinstance(found, int) and found >= 0 else "is not a class"
+        an_index = isinstance(found, int) and found >= 0
+        rule = f"is not below n_classes={len(classes)}" if an_index else f"is not a class: {few(classes)}"
         complaints.append(
             f"{source}: task {short(file.tasks[file.answers.task[first]])}, "
             f"worker {short(file.workers[file.answers.worker[first]])}: label {short(str(label))} {rule}"

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import msgspec
 
-from ..errors import DataError, one_line
+from ..errors import DataError, one_line, short
 from ..settings import folder_and_name, is_archive
 from ..storage.files import decode_json
 
@@ -90,8 +90,7 @@ def read_export(path: Path) -> list[Vote] | None:
     for vote in sorted(found, key=lambda vote: vote.when):
         if (first := images.setdefault(vote.task, vote.image)) != vote.image:
             raise DataError(
-                f"{path.name}: task {one_line(vote.task)}: must have one image, "
-                f"has {one_line(first)} and {one_line(vote.image)}"
+                f"{path.name}: task {short(vote.task)}: must have one image, has {short(first)} and {short(vote.image)}"
             )
         if vote.worker:
             votes[vote.task, vote.worker] = vote
@@ -165,9 +164,8 @@ def _flat(file: str, items: Sequence[dict[str, Any]]) -> Iterator[Vote]:
     fields = {name for name, value in said if not _is_image(value)}
     column = FROM_NAME if FROM_NAME in fields else min(fields, default="")
     if len(fields) > 1 and column != FROM_NAME:
-        raise DataError(
-            f"{file}: must have one field with the label, or one named {FROM_NAME}, has {one_line(str(sorted(fields)))}"
-        )
+        has = short(str(sorted(fields)), 300)
+        raise DataError(f"{file}: must have one field with the label, or one named {FROM_NAME}, has {has}")
     for item in items:
         if _says(item.get(column)):
             image = _image(file, item, item.get("id"))
@@ -191,8 +189,8 @@ def _choices(field: Any) -> list[Any]:
 def _vote(file: str, image: str, worker: Any, choices: Sequence[Any], when: Any) -> Vote:
     if len(choices) != 1 or not isinstance(choices[0], str | int):
         raise DataError(
-            f"{file}: image {one_line(image)}, annotator {one_line(str(worker))}: "
-            f"must have one choice, has {one_line(str(list(choices)))[:200]}"
+            f"{file}: image {short(image)}, annotator {short(str(worker))}: "
+            f"must have one choice, has {short(str(list(choices)), 200)}"
         )
     return Vote(image, "" if worker is None else str(worker), str(choices[0]), str(when or ""))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..answers import DECIMAL, Ints, composed
-from ..errors import DataError, SettingsError, one_line
+from ..errors import DataError, SettingsError, few
 from ..settings import DataSettings
 from ..storage.files import decode_json
 
@@ -205,7 +205,3 @@ def best_order(table: Ints) -> Ints:
             order[label], free[folder] = folder, False
     order[order < 0] = np.flatnonzero(free)
     return order
-
-
-def few(names: Sequence[str], shown: int = 12) -> str:
-    return one_line(", ".join(names[:shown]) + (f", … {len(names) - shown} more" if len(names) > shown else ""))

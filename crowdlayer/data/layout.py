@@ -17,9 +17,9 @@ import numpy as np
 
 from ..answers import AnswerFile, Answers, canonical, look_up, majority_vote
 from ..answers.files import read_answers
-from ..errors import Complaints, DataError, one_line, short
+from ..errors import Complaints, DataError, few, one_line, short
 from ..settings import DataSettings, name_of
-from .classes import METADATA, all_named, check_class_order, class_folder, few, find_classes, read_metadata
+from .classes import METADATA, all_named, check_class_order, class_folder, find_classes, read_metadata
 from .dataset import CrowdImages, Dataset, LabelledImages, hold_out, who_answered
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ def read_dataset(
     held_out = None
     if val is None:
         crowd, held_out = hold_out(crowd, settings.val_fraction, seed)
-    name = metadata.name or name_of(settings.tasks)
+    name = one_line(metadata.name or "") or name_of(settings.tasks)
     return Dataset(name, classes, workers, crowd, held_out, val, test, left_out)
 
 

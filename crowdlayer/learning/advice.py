@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from torch import nn
 
-from ..data.classes import few
 from ..data.dataset import Dataset
+from ..errors import few
 from ..settings import TrainingSettings
 from .progress import History
 from .selection import others

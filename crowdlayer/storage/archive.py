@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from ..errors import DataError, one_line
+from ..errors import DataError, one_line, short
 from .files import CHUNK, enough_space, safe_names
 
 log = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ def unpack(
     wanted = [member for member in unpacked if belongs(member.name)]
     twice = sorted(name for name, n in Counter(member.name for member in wanted).items() if n > 1)
     if twice:
-        raise DataError(*(f"{one_line(name)!r}: must be in the archive once" for name in twice))
+        raise DataError(*(f"{short(name, 300)!r}: must be in the archive once" for name in twice))
     return wanted
 
 
@@ -256,7 +256,7 @@ def _written(member: Member, opened: Callable[[], IO[bytes]], file: Path) -> str
             target.write(chunk)
     if left:
         has = "more" if left < 0 else str(member.size - left)
-        raise DataError(f"{one_line(member.name)!r}: must have the {member.size} bytes it declares, has {has}")
+        raise DataError(f"{short(member.name, 300)!r}: must have the {member.size} bytes it declares, has {has}")
     return digest.hexdigest()
 
 

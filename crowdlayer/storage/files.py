@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import msgspec
 
-from ..errors import AccessError, DataError, DeviceMemoryError, StoreError, one_line
+from ..errors import AccessError, DataError, DeviceMemoryError, StoreError, one_line, short
 
 T = TypeVar("T")
 
@@ -106,13 +106,14 @@ def safe_names(names: Sequence[str]) -> None:
     Raises:
         DataError: naming each with its reason.
     """
-    complaints = [f"{one_line(name)!r}: {reason}" for name in names if (reason := _unsafe(name)) is not None]
+    unsafe = {name: reason for name in names if (reason := _unsafe(name)) is not None}
+    complaints = [f"{short(name, 300)!r}: {reason}" for name, reason in unsafe.items()]
     folders: set[str] = set()
     for name in names:
-        while (name := name.rpartition("/")[0]) and name not in folders:
+        while name not in unsafe and (name := name.rpartition("/")[0]) and name not in folders:
             folders.add(name)
     complaints += [
-        f"{one_line(name)!r}: must be a file or a folder, is both" for name in sorted(folders.intersection(names))
+        f"{short(name, 300)!r}: must be a file or a folder, is both" for name in sorted(folders.intersection(names))
     ]
     if complaints:
         raise DataError(*complaints)
