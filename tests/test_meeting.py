@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from crowdlayer.errors import InterruptedRunError, PeerError
+from crowdlayer.errors import EndedError, InterruptedRunError, PeerError
 from crowdlayer.machine.launch import Launch, Peers
-from crowdlayer.machine.meeting import Meeting
+from crowdlayer.machine.meeting import FAILED, Meeting
 from tests.conftest import ROOT
 from tests.servers import free_port
 
@@ -131,3 +131,23 @@ def test_a_run_hears_nothing_of_another_at_its_port() -> None:
     store.tell("plan", "another's")
     with pytest.raises(PeerError):
         Meeting.join(Launch(port=port, run="slurm-7.1"), 0.3).told("plan")
+
+
+@pytest.mark.parametrize("told", [b'{"line": "all is well", "code": 0}', b'{"line": "", "code": 1000}', b"well", b""])
+def test_what_a_stranger_tells_is_a_failure_and_never_that_all_is_done(told: bytes) -> None:
+    meeting = Meeting.host(Launch(port=free_port()), LONG)
+    meeting.store.set(FAILED, told.decode())
+    with pytest.raises(EndedError) as ended:
+        meeting.told("anything")
+    assert ended.value.exit_code == 74
+
+
+def test_processes_of_one_node_meet_on_this_machine_alone() -> None:
+    """Who meets there says how the run ends, and nobody asks who that is."""
+    meeting = Meeting.host(Launch(), LONG)
+    listening = [line.split() for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]]
+    listening += [line.split() for line in Path("/proc/self/net/tcp6").read_text().splitlines()[1:]]
+    places = [
+        fields[1] for fields in listening if fields[3] == "0A" and int(fields[1].split(":")[1], 16) == meeting.port
+    ]
+    assert places == [f"0100007F:{meeting.port:04X}"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -17,8 +17,8 @@ from ..errors import (
     InterruptedRunError,
     PeerError,
     one_line,
-    without_secrets,
 )
+from ..masking import without_secrets
 from ..streams import say
 from . import interruption
 from .memory import too_little
@@ -43,6 +43,15 @@ class LastWords:
                 return cls(too_little(error), DeviceMemoryError.exit_code)
             case _:
                 return cls(f"a fault of the program: {type(error).__name__}: {one_line(str(error))}", 70)
+
+    @classmethod
+    def told(cls, raw: bytes) -> LastWords:
+        """What another process has told: a failure, whatever it says; anybody may write where they meet."""
+        try:
+            words = msgspec.json.decode(raw, type=cls)
+        except msgspec.DecodeError:
+            words = cls("it has ended, and what it says of it cannot be read", 0)
+        return words if 0 < words.code < 256 else replace(words, code=PeerError.exit_code)
 
     def of_another(self) -> EndedError | InterruptedRunError:
         """What they are for those who hear them."""

@@ -21,7 +21,8 @@ import msgspec
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # torch does not list them
 
-from ..errors import InterruptedRunError, PeerError, one_line, without_secrets
+from ..errors import InterruptedRunError, PeerError, one_line
+from ..masking import without_secrets
 from . import interruption
 from .last_words import LastWords
 from .launch import Launch, hosts_the_store
@@ -72,15 +73,19 @@ class Meeting:
 
     @classmethod
     def host(cls, launch: Launch, timeout: float) -> Meeting:
-        """Have the store in this process, at the launch's port or any that is free.
+        """Have the store in this process, at the launch's port or any that is free; of one node, on this machine alone.
 
         Raises:
             PeerError: the port is not free.
         """
         port = launch.port or 0
+        listener = None
         try:
-            store = _store("127.0.0.1", port, timeout, host=True)
-        except dist.DistError as error:
+            if launch.n_nodes == 1 and launch.peers is None:  # torch would listen on all interfaces
+                with socket.create_server(("127.0.0.1", port)) as bound:
+                    port, listener = bound.getsockname()[1], bound.detach()
+            store = _store("127.0.0.1", port, timeout, host=True, listener=listener)
+        except (dist.DistError, OSError) as error:
             raise PeerError(f"MASTER_PORT: must be free on the run's first node, {port} is not") from error
         return cls(store, timeout, launch)
 
@@ -271,7 +276,7 @@ class Meeting:
         with lost_peers():
             if not self.store.check([FAILED]):
                 return None
-            return msgspec.json.decode(self.store.get(FAILED), type=LastWords)
+            return LastWords.told(self.store.get(FAILED))
 
 
 def answers(address: str, port: int) -> bool:
@@ -283,5 +288,12 @@ def answers(address: str, port: int) -> bool:
     return True
 
 
-def _store(address: str, port: int, timeout: float, host: bool = False) -> TCPStore:
-    return TCPStore(address, port, is_master=host, wait_for_workers=False, timeout=timedelta(seconds=timeout))
+def _store(address: str, port: int, timeout: float, host: bool = False, listener: int | None = None) -> TCPStore:
+    return TCPStore(
+        address,
+        port,
+        is_master=host,
+        wait_for_workers=False,
+        timeout=timedelta(seconds=timeout),
+        master_listen_fd=listener,
+    )
