@@ -306,3 +306,18 @@ def test_a_run_that_begins_beside_torn_ones_is_newer(output: Place, spool: Spool
         back = found(checkpoints, tmp_path)
         assert back is not None
         assert back["progress"]["epoch"] == epoch
+
+
+@pytest.mark.parametrize("stray", ["99999999.json", "123456789012.json"])
+def test_checkpoints_are_found_beside_one_of_a_larger_number_that_is_none(
+    output: Place, spool: Spool, tmp_path: Path, stray: str
+) -> None:
+    (tmp_path / stray).write_text("{}")
+    output.upload(tmp_path / stray, f"checkpoints/run/{stray}")
+    begun = Checkpoints(output, "run").find(spool.identity, "auto", tmp_path)
+    for epoch in (1, 2, 3):
+        checkpoints = put(output, Spool(spool.folder, spool.identity, begun.number), state(epoch))
+        back = found(checkpoints, tmp_path)
+        assert back is not None
+        assert back["progress"]["epoch"] == epoch
+        begun = checkpoints.find(spool.identity, "auto", tmp_path)

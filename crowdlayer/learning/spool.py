@@ -30,7 +30,7 @@ FORMAT = 4
 PARTS = ("best", "run", "further")
 Parts = Mapping[str, tuple[str, int]]
 """File and size of each."""
-INDEX = re.compile(r"\d{8}\.json")
+INDEX = re.compile(r"[0-9]{8,}\.json")
 PART = re.compile(r"[0-9a-f]{64}\.pt")
 
 
@@ -119,7 +119,7 @@ class Spool:
 def indexes(spool: Path) -> list[str]:
     """The names of the indexes in a spool, the newest last."""
     with disk_errors(str(spool)):
-        return sorted(path.name for path in spool.iterdir() if INDEX.fullmatch(path.name))
+        return sorted((path.name for path in spool.iterdir() if INDEX.fullmatch(path.name)), key=number)
 
 
 def number(index: str) -> int:

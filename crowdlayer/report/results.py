@@ -140,7 +140,7 @@ def done_before(place: Place, output_name: str, settings: dict[str, Any], data_d
     try:
         job = json.loads(raw)["job"]
         same = influential(job["settings"]) == influential(settings) and job["data_digest"] == data_digest
-        return same and all(place.find(name) is not None for name in job["files"])
+        return same and set(job["files"]) <= _published(place, output_name)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # peerannot's, or somebody else's
         return False
 
@@ -161,7 +161,14 @@ def files_before(place: Place, output_name: str) -> set[str]:
         files += json.loads(place.read(results_name(output_name)) or b"{}")["job"]["files"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # peerannot's, or somebody else's
         pass
-    return {name for name in files if isinstance(name, str) and name.startswith(below) and ".." not in name.split("/")}
+    named = {name for name in files if isinstance(name, str) and name.startswith(below)}
+    return named & _published(place, output_name)
+
+
+def _published(place: Place, output_name: str) -> set[str]:
+    """The files that are there, where a run's files lie: what a list of them says may be anything."""
+    folders = ("best_models", f"results/{output_name}")
+    return {stored.name for folder in folders for stored in place.below(folder)}
 
 
 def tell(results: dict[str, Any], settings: TrainingSettings) -> None:
