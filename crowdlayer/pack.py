@@ -8,9 +8,9 @@ import tarfile
 
 from . import command
 from .data.layout import belongs
-from .errors import SettingsError
+from .errors import SettingsError, listed, short
 from .settings import folder_and_name
-from .storage.files import disk_errors, enough_space, safe_names
+from .storage.files import disk_errors, enough_space, safe_names, size_of
 from .storage.places import place
 from .storage.sync import sync
 from .storage.workdir import working_folder
@@ -34,7 +34,10 @@ def pack(tasks: str, archive: str) -> int:
     with working_folder(None) as workdir:
         synced = sync(tasks, workdir, belongs)
         safe_names(list(synced.digests))  # as who unpacks it will
-        sizes = {file: (synced.root / file).stat().st_size for file in sorted(synced.digests)}
+        found = {file: size_of(synced.root / file) for file in sorted(synced.digests)}
+        sizes = {file: size for file, size in found.items() if size is not None}
+        if nowhere := [short(file) for file, size in found.items() if size is None]:
+            log.warning("left out: %d links that lead nowhere: %s", len(nowhere), listed(nowhere))
         enough_space(workdir, sum(sizes.values()) + 2 * tarfile.BLOCKSIZE * len(sizes))
         packed = workdir / name
         with disk_errors(str(workdir)), tarfile.open(packed, "w") as tar:

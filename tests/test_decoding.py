@@ -15,10 +15,11 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 from torchvision import transforms
 
+from crowdlayer.data import decoding
 from crowdlayer.data.decoding import BrokenImageError, Decoded, decode, decode_all, decode_with_aspect
 from crowdlayer.data.images import Rows
 from crowdlayer.data.pixels import MEAN, STD, normalise
-from crowdlayer.errors import StoreError
+from crowdlayer.errors import DeviceMemoryError, StoreError
 from crowdlayer.inputs import read_inputs
 from crowdlayer.learning.experiment import Phases, load_images
 from crowdlayer.machine import memory
@@ -153,6 +154,16 @@ def test_a_picture_of_too_many_pixels_is_not_decoded(tmp_path: Path) -> None:
     assert (tmp_path / "bomb.png").stat().st_size < 2**20
     with pytest.raises(BrokenImageError, match="900000000 pixels"):
         decode(tmp_path / "bomb.png", 8)
+
+
+def test_a_picture_that_there_is_no_memory_for_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel would kill the process, and nobody would know for which picture."""
+    Image.new("LA", (5000, 4000)).save(tmp_path / "large.png")
+    monkeypatch.setattr(decoding, "free_memory", lambda: 230_000_000)
+    with pytest.raises(DeviceMemoryError, match=r"large\.png: 5000 × 4000 pixels take up to 240 MB, 230 are free"):
+        decode(tmp_path / "large.png", 8)
+    monkeypatch.setattr(decoding, "free_memory", lambda: 250_000_000)
+    assert decode(tmp_path / "large.png", 8).shape == (8, 8, 3)
 
 
 def test_a_format_that_starts_other_programs_is_no_image(tmp_path: Path) -> None:

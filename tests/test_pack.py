@@ -61,6 +61,14 @@ def test_a_name_that_no_archive_may_have_is_not_packed(tmp_path: Path) -> None:
         pack(str(tmp_path / "a"), str(tmp_path / "a.tar"))
 
 
+def test_links_to_nowhere_are_told_and_not_packed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a/train").mkdir(parents=True)
+    (tmp_path / "a/train/x-1.png").touch()
+    (tmp_path / "a/train/y-2.png").symlink_to("nowhere.png")
+    assert pack(str(tmp_path / "a"), str(tmp_path / "a.tar")) == 1
+    assert caplog.messages == ["left out: 1 links that lead nowhere: train/y-2.png"]
+
+
 def test_a_folder_without_a_data_set_is_not_packed(tmp_path: Path) -> None:
     with pytest.raises(DataError):
         pack(str(tmp_path), str(tmp_path / "x.tar"))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from crowdlayer.errors import AccessError, SettingsError, StoreError
+from crowdlayer.errors import AccessError, DataError, SettingsError, StoreError
 from crowdlayer.storage.files import Stored
 from crowdlayer.storage.places import Folder, place
 from crowdlayer.storage.s3 import Bucket
@@ -83,6 +83,19 @@ def test_a_folder_that_two_links_lead_to_is_there_twice(tmp_path: Path) -> None:
     written(tmp_path / "val" / "cat" / "x.png", b"x")
     (tmp_path / "test").symlink_to("val")
     assert [stored.name for stored in Folder(tmp_path).listing()] == ["test/cat/x.png", "val/cat/x.png"]
+
+
+def test_a_folder_deeper_than_any_name_is_refused(tmp_path: Path) -> None:
+    """A bucket's names and an archive's are as long; beyond, Python's own stack would end."""
+    above = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(520):
+        os.mkdir("d", dir_fd=above)
+        below = os.open("d", os.O_RDONLY, dir_fd=above)
+        os.close(above)
+        above = below
+    os.close(above)
+    with pytest.raises(DataError, match="a name must have at most 1024 bytes"):
+        Folder(tmp_path).listing()
 
 
 def test_a_folder_that_is_not_entered_is_not_read(tmp_path: Path) -> None:

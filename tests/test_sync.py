@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from crowdlayer.data.decoding import BrokenImageError, decode
 from crowdlayer.data.layout import belongs
 from crowdlayer.errors import AccessError, DataError, SettingsError
 from crowdlayer.settings import is_archive
@@ -34,8 +35,21 @@ def test_links_in_a_folder_are_followed_and_loops_end(tmp_path: Path, workdir: P
     (folder / "train" / "linked").symlink_to(tmp_path / "elsewhere")
     (folder / "train" / "loop").symlink_to("..")
     (folder / "train" / "itself.png").symlink_to("itself.png")
-    names = ["answers.json", "train/linked/y-1.png", "train/x-0.png"]
+    names = ["answers.json", "train/itself.png", "train/linked/y-1.png", "train/x-0.png"]
     assert sorted(sync(str(folder), workdir, belongs).digests) == names
+
+
+def test_of_links_to_nowhere_images_are_broken_and_the_others_told(
+    tmp_path: Path, workdir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write(tmp_path / "data", {"answers.json": b"{}", "train/x-0.png": b"x"})
+    for name in ("train/y-1.png", "val", "metadata.json", "notes.txt"):
+        (folder / name).symlink_to(tmp_path / "nowhere" / name)
+    synced = sync(str(folder), workdir, belongs)
+    assert sorted(synced.digests) == ["answers.json", "train/x-0.png", "train/y-1.png"]
+    assert caplog.messages == ["left out: 1 links that lead nowhere: val"]
+    with pytest.raises(BrokenImageError, match="it is a link to nowhere"):
+        decode(synced.root / "train/y-1.png", 8)
 
 
 @pytest.mark.parametrize("forbidden", ["train/cat/cat-0.png", "data.tar"])

@@ -23,8 +23,9 @@ from filelock import FileLock
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-from ..errors import one_line
+from ..errors import DeviceMemoryError, one_line, short
 from ..logs import track
+from ..machine.memory import free_memory
 from ..machine.processes import Processes
 from ..storage.durable import whole
 from ..storage.files import SPARE, disk_errors
@@ -70,6 +71,7 @@ def decode(path: Path, size: int) -> np.ndarray:
 
     Raises:
         BrokenImageError: Pillow cannot read it, whatever its reason: decoders meet damage in many ways.
+        DeviceMemoryError: it is too large for this machine.
         OSError: the disk failed.
     """
     return decode_with_aspect(path, size)[0]
@@ -81,15 +83,38 @@ def decode_with_aspect(path: Path, size: int) -> tuple[np.ndarray, float]:
         with Image.open(path, formats=FORMATS) as opened, _one_at_a_time(opened.width * opened.height > LARGE):
             width, height = opened.size  # a draft's are rounded
             opened.draft(None, (2 * size, 2 * size))
+            if width * height > LARGE:
+                _must_fit(opened, path.name)
             pixels = square(opened, size)
             turned = _orientation(opened) >= 5
             return pixels, float(f"{height / width if turned else width / height:.4g}")
     except UnidentifiedImageError as error:
         raise BrokenImageError("it is of no known format") from error
+    except FileNotFoundError as error:
+        if path.is_symlink():
+            raise BrokenImageError("it is a link to nowhere") from error
+        raise
     except Exception as error:
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+        if isinstance(error, MemoryError | DeviceMemoryError) or (
+            isinstance(error, OSError) and error.errno is not None
+        ):
             raise
         raise BrokenImageError(one_line(str(error)) or type(error).__name__) from error
+
+
+def _must_fit(opened: Image.Image, name: str) -> None:
+    """Refuse a picture that there is no memory for: the kernel would kill the process without a word.
+
+    Pillow has four bytes for a pixel and as many again while it decodes, and a copy of what it turns or converts.
+    """
+    copies = 2 + (_orientation(opened) in TURNS) + (opened.mode not in ("RGB", "L"))
+    need, free = 4 * copies * opened.width * opened.height, free_memory()
+    if need > free:
+        size = f"{opened.width} × {opened.height} pixels"
+        raise DeviceMemoryError(
+            f"out of memory: {short(name, 300)}: {size} take up to {need / 1e6:.0f} MB, {free / 1e6:.0f} are free; "
+            "give the job more memory, or the image fewer pixels"
+        )
 
 
 def square(opened: Image.Image, size: int) -> np.ndarray:

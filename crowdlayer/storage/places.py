@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Protocol, TypeVar
 
-from ..errors import SettingsError, StoreError
+from ..errors import DataError, SettingsError, StoreError, short
 from ..settings import one_spelling
 from .durable import flush_folder, whole
-from .files import CHUNK, Stored, disk_errors, file_digest
+from .files import CHUNK, LONGEST_NAME, Stored, disk_errors, file_digest
 from .s3 import Bucket
 
 T = TypeVar("T")
@@ -56,30 +56,40 @@ class Folder:
         self._made: set[Path] = set()
         self._making = threading.Lock()
 
-    def listing(self, entered: Callable[[str], bool] = lambda _: True) -> list[Stored]:
+    def listing(
+        self, entered: Callable[[str], bool] = lambda _: True, nowhere: Callable[[str], None] = lambda _: None
+    ) -> list[Stored]:
         """All files below, links followed, but not to a folder that the link is in.
 
         Args:
             entered: whether to look into a folder, by its name relative to this one: a disk's lost+found refuses it.
+            nowhere: is told each link that leads nowhere, or to itself.
 
         Raises:
             SettingsError: no such folder.
+            DataError: it is too deep.
         """
         with disk_errors(self.location):
             if not self.path.is_dir():
                 raise SettingsError(f"{self.location}: must be a folder, an s3:// URI or an archive; there is none")
-        return list(self._below("", entered, frozenset()))
+        return list(self._below("", entered, nowhere, frozenset()))
 
     def below(self, folder: str) -> list[Stored]:
         """The files below a folder of this one; none where there is no such folder."""
         with disk_errors(f"{self.location}/{folder}"):
             there = (self.path / folder).is_dir()
-        return list(self._below(f"{folder}/", lambda _: True, frozenset())) if there else []
+        return list(self._below(f"{folder}/", lambda _: True, lambda _: None, frozenset())) if there else []
 
     def _below(
-        self, prefix: str, entered: Callable[[str], bool], above: frozenset[tuple[int, int]]
+        self,
+        prefix: str,
+        entered: Callable[[str], bool],
+        nowhere: Callable[[str], None],
+        above: frozenset[tuple[int, int]],
     ) -> Iterator[Stored]:
         folder = self.path / prefix
+        if len(prefix) > LONGEST_NAME:  # Python's own stack has an end, too
+            raise DataError(f"{short(prefix, 300)!r}: a name must have at most {LONGEST_NAME} bytes")
         with disk_errors(str(folder)):
             status = folder.stat()
             this = (status.st_dev, status.st_ino)
@@ -91,11 +101,12 @@ class Folder:
             name = prefix + entry.name
             with disk_errors(entry.path):
                 if entry.is_symlink() and not Path(entry.path).exists():
-                    continue  # to nowhere, or to itself
+                    nowhere(name)
+                    continue
                 is_folder = entry.is_dir()
                 size = entry.stat().st_size if entry.is_file() else None
             if is_folder and entered(name):
-                yield from self._below(f"{name}/", entered, above | {this})
+                yield from self._below(f"{name}/", entered, nowhere, above | {this})
             elif size is not None:
                 yield Stored(name, size, "")
 

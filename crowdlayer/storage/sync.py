@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from ..errors import DataError, SettingsError
+from ..errors import DataError, SettingsError, listed, short
 from ..machine.cpus import cpus
 from ..settings import ARCHIVES, is_archive
 from .buckets import sync_bucket
@@ -16,6 +17,8 @@ from .files import disk_errors, enough_space, file_digest, safe_names
 from .places import Folder, bucket_at, place
 from .unpacking import sync_archive
 from .workdir import bring, is_ours
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,17 +68,26 @@ def sync(
 
 
 def _in_place(location: str, belongs: Callable[[str], bool]) -> dict[str, str]:
-    """The SHA-256 of each file of a folder by its name."""
+    """The SHA-256 of each file of a folder by its name.
+
+    An image that is a link to nowhere is there as an empty file: it is broken, and not one image less without a word.
+    """
     folder = Folder(Path(location))
-    listing = folder.listing(entered=lambda name: belongs(_picture_in(name)))
+    nowhere: list[str] = []
+    listing = folder.listing(entered=lambda name: belongs(_picture_in(name)), nowhere=nowhere.append)
     names = [stored.name for stored in listing if belongs(stored.name)]
+    gone = [name for name in nowhere if belongs(name) and belongs(_picture_beside(name))]
+    folders = [short(name) for name in nowhere if belongs(_picture_in(name)) and name not in gone]
+    if folders:
+        log.warning("left out: %d links that lead nowhere: %s", len(folders), listed(folders))
 
     def digest(name: str) -> str:
         with disk_errors(f"{location}/{name}"):
             return file_digest(Path(location) / name)
 
     with ThreadPoolExecutor(cpus()) as pool:
-        return dict(zip(names, pool.map(digest, names), strict=True))
+        found = dict(zip(names, pool.map(digest, names), strict=True))
+    return found | dict.fromkeys(gone, hashlib.sha256().hexdigest())
 
 
 def must_be_there(location: str, setting: str = "TASKS") -> None:
@@ -127,6 +139,11 @@ def must_outlast(workdir: str | None, others: dict[str, str | None]) -> None:
 def _picture_in(folder: str) -> str:
     """A name that belongs to a data set if images of that folder do."""
     return f"{folder}/picture.png"
+
+
+def _picture_beside(name: str) -> str:
+    """A name that belongs to a data set if images do where `name` is."""
+    return str(PurePosixPath(name).with_name("picture.png"))
 
 
 def inside(location: str, folder: str) -> str | None:
