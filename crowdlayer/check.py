@@ -148,7 +148,7 @@ def _processes(settings: Settings, launch: Launch) -> int:
 
 
 def _model(table: Table, settings: Settings) -> None:
-    check_possible(settings, settings.export)
+    check_possible(settings, settings.export, settings.workdir)
     weights = "random weights" if settings.pretrained is False else "given weights"
     exports = f"; can be exported as {', '.join(settings.export)}" if settings.export else ""
     table.ok("model", f"{settings.model} takes images of {settings.img_size} pixels, {weights}{exports}")

@@ -16,7 +16,7 @@ from .data.layout import belongs, read_dataset
 from .deployment.export import Format, check_export
 from .errors import CrowdlayerError, SettingsError, StoreError, together
 from .learning.classifier import build_classifier
-from .learning.devices import precision, processes_here
+from .learning.devices import compiler_must_be_there, precision, processes_here
 from .learning.experiment import Phases, log_dataset
 from .machine.launch import Launch
 from .report.results import is_of_run
@@ -38,21 +38,22 @@ class Inputs:
     digest: str
 
 
-def check_possible(settings: TrainingSettings, formats: Sequence[Format] = ()) -> None:
+def check_possible(settings: TrainingSettings, formats: Sequence[Format] = (), workdir: str | None = None) -> None:
     """Refuse settings that no data set can make work, before anything is downloaded.
 
     Raises:
-        SettingsError: the model cannot take such images or has no such stem, the device has no such precision, the
-            model cannot be exported in one of `formats`.
+        SettingsError: the model cannot take such images or has no such stem, the device has no such precision, there is
+            no compiler for COMPILE=true, the model cannot be exported in one of `formats`.
     """
 
     def network() -> None:
         with torch.random.fork_rng(devices=[]):
             size = settings.img_size
             model = build_classifier(settings.model, 2, size, False, settings.freeze, settings.small_images)
-            check_export(model, size, formats)
+            there = workdir is not None and Path(workdir).is_dir()
+            check_export(model, size, formats, Path(workdir) if workdir is not None and there else None)
 
-    together(lambda: precision(settings), network)
+    together(lambda: precision(settings), lambda: compiler_must_be_there(settings), network)
 
 
 def check_places(settings: Settings) -> None:

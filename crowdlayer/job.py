@@ -97,7 +97,7 @@ def dry_run(settings: Settings) -> None:
 def _started(settings: Settings, launch: Launch, name: str) -> Iterator[Start]:
     """Refuse what cannot work, then hold WORKDIR, the run's folder there and the place where processes meet."""
     with Lead(launch, settings.timeout) as lead:  # first: why this node cannot start is a reason for the others, too
-        together(lambda: check_places(settings), lambda: check_possible(settings, settings.export))
+        together(lambda: check_places(settings), lambda: check_possible(settings, settings.export, settings.workdir))
         n_processes = processes_to_start(settings, launch)
         with working_folder(workdir_of(settings.workdir, launch)) as workdir, run_folder(workdir, name) as folder:
             yield Start(settings, launch, lead, n_processes, workdir, folder, Phases())

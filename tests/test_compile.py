@@ -42,9 +42,13 @@ def test_without_a_compiler_it_is_a_wrong_setting(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    done = run_job("--check", timeout=300, TASKS=str(shapes), OUTPUT=str(tmp_path / "out"), COMPILE="true", **QUICK)
-    assert done.code == 78
-    assert done.last_line.endswith("COMPILE: true needs a C++ compiler, there is none")
+    places = {"TASKS": str(shapes), "OUTPUT": str(tmp_path / "out"), "WORKDIR": str(tmp_path / "work")}
+    for arguments in ([], ["--check"]):
+        done = run_job(*arguments, timeout=300, COMPILE="true", **places, **QUICK)
+        assert done.code == 78
+        assert done.last_line.endswith("COMPILE: true needs a C++ compiler, there is none")
+        assert not (tmp_path / "work/data").exists()
+    assert "data set" not in run_job(timeout=300, COMPILE="true", **places, **QUICK).stderr
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from crowdlayer import Crowdlayer
 from crowdlayer.data.decoding import decode
 from crowdlayer.data.pixels import normalise
-from crowdlayer.deployment.export import export
+from crowdlayer.deployment.export import Format, export
 from crowdlayer.deployment.model_files import Deployed, Description, read_model, write_model
 from crowdlayer.deployment.predictor import Predictor, load, model_folder
 from crowdlayer.errors import AccessError, DataError, SettingsError, StoreError
@@ -364,3 +364,11 @@ def test_an_export_that_computes_something_else_is_refused(
 ) -> None:
     with pytest.raises(SettingsError, match=reason):
         export(tmp_path, Deployed(network, 1.0), SIZE, ["torch_export"])
+
+
+@pytest.mark.parametrize("form", ["onnx", "torch_export"])
+def test_an_export_that_finds_no_room_is_a_failing_disk(tmp_path: Path, form: Format) -> None:
+    """No fault of the model's; and torch's own writer aborts the process."""
+    model = Deployed(a_classifier(small_stem=False, architecture="squeezenet1_1"), 1.0)
+    with no_room(), pytest.raises(StoreError, match=f"^{tmp_path}: "):
+        export(tmp_path, model, SIZE, [form])

@@ -7,12 +7,16 @@ import json
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from crowdlayer.errors import AccessError, StoreError
+from crowdlayer.deployment.export import Format, export
+from crowdlayer.deployment.model_files import Deployed
+from crowdlayer.errors import AccessError, SettingsError, StoreError
+from crowdlayer.report import publishing
 from tests.conftest import FEW_LAYERS, MODEL, RESULTS, Job, Store
 from tests.servers import Meddler, refused
 from tests.trees import bodies
@@ -139,3 +143,29 @@ def test_of_older_results_no_file_stays_even_if_a_try_to_replace_them_failed(
     train(**out, SEED="1")
 
     assert export not in store.keys()
+
+
+def test_an_export_that_fails_does_not_cost_the_other(
+    shapes: Path, tmp_path: Path, train: Job, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(folder: Path, model: Deployed, size: int, formats: Sequence[Format]) -> list[str]:
+        if formats == ["onnx"]:
+            raise SettingsError("EXPORT: onnx must give the model's probabilities")
+        return export(folder, model, size, formats)
+
+    monkeypatch.setattr(publishing, "export", fails)
+    train(TASKS=str(shapes), OUTPUT=str(tmp_path / "out"), EXPORT="onnx,torch_export", **FEW_LAYERS)
+    assert (tmp_path / "out/best_models/crowdlayer/model.pt2").is_file()
+    assert "EXPORT: onnx must give" in caplog.text
+
+
+def test_a_list_of_older_files_that_cannot_be_does_not_cost_the_run(shapes: Path, tmp_path: Path, train: Job) -> None:
+    """Whatever is in the output, and whoever has put it: the run has been trained when it is read."""
+    out = tmp_path / "out"
+    train(TASKS=str(shapes), OUTPUT=str(out))
+    document = json.loads((out / RESULTS).read_text())
+    names = ("", "x" * 300, "\0", "\ud800", "a/../../../x")
+    document["job"]["files"] |= {f"results/crowdlayer/{name}": "" for name in names}
+    (out / RESULTS).write_text(json.dumps(document))
+    train(TASKS=str(shapes), OUTPUT=str(out), SEED="1")
+    assert json.loads((out / RESULTS).read_text())["job"]["settings"]["seed"] == 1

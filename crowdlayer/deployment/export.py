@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import logging
 import tempfile
 import warnings
@@ -13,7 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..errors import SettingsError, one_line
+from ..errors import SettingsError, StoreError, one_line
+from ..storage.files import disk_errors
 from .model_files import Deployed
 
 log = logging.getLogger(__name__)
@@ -36,14 +38,17 @@ def check_packages(formats: Sequence[Format]) -> None:
         raise SettingsError(f"EXPORT: onnx needs {', '.join(missing)}: pip install {' '.join(missing)}")
 
 
-def check_export(classifier: nn.Module, image_size: int, formats: Sequence[Format]) -> None:
+def check_export(classifier: nn.Module, image_size: int, formats: Sequence[Format], above: Path | None = None) -> None:
     """Refuse what could not be exported once it is trained, on weights that are not.
 
+    Args:
+        above: the folder in which there is room for it, by default TMPDIR.
+
     Raises:
-        SettingsError: as `export` does.
+        SettingsError, StoreError: as `export` does.
     """
     if formats:
-        with tempfile.TemporaryDirectory() as folder:
+        with disk_errors(f"{above or 'TMPDIR'}"), tempfile.TemporaryDirectory(dir=above) as folder:
             export(Path(folder), Deployed(classifier, 1.0), image_size, formats)
 
 
@@ -55,6 +60,7 @@ def export(folder: Path, model: Deployed, image_size: int, formats: Sequence[For
 
     Raises:
         SettingsError: the network cannot be written so, or what was written does not compute the same.
+        StoreError: the disk failed.
     """
     check_packages(formats)
     before = {path.name for path in folder.iterdir()}
@@ -62,10 +68,12 @@ def export(folder: Path, model: Deployed, image_size: int, formats: Sequence[For
         writer: Callable[[Path, torch.export.ExportedProgram], Callable[[Tensor], Tensor]]
         writer = _write_onnx if name == "onnx" else _write_torch_export
         try:
-            with warnings.catch_warnings(), torch.inference_mode():
+            with disk_errors(str(folder)), warnings.catch_warnings(), torch.inference_mode():
                 warnings.simplefilter("ignore")  # of the exporters' own insides
                 written = writer(folder / FILES[name], _traced(model, image_size))
                 difference = _difference(model, written, image_size)
+        except StoreError:
+            raise
         except Exception as error:  # the exporters have no error type in common
             raise SettingsError(f"EXPORT: {name} cannot hold this MODEL: {one_line(str(error))[:200]}") from error
         if not difference <= TOLERANCE:
@@ -86,7 +94,9 @@ def _images(n: int, size: int) -> Tensor:
 
 
 def _write_torch_export(path: Path, program: torch.export.ExportedProgram) -> Callable[[Tensor], Tensor]:
-    torch.export.save(program, path)
+    whole = io.BytesIO()
+    torch.export.save(program, whole)
+    path.write_bytes(whole.getbuffer())  # where a disk is full torch's own writer aborts the process
     loaded: Callable[[Tensor], Tensor] = torch.export.load(path).module()
     return loaded
 

@@ -112,8 +112,7 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
             torch.__version__, torch.version.cuda,
         )  # fmt: skip
     torch.set_num_threads(_threads())
-    if settings.compile == "true":
-        _compiler_must_be_there()
+    compiler_must_be_there(settings)
     if torch.cuda.is_available():
         warnings.filterwarnings("ignore", "Attempting to run cuBLAS")  # torch's first step, of itself
         torch.backends.cudnn.benchmark = True  # the shapes are few: it pays to try all algorithms once
@@ -203,12 +202,14 @@ def compiled(classifier: nn.Module, settings: TrainingSettings) -> nn.Module:
     return classifier
 
 
-def _compiler_must_be_there() -> None:
+def compiler_must_be_there(settings: TrainingSettings) -> None:
     """Refuse COMPILE=true before anything is trained where torch.compile would fail at the first step.
 
     Raises:
         SettingsError: there is no compiler.
     """
+    if settings.compile != "true" or settings.freeze:
+        return
     if torch.cuda.is_available():
         if not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
             raise SettingsError("COMPILE: true needs a C compiler, there is none")

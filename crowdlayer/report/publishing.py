@@ -63,10 +63,11 @@ def deploy_model(folder: Path, run: Finished) -> list[str]:
     names = write_model(folder, description, weights)
     if settings.get("export"):
         model = rebuilt(description, weights)
-        try:
-            names += export(folder, model, description.image_size, settings["export"])
-        except SettingsError as error:
-            log.error("%s", error)
+        for form in settings["export"]:
+            try:
+                names += export(folder, model, description.image_size, [form])
+            except SettingsError as error:
+                log.error("%s", error)
     return names
 
 
