@@ -130,6 +130,18 @@ def test_a_baseline_that_does_not_fit_into_memory_does_not_cost_the_run(
     assert "baseline majority: left out: out of memory" in caplog.text
 
 
+def test_answers_that_memory_cannot_aggregate_do_not_cost_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def too_large(*args: object) -> None:
+        torch.empty(2**60)
+
+    monkeypatch.setattr(baselines, "dawid_skene", too_large)
+    results = run(write_shapes(tmp_path / "data"), BASELINES="dawid-skene")
+    assert results["baselines"] == {"dawid-skene": None}
+    assert "baseline dawid-skene: left out: out of memory with matrices of 4 workers" in caplog.text
+
+
 def test_a_baseline_that_diverges_does_not_cost_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The crowd layer's loss has small gradients, whatever the logits; that of labels has not."""
     data = write_shapes(tmp_path / "data")

@@ -133,15 +133,26 @@ def test_a_best_model_of_ours_is_a_start_too(tmp_path: Path) -> None:
     assert torch.equal(second.get_parameter("fc.weight"), first.get_parameter("fc.weight"))
 
 
-@pytest.mark.parametrize("content", ["text", "other model", "list"])
+@pytest.mark.parametrize("content", ["text", "other model", "list", "model", "sparse", "empty"])
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "w.pth"
-    if content == "text":
-        path.write_text("not a state dict")
-    else:
-        torch.save(models.squeezenet1_1().state_dict() if content == "other model" else [1, 2], path)
-    with pytest.raises(SettingsError, match="PRETRAINED"):
+    weights = models.resnet18().state_dict()
+    match content:
+        case "text":
+            path.write_text("not a state dict")
+        case "list":
+            torch.save([1, 2], path)
+        case "other model":
+            torch.save(models.squeezenet1_1().state_dict(), path)
+        case "model":
+            torch.save(models.resnet18(), path)
+        case "sparse":
+            torch.save(weights | {"layer1.0.bn1.bias": torch.zeros(64).to_sparse()}, path)
+        case "empty":
+            torch.save(weights | {"layer1.0.bn1.bias": torch.empty(64, device="meta")}, path)
+    with pytest.raises(SettingsError, match="PRETRAINED") as refused:
         build_classifier("resnet18", 5, 64, path, False, "auto")
+    assert "two options" not in str(refused.value)  # torch's, of which the job has none
 
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ from torch import Tensor
 from crowdlayer.answers import Answers, majority_vote
 from crowdlayer.data.dataset import CrowdImages, Dataset, LabelledImages
 from crowdlayer.learning import consensus as module
+from crowdlayer.learning import selection
 from crowdlayer.learning.consensus import PRIOR, answers_log_loss, consensus, count, predictive_temperature
+from crowdlayer.learning.crowd_layer import WORKER_MODELS, WorkerModel
 from crowdlayer.learning.inference import Predictions, infer
 from crowdlayer.learning.metrics import cross_entropy
 from tests.crowds import Simulated, answers_of, simulate, start
@@ -118,6 +120,30 @@ def test_the_loss_by_answers_is_that_under_what_other_answers_show() -> None:
     for task, worker, label in zip(crowd.answers.task, crowd.answers.worker, crowd.answers.label, strict=True):
         scores[task] *= shown[worker, :, label]
     assert answers_log_loss(crowd.logits, counts, crowd.answers) == pytest.approx(-np.log(scores.sum(1)).mean())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("model", ["matrix", "stochastic"])
+def test_the_loss_of_held_out_answers_is_summed_in_parts(monkeypatch: pytest.MonkeyPatch, model: str) -> None:
+    """A matrix for each answer at once would grow with the data set."""
+    crowd = simulate(1, n_tasks=40, n_classes=4)
+    layer = WORKER_MODELS[model](30, 4)
+    layer.start_at(torch.rand(30, 4, 4).softmax(2))
+    logits = crowd.logits.float()
+    whole = selection.by_answers(logits, crowd.answers, layer, "calibrated_loss")
+    task, worker, label = (torch.from_numpy(x) for x in (crowd.answers.task, crowd.answers.worker, crowd.answers.label))
+    formula = torch.nn.functional.cross_entropy(layer(logits, task, worker), label, reduction="sum") / 40
+    assert whole[0] == pytest.approx(float(formula))
+    monkeypatch.setattr(selection, "CELLS", 16 * 7)
+    gathered: list[int] = []
+
+    def rows(self: WorkerModel, table: Tensor, of: Tensor) -> Tensor:
+        gathered.append(len(of))
+        return table[of]
+
+    monkeypatch.setattr(WorkerModel, "rows", rows)
+    assert selection.by_answers(logits, crowd.answers, layer, "calibrated_loss") == pytest.approx(whole)
+    assert max(gathered) == 7
 
 
 def test_the_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -236,6 +236,15 @@ def test_a_second_run_is_what_a_first_one_is(data: Path) -> None:
     assert float(columns[1].split(",")[columns[0].split(",").index("lr/pg0")]) == OPTIONS["lr"]
 
 
+def test_after_a_run_all_of_it_is_the_chosen_model_with_averaged_weights_too(data: Path) -> None:
+    strategy = small(data, n_epochs=2, ema=0.9)
+    strategy.run()
+    best = torch.load(data / "best_models/crowdlayer.pth", weights_only=True)
+    assert torch.equal(strategy.crowdlayer_net.confusion, best["confusion"])
+    for name, weights in strategy.crowdlayer_net.classifier.state_dict().items():
+        assert torch.equal(weights, best["classifier"][name])
+
+
 def test_an_output_that_cannot_be_written_is_told_before_anything_is_trained(data: Path) -> None:
     (data / "results").touch()
     strategy = small(data)

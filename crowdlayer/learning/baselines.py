@@ -12,10 +12,11 @@ import torch
 from ..answers import Answers, Ints, majority_vote
 from . import metrics
 from .aggregation import dawid_skene
-from .devices import enough_memory
+from .devices import enough_memory, memory_for
 from .experiment import Experiment, Outcome, Phases, left_free
 from .features import on_features
 from .further import Further
+from .inference import LESS, matrices_of
 from .trainer import Watch
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,8 @@ def gain(ours: torch.Tensor, theirs: torch.Tensor, labels: torch.Tensor) -> dict
 def _figures(name: str, experiment: Experiment, outcome: Outcome, further: Further, watch: Watch) -> dict[str, Any]:
     dataset, images, settings = experiment.dataset, experiment.images, experiment.settings
     n_classes, n = len(dataset.classes), len(dataset.train.names)
-    label = aggregated(name, dataset.answers, n_classes)
+    with memory_for(matrices_of(dataset)[0], LESS):
+        label = aggregated(name, dataset.answers, n_classes)
     known = dataset.truth >= 0
     held = torch.from_numpy(label[n:] if dataset.val is None else dataset.val.labels)
     plain = {"crowd_layer": "scalar", "crowd_start": "identity", "lr_crowd": None, "scale": 0.0, "guard": False}

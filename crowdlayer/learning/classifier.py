@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torchvision import models
 
 from ..data.pixels import MEAN, STD
-from ..errors import SettingsError, StoreError, one_line
+from ..errors import SettingsError, StoreError, one_line, short
 from .tensors import read_tensors
 
 log = logging.getLogger(__name__)
@@ -185,12 +185,18 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         state = read_tensors(path)
     except ValueError as error:
         raise SettingsError(
-            f"PRETRAINED: {path.name} must be a state dict that torch.load(weights_only=True) reads: {error}"
+            f"PRETRAINED: {path.name} must be a state dict that torch.load(weights_only=True) reads, "
+            f"as torch.save(model.state_dict(), …) writes it: {error}"
         ) from error
     if isinstance(state, dict) and isinstance(state.get("classifier"), dict):
         state = state["classifier"]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise SettingsError(f"PRETRAINED: {path.name} must be a state dict: names and tensors")
+    for name, value in state.items():
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            raise SettingsError(
+                f"PRETRAINED: {path.name} must be of plain tensors, {short(str(name))} is sparse, quantised or empty"
+            )
     return state
 
 

@@ -233,9 +233,10 @@ class Learner:
         return Best(epoch, score, classifier, crowd_layer, figures)
 
     def load(self, best: Best) -> None:
-        """Put the weights of `best` back."""
-        self.classifier.load_state_dict(best.classifier)
-        self.crowd_layer.load_state_dict(best.crowd_layer)
+        """Put the weights of `best` back; those that were moved are none of the run's any more, if others were kept."""
+        for model in {self.model, self.evaluated}:
+            model.classifier.load_state_dict(best.classifier)
+            model.crowd_layer.load_state_dict(best.crowd_layer)
 
     def state_dict(self) -> dict[str, Any]:
         """The state of every part that has one, by its name in the checkpoint."""

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 NOTEWORTHY = 5.0
 """Percent of validation accuracy that a rule may give away without a word."""
+CELLS = 2**24
+"""Of workers' matrices, at most so many are gathered at once: all answers' would be classes² for each."""
 Rule = Literal["loss", "accuracy", "calibrated_loss", "last"]
 
 
@@ -38,10 +40,18 @@ def by_labels(logits: Tensor, labels: Tensor, rule: Rule) -> tuple[float, float,
 def by_answers(logits: Tensor, answers: Answers, model: WorkerModel, rule: Rule) -> tuple[float, float]:
     """The crowd loss of the answers to held-out tasks, and what `rule` makes of it; less is better."""
     model = copy.deepcopy(model).cpu()
+    at_once = max(1, CELLS // logits.shape[1] ** 2)
     task, worker, label = (torch.from_numpy(part) for part in (answers.task, answers.worker, answers.label))
+    parts = [slice(at, at + at_once) for at in range(0, len(answers), at_once)]
+    criterion = CrowdLoss("task")
 
     def at(temperature: float) -> float:
-        return float(CrowdLoss("task")(model(logits / temperature, task, worker), label, answers.n_tasks))
+        total = 0.0
+        for part in parts:
+            of_answers = logits[task[part]] / temperature
+            scores = model(of_answers, torch.arange(len(of_answers)), worker[part])
+            total += float(criterion(scores, label[part], answers.n_tasks))
+        return total
 
     loss = at(1.0)
     return loss, _score(loss, at, rule)
