@@ -229,3 +229,30 @@ def test_runs_of_the_same_name_are_told_apart(
     page = html.main([*folders, "-o", "page.html"]).read_text()
     for name in names:
         assert page.count(f">{name}<") > 1  # in the table, and in a legend
+
+
+def test_of_many_runs_without_a_test_none_is_called_the_best(output: Path, tmp_path: Path) -> None:
+    document = json.loads((output / "results" / "crowdlayer.json").read_text())
+    (tmp_path / "results").mkdir()
+
+    def drawn(accuracies: list[float | None]) -> str:
+        for n, accuracy in enumerate(accuracies):
+            (tmp_path / "results" / f"run-{n}.json").write_text(json.dumps(document | {"test_accuracy": accuracy}))
+        return html.main([str(tmp_path), "-o", str(tmp_path / "page.html")]).read_text()
+
+    assert "The first 6 runs." in drawn([None] * 8)
+    page = drawn([None] * 6 + [0.0, 50.0])
+    assert "The 6 runs with the best test accuracy." in page
+    assert page.count(">run-6<") > 1  # 0 % is better than none
+
+
+@pytest.mark.parametrize("harm", [("calibration", {"test": {}}), ("seconds", 5)])
+def test_results_that_cannot_be_compared_are_told(output: Path, tmp_path: Path, harm: tuple[str, Any]) -> None:
+    name, value = harm
+    document = json.loads((output / "results" / "crowdlayer.json").read_text())
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "a.json").write_text(json.dumps(document))
+    (document if name in document else document["job"])[name] = value
+    (tmp_path / "results" / "b.json").write_text(json.dumps(document))
+    with pytest.raises(DataError, match="must be results of this version, one of them is not"):
+        html.main([str(tmp_path), "-o", str(tmp_path / "page.html")])

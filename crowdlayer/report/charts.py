@@ -173,7 +173,7 @@ def reliability(title: str, bins: Sequence[dict[str, Any]], colour: str = "one",
         x, y = at(found["confidence"], found["accuracy"])
         tip = f"{found['count']} images: confidence {found['confidence']:.1%}, right {found['accuracy']:.1%}"
         drawing.add(Line([at(found["confidence"], found["confidence"]), (x, y)], colour, 1))
-        drawing.add(Dot(x, y, 2.5 + 7 * (found["count"] / max(total, 1)) ** 0.5, colour, tip))
+        drawing.add(Dot(x, y, max(1.5, 9.5 * (found["count"] / max(total, 1)) ** 0.5), colour, tip))
     return drawing
 
 
@@ -203,6 +203,7 @@ def histogram(title: str, counts: Sequence[int], labels: Sequence[str], width: f
     height, top, bottom, left = 170.0, 26.0, 30.0, 8.0
     step = (width - 2 * left) / max(len(counts), 1)
     most = max([*counts, 1])
+    wide = 6 * max(map(letters, labels), default=0) > step  # then each bar has at its edge what it begins with
     drawing = Drawing(
         width, height, f"{title}: " + ", ".join(f"{n} of {name}" for name, n in zip(labels, counts, strict=True)) + "."
     )
@@ -211,7 +212,8 @@ def histogram(title: str, counts: Sequence[int], labels: Sequence[str], width: f
         tall = (height - top - bottom - 12) * count / most
         x = left + place * step
         drawing.add(Box(x + 1, height - bottom - tall, step - 2, tall, "one", 0.85, f"{name}: {count}"))
-        drawing.add(Text(x + step / 2, height - bottom + 10, name, 10, "middle"))
+        at, below = (x, name.split("–")[0]) if wide else (x + step / 2, name)
+        drawing.add(Text(at, height - bottom + 10, below, 10, "middle"))
         if step >= 22 and count:
             drawing.add(Text(x + step / 2, height - bottom - tall - 7, str(count), 10, "middle"))
     drawing.add(Line([(left, height - bottom), (width - left, height - bottom)], "muted", 1))

@@ -59,7 +59,8 @@ def page(names: Sequence[str], runs: Sequence[dict[str, Any]]) -> str:
         }
         for name, results, found, mine in zip(names, runs, figures, settings, strict=True)
     ]
-    order = sorted(range(len(runs)), key=lambda at: -(figures[at]["test_accuracy"] or 0))[: len(SERIES)]
+    accuracies = [found["test_accuracy"] for found in figures]
+    order = sorted(range(len(runs)), key=lambda at: (accuracies[at] is None, -(accuracies[at] or 0)))[: len(SERIES)]
     chosen = [(names[at], runs[at]) for at in order]
     drawn = [
         {
@@ -73,7 +74,7 @@ def page(names: Sequence[str], runs: Sequence[dict[str, Any]]) -> str:
     heads = [name for name, _ in FIGURES.values()]
     return rendered(
         "compare.html", "compare.js", rows=rows, heads=heads, differ=differ, curves=drawn, n_shown=len(chosen),
-        same_data=len(digests) == 1,
+        same_data=len(digests) == 1, ranked=any(accuracy is not None for accuracy in accuracies),
     )  # fmt: skip
 
 

@@ -86,6 +86,10 @@ def card(results: dict[str, Any]) -> str:
     return rendered_markdown("card.md", r=results)
 
 
+MALFORMED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, TemplateError)
+"""What drawing meets in JSON that is not of the shape it has here."""
+
+
 class _Arguments(ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise SettingsError(f"{message}; usage: {USAGE.splitlines()[0]}")
@@ -113,11 +117,16 @@ def main(arguments: Sequence[str]) -> Path:
             raise DataError(f"{at.location}/{file}: must have its report.json beside it, has none")
         try:
             text = page(json.loads(raw))
-        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, TemplateError) as error:
+        except MALFORMED as error:
             raise DataError(f"{at.location}/{file}: its report.json must be one of this version's") from error
     else:
         every = [read_results(at, file) for at, file in runs]
-        text = comparison.page(_names(runs), every)
+        try:
+            text = comparison.page(_names(runs), every)
+        except MALFORMED as error:
+            raise DataError(
+                f"{', '.join(given.results)}: must be results of this version, one of them is not"
+            ) from error
     output = output or Path("report.html" if len(runs) == 1 else "comparison.html")
     with disk_errors(str(output)), whole(output) as written:
         written.write(text.encode())
