@@ -27,6 +27,13 @@ pytestmark = pytest.mark.usefixtures("reader")
     [
         ("AWS_ENDPOINT_URL", "no url"),
         ("AWS_ENDPOINT_URL", "127.0.0.1:9000"),
+        ("AWS_ENDPOINT_URL", "http://127.0.0.1:9000 "),
+        ("AWS_ENDPOINT_URL", "http://minio:$(MINIO_PORT)"),
+        ("AWS_ENDPOINT_URL", "http://minio:tcp://10.0.0.1:9000"),
+        ("AWS_ENDPOINT_URL", "http://127.0.0.1:port"),
+        ("AWS_ENDPOINT_URL", "http://127.0.0.1:99999"),
+        ("AWS_ENDPOINT_URL", "s3://127.0.0.1:9000"),
+        ("AWS_ENDPOINT_URL", "http://127.0.0.1:9000/x?y"),
         ("AWS_CA_BUNDLE", "/nowhere/ca.crt"),
         ("AWS_CA_BUNDLE", "/etc"),
         ("AWS_CA_BUNDLE", __file__),

@@ -270,6 +270,32 @@ def test_pretrained_elsewhere_on_the_web_is_refused() -> None:
     assert "CROWDLAYER_PRETRAINED" in complaint(PRETRAINED="https://download.pytorch.org/models/resnet18.pth")
 
 
+@pytest.mark.parametrize("name", ["TASKS", "OUTPUT", "WORKDIR", "METRICS_FILE"])
+@pytest.mark.parametrize(
+    ("value", "rule"),
+    [
+        (" /results", "must have no blanks around it"),
+        ("/results ", "must have no blanks around it"),
+        ("~/results", "must be written out, without ~"),
+    ],
+)
+def test_a_path_that_no_shell_has_seen_is_no_other_folder(name: str, value: str, rule: str) -> None:
+    """Results would lie in a folder named " ", or go with the container."""
+    assert f"CROWDLAYER_{name}: {rule}, got '{value}'" in complaint(**{name: value})
+
+
+@pytest.mark.parametrize("value", ['"a,b"', """'["a", "b"]'""", "'a, b' "])
+def test_quotes_that_an_env_file_leaves_are_in_no_class_name(value: str) -> None:
+    assert "CROWDLAYER_CLASSES: must be a list without quotes around it" in complaint(CLASSES=value)
+
+
+@pytest.mark.parametrize(
+    ("value", "rule"), [("200 %", "must be at most 100 %"), ("1.2.3 %", "should be a valid number")]
+)
+def test_a_percentage_is_one(value: str, rule: str) -> None:
+    assert f"CROWDLAYER_MAX_BAD_IMAGES: {rule}" in complaint(MAX_BAD_IMAGES=value)
+
+
 @pytest.mark.parametrize("value", ["s3://bucket/x", "s3:/bucket", "https://host/x", " "])
 def test_the_working_folder_is_on_this_machine(value: str) -> None:
     assert "CROWDLAYER_WORKDIR: must be a folder on this machine" in complaint(WORKDIR=value)

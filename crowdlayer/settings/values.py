@@ -31,6 +31,9 @@ ACCESS_POINT = re.compile(r"(?<=^s3://)arn:[\w.:-]+:(outpost[/:][\w-]+[/:])?acce
 """An ARN in the place of a bucket, as AWS writes it; with colons for its slashes the location is the same."""
 
 
+IN_QUOTES = re.compile(r"""\s*(["']).*\1\s*""", re.DOTALL)
+
+
 @dataclass(frozen=True)
 class Unit:
     """The unit of a setting, shown in `--help` and in docs/settings.md."""
@@ -93,6 +96,8 @@ def _split(value: object) -> object:
     """A list as JSON, or its items with commas between them."""
     if not isinstance(value, str):
         return value
+    if IN_QUOTES.fullmatch(value):  # which an env file leaves there
+        raise ValueError("must be a list without quotes around it")
     if value.lstrip().startswith("["):
         try:
             return json.loads(value)
@@ -102,9 +107,18 @@ def _split(value: object) -> object:
 
 
 def _is_path(value: str) -> bool:
-    """Whether `value` is a path, and no URI: a folder named s3: would go with the container, as one in quotes would."""
-    other = r"""[\s"']*(s3:|\w+://)|(["']).*\2$"""
-    return bool(value.strip()) and not re.match(other, value, re.IGNORECASE) and not NO_TEXT.search(value)
+    """Whether `value` is a path, and no URI: a folder named s3: would go with the container, as one in quotes would.
+
+    Raises:
+        ValueError: it would be one, but for what no shell has taken away.
+    """
+    if not value.strip() or IN_QUOTES.fullmatch(value) or NO_TEXT.search(value):
+        return False
+    if value != value.strip():
+        raise ValueError("must have no blanks around it")
+    if value.partition("/")[0] == "~":
+        raise ValueError("must be written out, without ~")
+    return not re.match(r"""["']*(s3:|\w+://)""", value, re.IGNORECASE)
 
 
 def _entry(value: object) -> object:
@@ -173,8 +187,12 @@ def _rising(value: tuple[int, ...]) -> tuple[int, ...]:
 
 def _percent(value: object) -> object:
     """`2 %` is 0.02, and `100 %` next to 1, which would be one image."""
-    percent = re.fullmatch(r"\s*([\d.]+)\s*%\s*", value) if isinstance(value, str) else None
-    return min(float(percent[1]) / 100, math.nextafter(1, 0)) if percent else value
+    percent = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*%\s*", value, re.ASCII) if isinstance(value, str) else None
+    if percent is None:
+        return value
+    if float(percent[1]) > 100:
+        raise ValueError("must be at most 100 %")
+    return min(float(percent[1]) / 100, math.nextafter(1, 0))
 
 
 def _share_or_count(value: float) -> float:

@@ -11,6 +11,7 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     CredentialRetrievalError,
+    EndpointProviderError,
     HTTPClientError,
     NoCredentialsError,
     ParamValidationError,
@@ -65,7 +66,7 @@ def translated(thing: str, bucket: str, otherwise: type[CrowdlayerError] = Store
         raise AccessError(f"{thing}: credentials are needed: {one_line(str(error))}") from error
     except ParamValidationError as error:  # as of a bucket's name
         raise SettingsError(f"{thing}: {one_line(str(error))}") from error
-    except ValueError as error:  # as of an endpoint that is no URL, a number that is none
+    except (ValueError, EndpointProviderError) as error:  # as of an endpoint that is no URL, a number that is none
         rule = "AWS's variables and files must be right"
         raise SettingsError(f"{thing}: {rule}, botocore says: {one_line(str(error))}") from error
     except (HTTPClientError, NoConnectionError) as error:
