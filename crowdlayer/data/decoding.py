@@ -105,9 +105,10 @@ def decode_with_aspect(path: Path, size: int) -> tuple[np.ndarray, float]:
 def _must_fit(opened: Image.Image, name: str) -> None:
     """Refuse a picture that there is no memory for: the kernel would kill the process without a word.
 
-    Pillow has four bytes for a pixel and as many again while it decodes, and a copy of what it turns or converts.
+    Pillow has four bytes for a pixel, and a copy of what it turns and of what it converts.
     """
-    copies = 2 + (_orientation(opened) in TURNS) + (opened.mode not in ("RGB", "L"))
+    may_turn = "exif" in opened.info  # to ask it would decode a PNG
+    copies = 1 + may_turn + (opened.mode not in ("RGB", "L"))
     need, free = 4 * copies * opened.width * opened.height, free_memory()
     if need > free:
         size = f"{opened.width} × {opened.height} pixels"
