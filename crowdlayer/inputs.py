@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,8 +51,8 @@ def check_possible(settings: TrainingSettings, formats: Sequence[Format] = (), w
         with torch.random.fork_rng(devices=[]):
             size = settings.img_size
             model = build_classifier(settings.model, 2, size, False, settings.freeze, settings.small_images)
-            there = workdir is not None and Path(workdir).is_dir()
-            check_export(model, size, formats, Path(workdir) if workdir is not None and there else None)
+            above = Path(workdir) if workdir is not None and os.path.isdir(workdir) else None  # noqa: PTH112  raises never
+            check_export(model, size, formats, above)
 
     together(lambda: precision(settings), lambda: compiler_must_be_there(settings), network)
 

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "crowdlayer"
 
 FLOORS = [
-    {"errors", "streams"},
+    {"errors", "masking", "streams"},
     {"logs", "machine"},
     {"settings"},
     {"storage"},

@@ -308,7 +308,7 @@ def test_a_run_that_begins_beside_torn_ones_is_newer(output: Place, spool: Spool
         assert back["progress"]["epoch"] == epoch
 
 
-@pytest.mark.parametrize("stray", ["99999999.json", "123456789012.json"])
+@pytest.mark.parametrize("stray", ["99999999.json", "20261128.json", "123456789012.json"])
 def test_checkpoints_are_found_beside_one_of_a_larger_number_that_is_none(
     output: Place, spool: Spool, tmp_path: Path, stray: str
 ) -> None:
@@ -321,3 +321,5 @@ def test_checkpoints_are_found_beside_one_of_a_larger_number_that_is_none(
         assert back is not None
         assert back["progress"]["epoch"] == epoch
         begun = checkpoints.find(spool.identity, "auto", tmp_path)
+    Checkpoints(output, "run").remove()
+    assert names(output) == [stray]  # another program's

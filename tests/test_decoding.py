@@ -161,11 +161,14 @@ def test_a_picture_that_there_is_no_memory_for_is_named(tmp_path: Path, monkeypa
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     Image.new("LA", (5000, 4000)).save(tmp_path / "large.png", exif=exif)
+    Image.new("L", (5000, 4000)).save(tmp_path / "grey.png")
     with monkeypatch.context() as small:
         small.setattr(decoding, "free_memory", lambda: 230_000_000)
         small.setattr(Image.Image, "load", None)  # decoded it would have its memory already
         with pytest.raises(DeviceMemoryError, match=r"large\.png: 5000 × 4000 pixels take up to 240 MB, 230 are free"):
             decode(tmp_path / "large.png", 8)
+    monkeypatch.setattr(decoding, "free_memory", lambda: 21_000_000)
+    assert decode(tmp_path / "grey.png", 8).shape == (8, 8, 3)
     monkeypatch.setattr(decoding, "free_memory", lambda: 250_000_000)
     assert decode(tmp_path / "large.png", 8).shape == (8, 8, 3)
 

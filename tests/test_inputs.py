@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from crowdlayer.errors import AccessError, DataError, SettingsError
-from tests.conftest import Job, Store, results_in
+from crowdlayer.inputs import check_possible
+from crowdlayer.settings import TrainingSettings
+from tests.conftest import Job, Store, forbid, results_in
 from tests.crowds import write_shapes
 from tests.servers import Meddler
 from tests.trees import bodies
@@ -226,3 +228,11 @@ def test_all_that_is_wrong_with_the_settings_is_said_at_once(tmp_path: Path, tra
 def test_an_output_bucket_that_is_not_there_is_a_wrong_setting(shapes: Path, store: Store, train: Job) -> None:
     with pytest.raises(SettingsError, match="the bucket must exist, 'no-such-bucket' does not"):
         train(TASKS=str(shapes), OUTPUT="s3://no-such-bucket/out")
+
+
+@pytest.mark.parametrize("name", ["closed/x", "n" * 300])
+def test_a_workdir_that_cannot_be_looked_at_is_no_fault_of_the_settings_check(nobody: Path, name: str) -> None:
+    """Whoever makes it says why it cannot be there."""
+    forbid(nobody, 0o777)
+    (nobody / "closed").mkdir(mode=0)
+    check_possible(TrainingSettings(img_size=32), (), str(nobody / name))

@@ -17,7 +17,9 @@ from crowdlayer.deployment.export import Format, export
 from crowdlayer.deployment.model_files import Deployed
 from crowdlayer.errors import AccessError, SettingsError, StoreError
 from crowdlayer.report import publishing
-from tests.conftest import FEW_LAYERS, MODEL, RESULTS, Job, Store
+from crowdlayer.report.results import done_before, files_before
+from crowdlayer.storage.places import Folder
+from tests.conftest import FEW_LAYERS, MODEL, RESULTS, Job, Store, forbid
 from tests.servers import Meddler, refused
 from tests.trees import bodies
 
@@ -169,3 +171,13 @@ def test_a_list_of_older_files_that_cannot_be_does_not_cost_the_run(shapes: Path
     (out / RESULTS).write_text(json.dumps(document))
     train(TASKS=str(shapes), OUTPUT=str(out), SEED="1")
     assert json.loads((out / RESULTS).read_text())["job"]["settings"]["seed"] == 1
+
+
+def test_what_other_runs_have_in_the_same_output_is_not_looked_at(nobody: Path) -> None:
+    """It may be closed to this one, and comes and goes."""
+    forbid(nobody, 0o777)
+    (nobody / "best_models/other").mkdir(parents=True)
+    forbid(nobody / "best_models/other")
+    assert files_before(Folder(nobody), "crowdlayer") == set()
+    assert not done_before(Folder(nobody), "crowdlayer", {}, "")
+    forbid(nobody / "best_models/other", 0o777)

@@ -45,11 +45,15 @@ def test_of_links_to_nowhere_images_are_broken_and_the_others_told(
     folder = write(tmp_path / "data", {"answers.json": b"{}", "train/x-0.png": b"x"})
     for name in ("train/y-1.png", "val", "metadata.json", "notes.txt"):
         (folder / name).symlink_to(tmp_path / "nowhere" / name)
+    (folder / "train/itself-2.png").symlink_to("itself-2.png")
+    (folder / "train/through-3.png").symlink_to("x-0.png/y.png")
     synced = sync(str(folder), workdir, belongs)
-    assert sorted(synced.digests) == ["answers.json", "train/x-0.png", "train/y-1.png"]
+    images = ["train/itself-2.png", "train/through-3.png", "train/x-0.png", "train/y-1.png"]
+    assert sorted(synced.digests) == ["answers.json", *images]
     assert caplog.messages == ["left out: 1 links that lead nowhere: val"]
-    with pytest.raises(BrokenImageError, match="it is a link to nowhere"):
-        decode(synced.root / "train/y-1.png", 8)
+    for name in (image for image in images if image != "train/x-0.png"):
+        with pytest.raises(BrokenImageError, match="it is a link to nowhere"):
+            decode(synced.root / name, 8)
 
 
 @pytest.mark.parametrize("forbidden", ["train/cat/cat-0.png", "data.tar"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -48,6 +49,10 @@ TURNS = {
 }
 """What puts a picture upright, by EXIF's orientation. ImageOps.exif_transpose writes the other tags anew, too,
 and fails where one of them is odd."""
+NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+"""What the system says of a link that leads nowhere, through a file, or to itself."""
+BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}
+"""Of a pixel, as Pillow has it in memory; of all other modes four."""
 _large = threading.Lock()
 
 Files = list[str | float]
@@ -90,11 +95,9 @@ def decode_with_aspect(path: Path, size: int) -> tuple[np.ndarray, float]:
             return pixels, float(f"{height / width if turned else width / height:.4g}")
     except UnidentifiedImageError as error:
         raise BrokenImageError("it is of no known format") from error
-    except FileNotFoundError as error:
-        if path.is_symlink():
-            raise BrokenImageError("it is a link to nowhere") from error
-        raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in NOWHERE and path.is_symlink():
+            raise BrokenImageError("it is a link to nowhere") from error
         if isinstance(error, MemoryError | DeviceMemoryError) or (
             isinstance(error, OSError) and error.errno is not None
         ):
@@ -105,11 +108,12 @@ def decode_with_aspect(path: Path, size: int) -> tuple[np.ndarray, float]:
 def _must_fit(opened: Image.Image, name: str) -> None:
     """Refuse a picture that there is no memory for: the kernel would kill the process without a word.
 
-    Pillow has four bytes for a pixel, and a copy of what it turns and of what it converts.
+    There is a copy of what is turned, and one of four bytes of what is converted.
     """
-    may_turn = "exif" in opened.info  # to ask it would decode a PNG
-    copies = 1 + may_turn + (opened.mode not in ("RGB", "L"))
-    need, free = 4 * copies * opened.width * opened.height, free_memory()
+    pixel = BYTES.get(opened.mode, 4)
+    pixel += pixel * ("exif" in opened.info)  # to ask what it says would decode a PNG
+    pixel += 4 * (opened.mode not in ("RGB", "L"))
+    need, free = pixel * opened.width * opened.height, free_memory()
     if need > free:
         size = f"{opened.width} × {opened.height} pixels"
         raise DeviceMemoryError(

@@ -30,7 +30,8 @@ FORMAT = 4
 PARTS = ("best", "run", "further")
 Parts = Mapping[str, tuple[str, int]]
 """File and size of each."""
-INDEX = re.compile(r"[0-9]{8,}\.json")
+INDEX = re.compile(r"0[0-9]{7}\.json")
+"""A run has no ten million checkpoints; what has a date for a name is another program's."""
 PART = re.compile(r"[0-9a-f]{64}\.pt")
 
 

@@ -18,6 +18,7 @@ from ..learning.experiment import Images, Outcome
 from ..learning.inference import calibration, crowd_figures
 from ..learning.metrics import TOP_K, TOP_K_FROM
 from ..settings import TrainingSettings, influential
+from ..storage.files import can_be_named
 from ..storage.places import Place
 from .tables import worker_columns
 
@@ -140,7 +141,7 @@ def done_before(place: Place, output_name: str, settings: dict[str, Any], data_d
     try:
         job = json.loads(raw)["job"]
         same = influential(job["settings"]) == influential(settings) and job["data_digest"] == data_digest
-        return same and set(job["files"]) <= _published(place, output_name)
+        return same and all(can_be_named(name) and place.find(name) is not None for name in job["files"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # peerannot's, or somebody else's
         return False
 
@@ -161,14 +162,8 @@ def files_before(place: Place, output_name: str) -> set[str]:
         files += json.loads(place.read(results_name(output_name)) or b"{}")["job"]["files"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # peerannot's, or somebody else's
         pass
-    named = {name for name in files if isinstance(name, str) and name.startswith(below)}
-    return named & _published(place, output_name)
-
-
-def _published(place: Place, output_name: str) -> set[str]:
-    """The files that are there, where a run's files lie: what a list of them says may be anything."""
-    folders = ("best_models", f"results/{output_name}")
-    return {stored.name for folder in folders for stored in place.below(folder)}
+    named = {name for name in files if isinstance(name, str) and name.startswith(below) and can_be_named(name)}
+    return {name for name in named if place.find(name) is not None}  # a list may say anything
 
 
 def tell(results: dict[str, Any], settings: TrainingSettings) -> None:

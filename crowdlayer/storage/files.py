@@ -119,6 +119,14 @@ def safe_names(names: Sequence[str]) -> None:
         raise DataError(*complaints)
 
 
+def can_be_named(name: str) -> bool:
+    """Whether a file may have this name, relative to a folder: what a list of files says may be anything."""
+    try:
+        return _unsafe(name) is None
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
+
+
 def _unsafe(name: str) -> str | None:
     parts = name.split("/")
     if name.startswith("/") or re.match(r"[A-Za-z]:", name):

@@ -29,7 +29,7 @@ class Synced:
     digests: dict[str, str]
 
     def digest(self) -> str:
-        """One SHA-256 for all: the same for a folder, a bucket and an archive with the same tree."""
+        """One SHA-256 for all: the same for a folder, a bucket and an archive with the same tree of files."""
         return digest_of(self.digests)
 
 
