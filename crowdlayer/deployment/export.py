@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..errors import SettingsError, StoreError, one_line
+from ..errors import SettingsError, one_line
 from ..storage.files import disk_errors
 from .model_files import Deployed
 
@@ -67,15 +67,16 @@ def export(folder: Path, model: Deployed, image_size: int, formats: Sequence[For
     for name in formats:
         writer: Callable[[Path, torch.export.ExportedProgram], Callable[[Tensor], Tensor]]
         writer = _write_onnx if name == "onnx" else _write_torch_export
-        try:
-            with disk_errors(str(folder)), warnings.catch_warnings(), torch.inference_mode():
-                warnings.simplefilter("ignore")  # of the exporters' own insides
-                written = writer(folder / FILES[name], _traced(model, image_size))
-                difference = _difference(model, written, image_size)
-        except StoreError:
-            raise
-        except Exception as error:  # the exporters have no error type in common
-            raise SettingsError(f"EXPORT: {name} cannot hold this MODEL: {one_line(str(error))[:200]}") from error
+        with disk_errors(str(folder)):
+            try:
+                with warnings.catch_warnings(), torch.inference_mode():
+                    warnings.simplefilter("ignore")  # of the exporters' own insides
+                    written = writer(folder / FILES[name], _traced(model, image_size))
+                    difference = _difference(model, written, image_size)
+            except Exception as error:  # the exporters have no error type in common
+                if isinstance(error, OSError) and error.errno is not None:
+                    raise  # the disk's
+                raise SettingsError(f"EXPORT: {name} cannot hold this MODEL: {one_line(str(error))[:200]}") from error
         if not difference <= TOLERANCE:
             raise SettingsError(
                 f"EXPORT: {name} must give the model's probabilities within {TOLERANCE}, is off by {difference:.2g}"

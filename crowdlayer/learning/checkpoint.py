@@ -90,7 +90,7 @@ class Checkpoints:
             return False
         if not self.are_of(identity):  # `find` refuses them; neither theirs nor these must go
             return False
-        if number(name) > max((number(stored) for stored in self._indexes()), default=0):
+        if name > max((stored.name.rpartition("/")[2] for stored in self._ours() if _is_index(stored)), default=""):
             log.info("checkpoint %s, kept on this machine by an earlier start, is put now", name)
             self.put(spool, name)
         return True
@@ -102,7 +102,7 @@ class Checkpoints:
 
     def _indexes(self) -> list[str]:
         """The names of those that are there, the newest first."""
-        return sorted((stored.name for stored in self._ours() if _is_index(stored)), key=number, reverse=True)
+        return sorted((stored.name for stored in self._ours() if _is_index(stored)), reverse=True)
 
     def _index(self, name: str) -> dict[str, Any] | None:
         return parsed(self.output.read(name))
@@ -127,8 +127,7 @@ class Checkpoints:
             if there.get(f"{self.prefix}/{file}") != size:
                 self.output.upload(spool / file, f"{self.prefix}/{file}")
         self.output.upload(spool / index_name, f"{self.prefix}/{index_name}")
-        indexes = {name for name in there if INDEX.fullmatch(name.rpartition("/")[2])}
-        numbered = sorted(indexes | {f"{self.prefix}/{index_name}"}, key=number)
+        numbered = sorted({n for n in there if INDEX.fullmatch(n.rpartition("/")[2])} | {f"{self.prefix}/{index_name}"})
         kept = set(numbered[-KEPT:])
         for name in numbered[-KEPT:]:
             index = self._index(name)

@@ -120,7 +120,7 @@ class Spool:
 def indexes(spool: Path) -> list[str]:
     """The names of the indexes in a spool, the newest last."""
     with disk_errors(str(spool)):
-        return sorted((path.name for path in spool.iterdir() if INDEX.fullmatch(path.name)), key=number)
+        return sorted(path.name for path in spool.iterdir() if INDEX.fullmatch(path.name))
 
 
 def number(index: str) -> int:
