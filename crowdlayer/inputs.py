@@ -51,7 +51,7 @@ def check_possible(settings: TrainingSettings, formats: Sequence[Format] = (), w
         with torch.random.fork_rng(devices=[]):
             size = settings.img_size
             model = build_classifier(settings.model, 2, size, False, settings.freeze, settings.small_images)
-            above = Path(workdir) if workdir is not None and os.path.isdir(workdir) else None  # noqa: PTH112  raises never
+            above = Path(workdir) if workdir and os.path.isdir(workdir) else None  # noqa: PTH112  raises never
             check_export(model, size, formats, above)
 
     together(lambda: precision(settings), lambda: compiler_must_be_there(settings), network)

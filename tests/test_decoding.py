@@ -15,9 +15,10 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 from torchvision import transforms
 
-from crowdlayer.data import decoding
-from crowdlayer.data.decoding import BrokenImageError, Decoded, decode, decode_all, decode_with_aspect
+from crowdlayer.data import picture as module
+from crowdlayer.data.decoding import Decoded, decode_all
 from crowdlayer.data.images import Rows
+from crowdlayer.data.picture import BrokenImageError, decode, decode_with_aspect
 from crowdlayer.data.pixels import MEAN, STD, normalise
 from crowdlayer.errors import DeviceMemoryError, StoreError
 from crowdlayer.inputs import read_inputs
@@ -163,13 +164,13 @@ def test_a_picture_that_there_is_no_memory_for_is_named(tmp_path: Path, monkeypa
     Image.new("LA", (5000, 4000)).save(tmp_path / "large.png", exif=exif)
     Image.new("L", (5000, 4000)).save(tmp_path / "grey.png")
     with monkeypatch.context() as small:
-        small.setattr(decoding, "free_memory", lambda: 230_000_000)
+        small.setattr(module, "free_memory", lambda: 230_000_000)
         small.setattr(Image.Image, "load", None)  # decoded it would have its memory already
         with pytest.raises(DeviceMemoryError, match=r"large\.png: 5000 × 4000 pixels take up to 240 MB, 230 are free"):
             decode(tmp_path / "large.png", 8)
-    monkeypatch.setattr(decoding, "free_memory", lambda: 21_000_000)
+    monkeypatch.setattr(module, "free_memory", lambda: 21_000_000)
     assert decode(tmp_path / "grey.png", 8).shape == (8, 8, 3)
-    monkeypatch.setattr(decoding, "free_memory", lambda: 250_000_000)
+    monkeypatch.setattr(module, "free_memory", lambda: 250_000_000)
     assert decode(tmp_path / "large.png", 8).shape == (8, 8, 3)
 
 

@@ -21,7 +21,7 @@ from PIL import ExifTags, Image, ImageOps
 from safetensors.torch import load_file
 
 from crowdlayer import Crowdlayer
-from crowdlayer.data.decoding import decode
+from crowdlayer.data.picture import decode
 from crowdlayer.data.pixels import normalise
 from crowdlayer.deployment.export import Format, export
 from crowdlayer.deployment.model_files import Deployed, Description, read_model, write_model

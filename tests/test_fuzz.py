@@ -26,8 +26,8 @@ from PIL import Image
 from crowdlayer.answers.convert import answers_in
 from crowdlayer.answers.files import read_answers
 from crowdlayer.data.classes import read_metadata
-from crowdlayer.data.decoding import BrokenImageError, decode
 from crowdlayer.data.layout import belongs, read_dataset, read_removed
+from crowdlayer.data.picture import BrokenImageError, decode
 from crowdlayer.errors import CrowdlayerError, DataError, one_line
 from crowdlayer.settings import DataSettings
 from crowdlayer.storage.files import safe_names

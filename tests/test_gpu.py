@@ -16,8 +16,8 @@ import torch
 from torch.nn import functional as F
 
 from crowdlayer import load
-from crowdlayer.data.decoding import decode
 from crowdlayer.data.images import CrowdLoader, on, resident
+from crowdlayer.data.picture import decode
 from crowdlayer.data.pixels import DRAWS, affine, augment, normalise
 from crowdlayer.deployment.model_files import read_model
 from crowdlayer.errors import DeviceMemoryError

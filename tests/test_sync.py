@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from crowdlayer.data.decoding import BrokenImageError, decode
 from crowdlayer.data.layout import belongs
+from crowdlayer.data.picture import BrokenImageError, decode
 from crowdlayer.errors import AccessError, DataError, SettingsError
 from crowdlayer.settings import is_archive
 from crowdlayer.storage.sync import Synced, fetch, sync

@@ -22,7 +22,7 @@ WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What happens to an image before the network, as `decoding.decode` and `pixels.normalise` do it."""
+    """What happens to an image before the network, as `picture.decode` and `pixels.normalise` do it."""
 
     color: str = "RGB, EXIF rotation applied, the upper 8 bits of 16"
     resize: str = "the whole image to a square of image_size pixels, Pillow's bilinear"

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from ..data.decoding import decode, square
+from ..data.picture import decode, square
 from ..errors import DataError, one_line
 from ..machine.cpus import cpus
 from ..storage.files import disk_errors

@@ -29,9 +29,8 @@ NO_TEXT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 ACCESS_POINT = re.compile(r"(?<=^s3://)arn:[\w.:-]+:(outpost[/:][\w-]+[/:])?accesspoint/[\w.-]+", re.ASCII)
 """An ARN in the place of a bucket, as AWS writes it; with colons for its slashes the location is the same."""
-
-
 IN_QUOTES = re.compile(r"""\s*(["']).*\1\s*""", re.DOTALL)
+"""What an env file leaves of a quoted value, which a shell does not."""
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def _in_place(location: str, belongs: Callable[[str], bool]) -> dict[str, str]:
     nowhere: list[str] = []
     listing = folder.listing(entered=lambda name: belongs(_picture_in(name)), nowhere=nowhere.append)
     names = [stored.name for stored in listing if belongs(stored.name)]
-    gone = [name for name in nowhere if belongs(name) and belongs(_picture_beside(name))]
+    gone = {name for name in nowhere if belongs(name) and belongs(_picture_beside(name))}
     folders = [short(name) for name in nowhere if belongs(_picture_in(name)) and name not in gone]
     if folders:
         log.warning("left out: %d links that lead nowhere: %s", len(folders), listed(folders))
@@ -87,7 +87,7 @@ def _in_place(location: str, belongs: Callable[[str], bool]) -> dict[str, str]:
 
     with ThreadPoolExecutor(cpus()) as pool:
         found = dict(zip(names, pool.map(digest, names), strict=True))
-    return found | dict.fromkeys(gone, hashlib.sha256().hexdigest())
+    return found | dict.fromkeys(sorted(gone), hashlib.sha256().hexdigest())
 
 
 def must_be_there(location: str, setting: str = "TASKS") -> None:
